@@ -1,0 +1,1 @@
+"""The SDKs and protocols, opened once; vendor errors stop here and become ours."""

@@ -1,0 +1,130 @@
+"""The ledger's record of one launch, and the values that the stages hand on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from worker.launch.log_state import LogState
+
+
+class LaunchState(StrEnum):
+    """Where a launch stands; it only moves down this list."""
+
+    INTENT = "intent"
+    """Leg 1 is at work on it, under an SQS lease."""
+    WAITING = "waiting"
+    """Ready to submit: image pinned, request built. The SQS message is no longer needed."""
+    ACCEPTED = "accepted"
+    """SageMaker has the training job."""
+    FINISHED = "finished"
+    """The job ended, its whole log is in W&B."""
+    REFUSED = "refused"
+    """It never became a job, or can never become one; the reason is in `failure`."""
+
+    @property
+    def is_open(self) -> bool:
+        """Somebody still has to do something about it."""
+        return self in (LaunchState.INTENT, LaunchState.WAITING, LaunchState.ACCEPTED)
+
+
+@dataclass(frozen=True, slots=True)
+class RunRef:
+    """The W&B run that the container writes."""
+
+    entity: str
+    project: str
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a launch was refused: as reported to W&B, kept in the ledger and copied to the DLQ."""
+
+    stage: str
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobFacts:
+    """What DescribeTrainingJob says about a job, as far as the worker uses it. Times are epoch seconds."""
+
+    status: str = ""
+    secondary_status: str = ""
+    failure_reason: str = ""
+    created_at: float | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+    billable_seconds: int | None = None
+    training_seconds: int | None = None
+    transitions: tuple[tuple[str, float], ...] = ()
+    """(secondary status, its start time), oldest first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchRecord:
+    """One launch in the ledger. Every write is conditional on (owner, epoch). It holds no secret."""
+
+    launch_id: str
+    state: LaunchState
+    run: RunRef
+    owner: str = ""
+    """Id of the worker that holds it; empty: released, whoever wants it may claim it."""
+    epoch: int = 1
+    """Raised by each claim; a write with an older epoch fails."""
+    attempt: int = 1
+    """Which training job of this launch; attempt n > 1 has job name suffix `-r<n>`."""
+    tries: int = 0
+    """Failed tries of leg 1, or of submitting."""
+    item_id: str = ""
+    """W&B run queue item id; empty for direct launches."""
+    queue: str = ""
+    queue_entity: str = ""
+    message: str = ""
+    """The SQS body with secrets taken out, kept until SageMaker accepts the job (for the DLQ)."""
+    message_id: str = ""
+    private_key: bool = False
+    """The launch brought its own W&B key: it can be submitted only by whoever holds its SQS message."""
+    name: str = ""
+    author: str = ""
+    image: str = ""
+    job_name: str = ""
+    job_arn: str = ""
+    request: Mapping[str, Any] | None = None
+    """The CreateTrainingJob request without secrets; dropped once accepted (DescribeTrainingJob has it)."""
+    instance_type: str = ""
+    instance_count: int = 1
+    log_target: str = "companion"
+    not_before: float = 0.0
+    """Do not submit before this time, epoch seconds."""
+    created_at: float = 0.0
+    waiting_at: float = 0.0
+    accepted_at: float = 0.0
+    finished_at: float = 0.0
+    facts: JobFacts = field(default_factory=JobFacts)
+    stop_reason: str = ""
+    """Why this worker asked SageMaker to stop the job; empty: it did not."""
+    failure: Failure | None = None
+    reported: bool = False
+    """The refusal has reached W&B (or there is no queue item to report to)."""
+    log: LogState = field(default_factory=LogState)
+    expires_at: float = 0.0
+    """Epoch seconds after which the ledger may forget it; 0: never. Longer than SQS keeps messages (14 days)."""
+
+
+_CODEC = TypeAdapter(LaunchRecord)
+
+
+def record_to_json(record: LaunchRecord) -> str:
+    """The record as JSON text, defaults left out to keep items small."""
+    return _CODEC.dump_json(record, exclude_defaults=True).decode()
+
+
+def record_from_json(text: str | bytes) -> LaunchRecord:
+    """Read a record written by `record_to_json`; unknown keys of newer versions are ignored."""
+    return _CODEC.validate_json(text)

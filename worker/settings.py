@@ -1,0 +1,243 @@
+"""Every setting, read once by `cli`. Environment or `.env`, prefix `LAUNCH_`; AWS's and W&B's own names are kept.
+
+No other module reads the environment. Durations are seconds, or text such as `25s`, `10m`, `12h`, `14d`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from dotenv import dotenv_values
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from worker.errors import SettingsError
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
+MACRO_PREFIX = "LAUNCH_MACRO_"
+
+
+def parse_duration(value: object) -> object:
+    """`25s`, `10m`, `12h`, `14d` or a number → seconds; anything else is left for pydantic to refuse."""
+    if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
+        return float(match[1]) * _UNITS[match[2]]
+    return value
+
+
+def split_list(value: object) -> object:
+    """`a, b,c` → ("a", "b", "c")."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(parse_duration), Field(ge=0)]
+StringList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
+
+
+class Settings(BaseSettings):
+    """All settings of all commands; `.env.example` lists each with its default (a test keeps it complete)."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LAUNCH_",
+        extra="ignore",
+        frozen=True,
+        env_ignore_empty=True,
+        populate_by_name=True,
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load_settings` hands over: it has read the environment and `.env` itself."""
+        return (init_settings,)
+
+    queue_url: str = Field(
+        "",
+        description="SQS queue with launch messages; standard or FIFO. Required by `run` and `enqueue`.",
+    )
+    dlq_url: str = Field(
+        "",
+        description="Queue that refused messages are copied to. Default: from the queue's redrive policy.",
+    )
+    ledger: str = Field(
+        "sqlite:///launch-ledger.db",
+        description="`sqlite:///PATH` (one host, on a disk that outlives the container) or `dynamodb://TABLE`.",
+    )
+    deployment: str = Field(
+        "default",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
+        description="Tag `LaunchWorker` on jobs, and namespace of direct launch ids.",
+    )
+    builder: Literal["docker", "buildkit", "none"] = Field(
+        "docker", description="`docker` (classic API), `buildkit`, or `none`: only ready images."
+    )
+    registry: str = Field("", description="ECR repository URI to push built images to.")
+    create_repository: bool = Field(False, description="Create the ECR repository when it is missing.")
+    base_image: str = Field("", description="Base image of generated Dockerfiles. Default: python:X.Y-slim.")
+    build_network: str = Field("", description="Docker network for builds; one without link-local metadata.")
+    build_timeout: Seconds = Field(3600.0, description="Longest time of one image build.")
+    slots: int = Field(20, ge=1, description="Launches in leg 1 at once.")
+    max_builds: int = Field(
+        default_factory=lambda: os.cpu_count() or 1,
+        ge=1,
+        description="Image builds at once. Default: number of cores.",
+    )
+    max_jobs: int = Field(
+        -1,
+        ge=-1,
+        description="Running jobs of this worker; further launches wait in the ledger. -1: no limit.",
+    )
+    max_wait: Seconds = Field(86400.0, description="Longest time a launch waits for quota or room.")
+    max_attempts: int = Field(10, ge=1, description="Tries of leg 1 before a launch is refused.")
+    start_timeout: Seconds = Field(
+        0.0, description="Stop a job that stays pending longer than this. 0: never."
+    )
+    log_target: Literal["companion", "run", "files", "off"] = Field(
+        "companion", description="Where container logs go; `run` is for images that do not use W&B."
+    )
+    log_quiet: Seconds = Field(
+        15.0, description="A finished job's log is complete when nothing new came for this long."
+    )
+    log_drain_limit: Seconds = Field(
+        300.0, description="Longest wait for late log lines after a job has ended."
+    )
+    log_interval: Seconds = Field(
+        2.0, gt=0, description="Pause between two sweeps over the logs of all jobs."
+    )
+    status_interval: Seconds = Field(
+        5.0, gt=0, description="Pause between two looks at the states of all jobs."
+    )
+    companion_project: str = Field(
+        "", description="W&B project of companion runs. Default: the run's own project."
+    )
+    heartbeat: Seconds = Field(
+        10.0,
+        gt=0,
+        description="Worker heartbeat; a worker silent for three of them is taken for dead.",
+    )
+    lease: Seconds = Field(
+        60.0,
+        ge=2,
+        le=43200,
+        description="SQS visibility while a message is in work; renewed at a third of it.",
+    )
+    shutdown_grace: Seconds = Field(
+        25.0, description="Time to finish work in leg 1 after SIGTERM. ECS gives 30 s."
+    )
+    http_host: str = Field("127.0.0.1", description="Address of /healthz, /readyz and /metrics.")
+    http_port: int = Field(8080, ge=0, le=65535, description="Its port; 0: any free one.")
+    entity: str = Field("", description="W&B entity of the mirrored queues.")
+    wandb_queues: StringList = Field((), description="W&B launch queues to mirror.")
+    mirror_backlog: int = Field(
+        20, ge=1, description="Unsubmitted launches at which the mirror stops popping."
+    )
+    secure_mode: bool = Field(
+        False, description="Refuse entrypoint overrides, as W&B's agent does in secure mode."
+    )
+    allowed_roles: StringList = Field((), description="Role ARNs (globs) that jobs may use. Empty: any.")
+    allowed_images: StringList = Field((), description="Images (globs) that jobs may use. Empty: any.")
+    allowed_instance_types: StringList = Field(
+        (), description="Instance types (globs) that jobs may use. Empty: any."
+    )
+    allowed_git_hosts: StringList = Field((), description="Git hosts (globs) to fetch from. Empty: any.")
+    allowed_regions: StringList = Field(
+        (), description="Regions that jobs may run in. Empty: the worker's own."
+    )
+    rate_create_training_job: float | None = Field(
+        None,
+        gt=0,
+        description="Upper bound of CreateTrainingJob calls a second. Default: the quota, 1/s.",
+    )
+    rate_describe_training_job: float | None = Field(
+        None, gt=0, description="Upper bound of DescribeTrainingJob calls a second. Default: 5/s."
+    )
+    rate_list_training_jobs: float | None = Field(
+        None, gt=0, description="Upper bound of ListTrainingJobs calls a second. Default: 2/s."
+    )
+    rate_stop_training_job: float | None = Field(
+        None, gt=0, description="Upper bound of StopTrainingJob calls a second. Default: 1/s."
+    )
+    rate_filter_log_events: float | None = Field(
+        None, gt=0, description="Upper bound of FilterLogEvents calls a second. Default: 5/s."
+    )
+    rate_describe_log_streams: float | None = Field(
+        None, gt=0, description="Upper bound of DescribeLogStreams calls a second. Default: 25/s."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log event that is written."
+    )
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="`auto`: console on a terminal, JSON elsewhere."
+    )
+    crash_at: str = Field(
+        "",
+        description="For crash tests only: `before:EFFECT` or `after:EFFECT` kills the process there.",
+    )
+
+    wandb_api_key: SecretStr | None = Field(
+        None,
+        validation_alias="WANDB_API_KEY",
+        description="W&B API key of the worker; also given to containers.",
+    )
+    wandb_base_url: str = Field(
+        "https://api.wandb.ai", validation_alias="WANDB_BASE_URL", description="W&B server."
+    )
+    aws_region: str = Field(
+        "",
+        validation_alias="AWS_REGION",
+        description="AWS Region. Default: AWS_DEFAULT_REGION or the profile's.",
+    )
+
+    macros: Mapping[str, str] = Field(default_factory=dict, exclude=True, validation_alias="_macros")
+    """`LAUNCH_MACRO_NAME=value` → {"NAME": "value"}: the only environment a message's `${NAME}` can see."""
+
+
+def load_settings(env_file: Path | None = Path(".env"), environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the environment, with `env_file` beneath it; raises `SettingsError` naming every wrong variable."""
+    process = dict(os.environ if environ is None else environ)  # noqa: TID251  # the one place that reads it
+    values: dict[str, Any] = {}
+    if env_file is not None and env_file.is_file():
+        values = {k: v for k, v in dotenv_values(env_file).items() if v is not None}
+    merged: dict[str, str] = {**values, **process}
+    given = {variable: value for variable, value in merged.items() if value != ""}
+    init: dict[str, Any] = {}
+    for name, field in Settings.model_fields.items():
+        variable = variable_name(name)
+        if variable in given:
+            init[str(field.validation_alias or name)] = given[variable]
+    init["_macros"] = {
+        k.removeprefix(MACRO_PREFIX): v for k, v in given.items() if k.startswith(MACRO_PREFIX)
+    }
+    try:
+        return Settings.model_validate(init)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(problem) for problem in error.errors())) from error
+
+
+def variable_name(field_name: str) -> str:
+    """The environment variable of a field of `Settings`."""
+    alias = Settings.model_fields[field_name].validation_alias
+    return alias if isinstance(alias, str) else f"LAUNCH_{field_name.upper()}"
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    name = str(problem["loc"][0])
+    variable = name if name.isupper() else f"LAUNCH_{name.upper()}"
+    return f"{variable}: {problem['msg']} (got {problem['input']!r})"

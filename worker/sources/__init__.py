@@ -1,0 +1,1 @@
+"""A launch's code becomes a checkout with a content id."""
