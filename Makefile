@@ -1,0 +1,47 @@
+# Every target a developer or the CI needs; `make` alone explains them.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+
+BIN := .venv/bin
+STAMP := .venv/.stamp
+WITH_DOCKERD := deploy/local/with-dockerd
+
+.PHONY: help setup system demo dev check fmt test clean
+
+help: ## Show this help
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Install what is missing: Debian packages (as root), .venv with pinned dependencies
+
+# Order-only: the look at the system takes milliseconds, and does not make the virtual environment stale.
+$(STAMP): pyproject.toml constraints.txt | system
+	@deploy/local/setup python
+	@touch $@
+
+system:
+	@deploy/local/setup system
+
+demo: $(STAMP) ## See it work: local stack, one launch from queue to finished log
+	@$(WITH_DOCKERD) $(BIN)/launch-worker demo
+
+dev: $(STAMP) ## Run the local stack until Ctrl+C
+	@$(WITH_DOCKERD) $(BIN)/launch-worker dev
+
+check: $(STAMP) ## Lint, format check, types, import direction
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(STAMP) ## Format and fix what can be fixed by itself
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+test: check ## All that has to pass: check, then every test
+	$(WITH_DOCKERD) $(BIN)/python -m pytest
+
+clean: ## Remove .venv, caches and local state
+	rm -rf .venv .state build dist *.egg-info
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
