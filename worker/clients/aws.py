@@ -1,0 +1,185 @@
+"""AWS: one session with refreshing credentials, one client a service, errors translated by code.
+
+botocore's own retries are off: retry is in one place (`AwsApi.call`), so that a rate sees every throttle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import aioboto3
+import aiohttp
+from aiobotocore.config import AioConfig
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    NoCredentialsError,
+    NoRegionError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
+
+from worker.errors import Again, Never, SettingsError, Stage, Throttled, Unreachable, WorkerError
+from worker.ops.rates import Rate
+
+if TYPE_CHECKING:
+    from types_aiobotocore_dynamodb import DynamoDBClient
+    from types_aiobotocore_logs import CloudWatchLogsClient
+    from types_aiobotocore_sagemaker import SageMakerClient
+    from types_aiobotocore_sqs import SQSClient
+    from types_aiobotocore_sts import STSClient
+
+T = TypeVar("T")
+
+THROTTLING_CODES = frozenset(
+    {
+        "Throttling",
+        "ThrottlingException",
+        "ThrottledException",
+        "RequestLimitExceeded",
+        "RequestThrottled",
+        "RequestThrottledException",
+        "TooManyRequestsException",
+        "ProvisionedThroughputExceededException",
+        "SlowDown",
+        "OverLimit",
+        "BandwidthLimitExceeded",
+    }
+)
+"""Codes by which AWS services say 'slower' (botocore, retries/standard.py)."""
+
+_CREDENTIAL_CODES = frozenset(
+    {
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "RequestExpired",
+        "InvalidClientTokenId",
+        "UnrecognizedClientException",
+        "InvalidSignatureException",
+        "SignatureDoesNotMatch",
+        "RequestTimeTooSkewed",
+    }
+)
+_DENIED_CODES = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403"})
+
+
+class AwsRefused(Never):
+    """AWS understood the request and said no. `aws_code` is AWS's error code."""
+
+    def __init__(self, operation: str, aws_code: str, message: str) -> None:
+        super().__init__(f"{operation}: {aws_code}: {message}", code=f"LW-AWS-{aws_code}", stage=Stage.RUN)
+        self.operation = operation
+        self.aws_code = aws_code
+        self.aws_message = message
+
+
+class AwsDenied(Again):
+    """The worker's credentials or its IAM policy do not allow the call. Somebody can mend that, so: again."""
+
+
+def translate(operation: str, error: Exception) -> WorkerError:
+    """The `WorkerError` that says what to do about an error of aiobotocore; the original goes along as its cause."""
+    if isinstance(error, ClientError):
+        return _translate_client_error(operation, error)
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return AwsDenied(f"{operation}: no AWS credentials found; give the task or instance a role")
+    if isinstance(error, HTTPClientError | aiohttp.ClientError | TimeoutError | OSError):
+        return Unreachable(f"{operation}: no answer from AWS: {error}")
+    return Unreachable(f"{operation}: {type(error).__name__}: {error}")
+
+
+def _translate_client_error(operation: str, error: ClientError) -> WorkerError:
+    details = error.response.get("Error", {})
+    code, message = str(details.get("Code", "")), str(details.get("Message", ""))
+    code = code.rpartition("#")[2]
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    if code in THROTTLING_CODES or status == 429:
+        return Throttled(f"{operation}: throttled by AWS: {message}")
+    if code in _CREDENTIAL_CODES:
+        return AwsDenied(f"{operation}: {code}: {message}; the credentials expired or the clock is wrong")
+    if code in _DENIED_CODES or status == 403:
+        return AwsDenied(f"{operation}: {code}: {message}; allow it in the worker's IAM policy")
+    if status >= 500 or code in {"InternalFailure", "InternalError", "ServiceUnavailable"}:
+        return Unreachable(f"{operation}: AWS failed with {status} {code}: {message}")
+    return AwsRefused(operation, code, message)
+
+
+async def call(operation: str, send: Callable[[], Awaitable[T]], rate: Rate | None = None) -> T:
+    """One paced call: waits for the rate, sends, tells the rate how it went, translates the error.
+
+    Raises `Throttled`, `Unreachable`, `AwsDenied` or `AwsRefused`."""
+    if rate is not None:
+        await rate.acquire()
+    try:
+        answer = await send()
+    except (ClientError, BotoCoreError, aiohttp.ClientError, OSError) as error:
+        translated = translate(operation, error)
+        if rate is not None and isinstance(translated, Throttled):
+            rate.throttled()
+        raise translated from error
+    if rate is not None:
+        rate.succeeded()
+    return answer
+
+
+@dataclass(frozen=True, slots=True)
+class AwsClients:
+    """One client a service, open for the life of the process."""
+
+    region: str
+    sqs: SQSClient
+    sagemaker: SageMakerClient
+    logs: CloudWatchLogsClient
+    sts: STSClient
+    dynamodb: DynamoDBClient
+
+
+@contextlib.asynccontextmanager
+async def aws_clients(region: str = "") -> AsyncIterator[AwsClients]:
+    """Open the clients. Endpoints come from AWS's own variables (`AWS_ENDPOINT_URL…`).
+
+    Raises `SettingsError` when there is no Region or no such profile."""
+    # Reading must outlast SQS's 20 s long poll. 50 connections: slots and submits run side by side.
+    config = AioConfig(
+        retries={"total_max_attempts": 1},
+        connect_timeout=5,
+        read_timeout=30,
+        max_pool_connections=50,
+        user_agent_extra="launch-worker",
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            session = aioboto3.Session(region_name=region or None)
+
+            enter = stack.enter_async_context
+            clients = AwsClients(
+                region=session.region_name or "",
+                sqs=await enter(session.client("sqs", config=config)),
+                sagemaker=await enter(session.client("sagemaker", config=config)),
+                logs=await enter(session.client("logs", config=config)),
+                sts=await enter(session.client("sts", config=config)),
+                dynamodb=await enter(session.client("dynamodb", config=config)),
+            )
+        except NoRegionError as error:
+            raise SettingsError("AWS_REGION: no Region is set; set AWS_REGION") from error
+        except ProfileNotFound as error:
+            raise SettingsError(f"AWS_PROFILE: {error}") from error
+        yield clients
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who the worker is in AWS (STS GetCallerIdentity)."""
+
+    account: str
+    partition: str
+
+
+async def caller_identity(sts: STSClient) -> Caller:
+    """Account and partition of the worker's credentials. Needs no IAM permission."""
+    answer = await call("GetCallerIdentity", sts.get_caller_identity)
+    return Caller(account=answer["Account"], partition=answer["Arn"].split(":")[1])

@@ -1,0 +1,124 @@
+"""W&B over HTTP: GraphQL, the file stream and file uploads, in one session for the process.
+
+The worker speaks the wire protocol of W&B's own clients (`wandb-core`, wandb 0.31) instead of holding SDK runs:
+it needs an acknowledgement for each post and CloudWatch's own time on each line, which the SDK does not give.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import aiohttp
+
+from worker.errors import Never, Throttled, Unreachable, WorkerError
+from worker.ops.metrics import Metrics
+
+_TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=10)
+
+
+class WandbRefused(Never):
+    """W&B understood the request and said no; `status` is the HTTP status, 200 for a GraphQL error."""
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message, code="LW-WANDB-REFUSED")
+        self.status = status
+
+
+class WandbApi:
+    """W&B's HTTP API for one key and server."""
+
+    def __init__(self, session: aiohttp.ClientSession, base_url: str, api_key: str, metrics: Metrics) -> None:
+        self._session = session
+        self._authorization = {"Authorization": aiohttp.BasicAuth("api", api_key).encode()}
+        self.base_url = base_url.rstrip("/")
+        self._metrics = metrics
+        self._features: frozenset[str] | None = None
+
+    async def graphql(self, operation: str, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """POST /graphql; returns `data`. Raises `WandbRefused` for GraphQL errors (HTTP 200 with `errors`)."""
+        body = {"operationName": operation, "query": query, "variables": variables}
+        answer = await self._post(f"{self.base_url}/graphql", operation, body)
+        if errors := answer.get("errors"):
+            messages = "; ".join(str(error.get("message", error)) for error in errors)
+            raise WandbRefused(f"{operation}: {messages}", status=200)
+        data: dict[str, Any] = answer.get("data") or {}
+        return data
+
+    async def file_stream(
+        self, entity: str, project: str, run: str, body: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Post to a run's file stream; a return is W&B's acknowledgement. `{}` as body is a heartbeat."""
+        url = f"{self.base_url}/files/{entity}/{project}/{run}/file_stream"
+        return await self._post(url, "file_stream", body)
+
+    async def put_file(self, url: str, content: bytes, headers: Mapping[str, str]) -> None:
+        """Upload a run file to the address that CreateRunFiles gave. Writing the same content again is harmless."""
+        # Signed storage addresses refuse a second kind of credentials; W&B's own want ours.
+        ours = self._authorization if url.startswith(self.base_url) else {}
+        send = self._session.put(url, data=content, headers={**headers, **ours}, timeout=_TIMEOUT)
+        async with self._translated("upload"), send as response:
+            await self._check("upload", response)
+
+    async def features(self) -> frozenset[str]:
+        """The server's feature flags that are on; asked once a process."""
+        if self._features is None:
+            query = "query ServerFeaturesQuery { serverInfo { features { name isEnabled } } }"
+            try:
+                data = await self.graphql("ServerFeaturesQuery", query, {})
+            except WandbRefused:
+                data = {}  # servers older than the query have none of the features
+            listed = (data.get("serverInfo") or {}).get("features") or []
+            self._features = frozenset(flag["name"] for flag in listed if flag["isEnabled"])
+        return self._features
+
+    async def _post(self, url: str, what: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        async with (
+            self._translated(what),
+            self._session.post(url, json=body, headers=self._authorization, timeout=_TIMEOUT) as response,
+        ):
+            await self._check(what, response)
+            answer = await response.json(content_type=None)
+            return answer if isinstance(answer, dict) else {}
+
+    async def _check(self, what: str, response: aiohttp.ClientResponse) -> None:
+        self._metrics.wandb_posts.labels(str(response.status)).inc()
+        if response.status < 300:
+            return
+        text = (await response.text(errors="replace"))[:500]
+        message = f"{what}: W&B answered {response.status}: {text}"
+        if response.status == 429:
+            raise Throttled(message, retry_after=_retry_after(response))
+        if response.status >= 500 or response.status == 408:
+            raise Unreachable(message)
+        raise WandbRefused(message, status=response.status)
+
+    @contextlib.asynccontextmanager
+    async def _translated(self, what: str) -> AsyncIterator[None]:
+        try:
+            yield
+        except WorkerError:
+            raise
+        except (aiohttp.ClientError, TimeoutError, OSError, json.JSONDecodeError) as error:
+            self._metrics.wandb_posts.labels(type(error).__name__).inc()
+            raise Unreachable(f"{what}: no answer from W&B: {type(error).__name__}: {error}") from error
+
+
+def _retry_after(response: aiohttp.ClientResponse) -> float | None:
+    try:
+        return float(response.headers["Retry-After"])
+    except (KeyError, ValueError):
+        return None
+
+
+@contextlib.asynccontextmanager
+async def wandb_api(base_url: str, api_key: str, metrics: Metrics) -> AsyncIterator[WandbApi]:
+    """Open the one HTTP session to W&B."""
+    session = aiohttp.ClientSession(
+        headers={"User-Agent": "launch-worker"},
+        connector=aiohttp.TCPConnector(limit=50),
+    )
+    async with session:
+        yield WandbApi(session, base_url, api_key, metrics)

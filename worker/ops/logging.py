@@ -1,0 +1,92 @@
+"""Logs are events with fields: static snake_case names, ids bound once, one line a state change.
+
+JSON when standard error is not a terminal. Foreign loggers go through the same formatter. Known secrets never get
+out: their values are replaced wherever they stand in a line.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, MutableMapping
+from typing import Any, Literal
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+REDACTED = "***"
+
+
+def configure_logging(
+    *, level: str = "info", style: Literal["auto", "json", "console"] = "auto", secrets: Iterable[str] = ()
+) -> None:
+    """Set up structlog and the standard library's loggers for this process."""
+    terminal = sys.stderr.isatty() if style == "auto" else style == "console"
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.stdlib.ExtraAdder(),
+    ]
+    render: list[Processor]
+    if terminal:
+        render = [structlog.dev.ConsoleRenderer()]
+    else:
+        render = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            redact_secrets(secrets),
+            *render,
+        ],
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for chatty in ("botocore", "aiobotocore", "aiohttp.access", "asyncio"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+
+
+def redact_secrets(secrets: Iterable[str]) -> Processor:
+    """A processor that replaces each secret in every string of an event, tracebacks included."""
+    known = sorted({secret for secret in secrets if len(secret) >= 8}, key=len, reverse=True)
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, str):
+            for secret in known:
+                value = value.replace(secret, REDACTED)
+            return value
+        if isinstance(value, MutableMapping):
+            return {key: clean(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [clean(item) for item in value]
+        if isinstance(value, BaseException):
+            return clean(str(value)) if _mentions(value, known) else value
+        return value
+
+    def processor(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        if event.get("exc_info"):
+            event = structlog.processors.format_exc_info(_, __, event)
+        return {key: clean(value) for key, value in event.items()}
+
+    return processor
+
+
+def _mentions(error: BaseException, secrets: list[str]) -> bool:
+    return any(secret in str(error) for secret in secrets)
+
+
+Logger = structlog.typing.FilteringBoundLogger
+
+
+def get_logger() -> Logger:
+    """The logger of a module; ids are bound by `structlog.contextvars` or passed as fields."""
+    logger: Logger = structlog.get_logger()
+    return logger

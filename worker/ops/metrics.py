@@ -1,0 +1,61 @@
+"""Every metric of the worker, declared in one place."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+
+class Metrics:
+    """The worker's Prometheus metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        self.messages = Counter("launch_messages", "SQS messages received.", registry=registry)
+        self.outcomes = Counter(
+            "launch_outcomes", "Outcomes of leg 1.", ["outcome", "stage"], registry=registry
+        )
+        self.in_work = Gauge("launch_in_work", "Launches in leg 1 now.", registry=registry)
+        self.leases_lost = Counter("launch_leases_lost", "SQS leases lost while in work.", registry=registry)
+        self.leg1_seconds = Histogram(
+            "launch_leg1_seconds", "Duration of leg 1, receive to outcome.", registry=registry
+        )
+        self.jobs = Gauge(
+            "launch_jobs", "Launches this worker holds, by state.", ["state"], registry=registry
+        )
+        self.jobs_ended = Counter(
+            "launch_jobs_ended", "Ended jobs by end status.", ["status"], registry=registry
+        )
+        self.submits = Counter(
+            "launch_submits",
+            "CreateTrainingJob results: created, adopted, again, never.",
+            ["result"],
+            registry=registry,
+        )
+        self.aws_calls = Counter("launch_aws_calls", "Calls by API.", ["api"], registry=registry)
+        self.aws_throttles = Counter(
+            "launch_aws_throttles", "Throttled calls by API.", ["api"], registry=registry
+        )
+        self.aws_rate = Gauge(
+            "launch_aws_rate", "Present pace by API, calls a second.", ["api"], registry=registry
+        )
+        self.log_events = Counter("launch_log_events", "CloudWatch events read.", registry=registry)
+        self.log_lines = Counter(
+            "launch_log_lines", "Console lines that W&B has acknowledged.", registry=registry
+        )
+        self.log_latency = Histogram(
+            "launch_log_latency_seconds",
+            "CloudWatch ingestion to W&B acknowledgement.",
+            buckets=(0.5, 1, 2, 3, 5, 8, 13, 30, 60, 300),
+            registry=registry,
+        )
+        self.wandb_posts = Counter(
+            "launch_wandb_posts", "W&B requests by status.", ["status"], registry=registry
+        )
+        self.claims = Counter("launch_claims", "Launches taken over from other workers.", registry=registry)
+        self.ownership_lost = Counter(
+            "launch_ownership_lost", "Launches another worker took over.", registry=registry
+        )
+
+    def text(self) -> bytes:
+        """The exposition in Prometheus' text format."""
+        return generate_latest(self.registry)

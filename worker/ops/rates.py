@@ -1,0 +1,80 @@
+"""Named rates: one AIMD budget for each AWS API, shared by everything in the process that calls it.
+
+AWS's quotas hold for a whole account and Region, so other workers and strangers draw from the same bucket. Each
+rate starts at half its bound, grows by a small step while calls succeed and is halved when AWS throttles:
+additive increase, multiplicative decrease shares a bucket fairly without talking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from aiolimiter import AsyncLimiter
+
+from worker.ops.metrics import Metrics
+
+QUOTAS: Mapping[str, float] = {
+    "CreateTrainingJob": 1.0,
+    "DescribeTrainingJob": 5.0,
+    "ListTrainingJobs": 2.0,
+    "StopTrainingJob": 1.0,
+    "FilterLogEvents": 5.0,
+    "DescribeLogStreams": 25.0,
+}
+"""Calls a second an account and Region, by Service Quotas and 'CloudWatch Logs quotas' (FilterLogEvents: the lowest
+Region's value)."""
+
+_STEPS = 20
+"""Increases from nothing to the bound."""
+_FLOOR = 0.02
+"""Smallest share of the bound: a rate never stops, or it could not find out that there is room again."""
+
+
+class Rate:
+    """The budget of one API. `acquire` waits for a turn; the caller then says how the call ended."""
+
+    def __init__(self, api: str, bound: float, metrics: Metrics) -> None:
+        self.api = api
+        self.bound = bound
+        self._metrics = metrics
+        self._calls_since_change = 0
+        self._set(bound / 2)
+
+    @property
+    def per_second(self) -> float:
+        """The present pace, calls a second."""
+        return self._per_second
+
+    async def acquire(self) -> None:
+        """Wait until one more call may start."""
+        await self._limiter.acquire()
+        self._metrics.aws_calls.labels(self.api).inc()
+
+    def succeeded(self) -> None:
+        """The call was not throttled: after about a second's worth of them, go a step faster."""
+        self._calls_since_change += 1
+        if self._per_second < self.bound and self._calls_since_change >= self._per_second:
+            self._set(min(self.bound, self._per_second + self.bound / _STEPS))
+
+    def throttled(self) -> None:
+        """AWS said to slow down: halve, once per round of calls."""
+        self._metrics.aws_throttles.labels(self.api).inc()
+        self._set(max(self.bound * _FLOOR, self._per_second / 2))
+
+    def _set(self, per_second: float) -> None:
+        self._per_second = per_second
+        self._calls_since_change = 0
+        # A burst of one second's worth at most: AWS's buckets forgive no more.
+        burst = max(1.0, per_second)
+        self._limiter = AsyncLimiter(burst, burst / per_second)
+        self._metrics.aws_rate.labels(self.api).set(per_second)
+
+
+class Rates:
+    """All rates of the process, by API name."""
+
+    def __init__(self, metrics: Metrics, bounds: Mapping[str, float | None]) -> None:
+        self._rates = {api: Rate(api, bounds.get(api) or quota, metrics) for api, quota in QUOTAS.items()}
+
+    def __getitem__(self, api: str) -> Rate:
+        return self._rates[api]

@@ -1,0 +1,121 @@
+"""The companion run: the worker's own W&B run about a training job, with its log, facts and files.
+
+It is named after the run that the container writes, never the same run: one writer at a time. Every write says the
+same thing when it is repeated, so whoever holds the launch may do it again after a crash.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from worker.aio import effect
+from worker.clients.wandb_api import WandbApi
+from worker.launch.console import ConsoleLine
+from worker.launch.record import LaunchRecord
+from worker.tracking import file_stream
+
+_UPSERT = """
+mutation UpsertBucket($name: String, $project: String, $entity: String, $displayName: String, $groupName: String,
+                      $jobType: String, $tags: [String!], $notes: String, $config: JSONString) {
+  upsertBucket(input: {name: $name, modelName: $project, entityName: $entity, displayName: $displayName,
+                       groupName: $groupName, jobType: $jobType, tags: $tags, notes: $notes, config: $config}) {
+    bucket { id name project { name entity { name } } }
+    inserted
+  }
+}"""
+
+_CREATE_FILES = """
+mutation CreateRunFiles($entity: String!, $project: String!, $run: String!, $files: [String!]!) {
+  createRunFiles(input: {entityName: $entity, projectName: $project, runName: $run, files: $files}) {
+    runID
+    uploadHeaders
+    files { name uploadUrl }
+  }
+}"""
+
+
+@dataclass(frozen=True, slots=True)
+class RunPath:
+    """Where the worker writes about a launch."""
+
+    entity: str
+    project: str
+    run: str
+
+
+class CompanionRuns:
+    """Writes companion runs; holds nothing per run."""
+
+    def __init__(self, api: WandbApi, *, project: str) -> None:
+        self._api = api
+        self._project = project
+
+    def path(self, record: LaunchRecord) -> RunPath:
+        """The companion's place, or the run itself for images that do not use W&B (`log_target: run`)."""
+        run = record.run
+        if record.log_target == "run":
+            return RunPath(run.entity, run.project, run.run_id)
+        return RunPath(run.entity, self._project or run.project, f"{run.run_id}-sagemaker")
+
+    def address(self, record: LaunchRecord) -> str:
+        """The companion's page in W&B's app."""
+        path = self.path(record)
+        site = self._api.base_url.replace("://api.wandb.ai", "://wandb.ai")
+        return f"{site}/{path.entity}/{path.project}/runs/{path.run}"
+
+    async def open(self, record: LaunchRecord, config: Mapping[str, Any]) -> None:
+        """Create the run, or bring its facts up to date."""
+        path = self.path(record)
+        title = record.name or record.run.run_id
+        variables = {
+            "name": path.run,
+            "project": path.project,
+            "entity": path.entity,
+            "displayName": title if record.log_target == "run" else f"{title} (SageMaker)",
+            "groupName": record.run.run_id,
+            "jobType": "sagemaker",
+            "tags": ["sagemaker"],
+            "notes": f"SageMaker training job {record.job_name}",
+            "config": json.dumps({key: {"value": value} for key, value in config.items()}),
+        }
+        with effect("open_companion"):
+            await self._api.graphql("UpsertBucket", _UPSERT, variables)
+
+    async def post_lines(self, record: LaunchRecord, first_line: int, lines: Sequence[ConsoleLine]) -> None:
+        """Put lines at their place in the console; a return means that W&B has them."""
+        structured = file_stream.STRUCTURED in await self._api.features()
+        body = file_stream.console_body(first_line, lines, structured=structured)
+        if body:
+            with effect("post_log_batch"):
+                await self._post(record, body)
+
+    async def heartbeat(self, record: LaunchRecord) -> bool:
+        """Keep the run alive while nothing happens; True: somebody pressed Stop in the UI."""
+        return bool((await self._post(record, file_stream.HEARTBEAT)).get("stopped"))
+
+    async def summarize(self, record: LaunchRecord, summary: Mapping[str, Any]) -> None:
+        """Replace the run's summary."""
+        await self._post(record, file_stream.summary_body(summary))
+
+    async def upload(self, record: LaunchRecord, name: str, content: bytes) -> None:
+        """Put a file into the run; the same name replaces it."""
+        path = self.path(record)
+        variables = {"entity": path.entity, "project": path.project, "run": path.run, "files": [name]}
+        with effect("upload_log_file"):
+            answer = (await self._api.graphql("CreateRunFiles", _CREATE_FILES, variables))["createRunFiles"]
+            headers = dict(header.split(":", 1) for header in answer.get("uploadHeaders") or ())
+            await self._api.put_file(answer["files"][0]["uploadUrl"], content, headers)
+            await self._post(record, file_stream.uploaded_body([name]))
+
+    async def finish(self, record: LaunchRecord, summary: Mapping[str, Any], exit_code: int) -> None:
+        """The last facts and the end state."""
+        with effect("finish_companion"):
+            await self.summarize(record, summary)
+            await self._post(record, file_stream.completion_body(exit_code))
+
+    async def _post(self, record: LaunchRecord, body: Mapping[str, Any]) -> dict[str, Any]:
+        path = self.path(record)
+        return await self._api.file_stream(path.entity, path.project, path.run, body)

@@ -1,0 +1,58 @@
+"""The file stream's bodies, as W&B's own clients post them (wandb-core, package filestream): pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from worker.launch.console import CONSOLE_LIMIT, ConsoleLine
+
+STRUCTURED = "STRUCTURED_CONSOLE_LOGS"
+"""Server feature: console lines are JSON with time and label of their own."""
+HEARTBEAT: Mapping[str, Any] = {}
+"""An empty post keeps a run alive; W&B takes a silent one for crashed after some minutes."""
+
+
+def console_body(first_line: int, lines: Sequence[ConsoleLine], *, structured: bool) -> dict[str, Any]:
+    """Lines for `output.log` at an absolute offset; posting them again replaces them by themselves.
+
+    Beyond W&B's limit a run's console ends with one line that says where the rest is; empty dict: nothing to post."""
+    room = CONSOLE_LIMIT - 1 - first_line
+    content = [_encode(line, structured) for line in lines[: max(0, room)]]
+    if 0 <= room < len(lines):
+        notice = (
+            f"[launch-worker] W&B keeps {CONSOLE_LIMIT} console lines; the whole log is in Files, under logs/"
+        )
+        content.append(_encode(ConsoleLine(lines[room].timestamp, "launch-worker", notice), structured))
+    return {"files": {"output.log": {"offset": first_line, "content": content}}} if content else {}
+
+
+def summary_body(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole summary of the run; the last one posted stands."""
+    return {"files": {"wandb-summary.json": {"offset": 0, "content": [json.dumps(summary)]}}}
+
+
+def completion_body(exit_code: int) -> dict[str, Any]:
+    """The end of the run: state `finished` for 0, else `failed`."""
+    return {"complete": True, "exitcode": exit_code}
+
+
+def uploaded_body(names: Sequence[str]) -> dict[str, Any]:
+    """Tell W&B that files are in storage."""
+    return {"uploaded": list(names)}
+
+
+def console_time(timestamp: int) -> str:
+    """Milliseconds since the epoch as W&B's console lines carry time: UTC, microseconds, no zone."""
+    return (
+        datetime.fromtimestamp(timestamp / 1000, UTC).replace(tzinfo=None).isoformat(timespec="microseconds")
+    )
+
+
+def _encode(line: ConsoleLine, structured: bool) -> str:
+    time = console_time(line.timestamp)
+    if not structured:
+        return f"{time} [{line.label}] {line.content}"
+    return json.dumps({"ts": time, "label": line.label, "content": line.content}, ensure_ascii=False)

@@ -1,0 +1,168 @@
+"""One reader for the logs of all jobs: FilterLogEvents over up to 100 streams a call.
+
+How CloudWatch behaves (CloudWatch Logs API, FilterLogEvents and DescribeLogStreams): pages hold at most 1 MB or
+10,000 events and may be empty before the end; `startTime` and `endTime` are inclusive; one stream name that does
+not exist fails the whole call; the log group does not exist before the account's first container has logged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from worker.clients.aws import AwsRefused, call
+from worker.launch.log_state import StreamPosition
+from worker.ops.logging import get_logger
+from worker.training.cursor import LogEvent, after_position
+
+if TYPE_CHECKING:
+    from types_aiobotocore_logs import CloudWatchLogsClient
+
+    from worker.ops.metrics import Metrics
+    from worker.ops.rates import Rates
+
+LOG_GROUP = "/aws/sagemaker/TrainingJobs"
+"""Where SageMaker sends what training containers print (SageMaker developer guide, 'CloudWatch logs')."""
+MAX_STREAMS = 100
+_MAX_EVENTS = 20_000
+"""Events one sweep of a group may hold in memory; the rest waits in CloudWatch."""
+
+_log = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What one sweep found: new events in the API's order, and whether more are waiting."""
+
+    events: tuple[LogEvent, ...]
+    complete: bool
+    missing: frozenset[str]
+    """Streams that are gone (deleted, or retention)."""
+
+
+class LogFeed:
+    """Reads CloudWatch Logs within the rates; keeps no state between calls."""
+
+    def __init__(self, logs: CloudWatchLogsClient, rates: Rates, metrics: Metrics) -> None:
+        self._logs = logs
+        self._filter_rate = rates["FilterLogEvents"]
+        self._describe_rate = rates["DescribeLogStreams"]
+        self._metrics = metrics
+
+    async def streams(self, job_name: str) -> tuple[str, ...]:
+        """The streams of a job, by name; empty while no container has logged."""
+        names: list[str] = []
+        token: dict[str, Any] = {}
+        while True:
+            request = {"logGroupName": LOG_GROUP, "logStreamNamePrefix": f"{job_name}/", **token}
+            try:
+                page = await call(
+                    "DescribeLogStreams",
+                    lambda request=request: self._logs.describe_log_streams(**request),  # type: ignore[misc]
+                    self._describe_rate,
+                )
+            except AwsRefused as error:
+                if error.aws_code == "ResourceNotFoundException":
+                    return ()
+                raise
+            names += [stream["logStreamName"] for stream in page["logStreams"]]
+            if not page.get("nextToken"):
+                return tuple(sorted(names))
+            token = {"nextToken": page["nextToken"]}
+
+    async def sweep(self, positions: Mapping[str, StreamPosition]) -> Sweep:
+        """Everything new behind each stream's position, oldest first; bounded, so that memory is.
+
+        Streams at like positions share a call: a silent one must not make busy ones be read again."""
+        by_position = sorted(positions, key=lambda stream: (-positions[stream].timestamp, stream))
+        events: list[LogEvent] = []
+        missing: set[str] = set()
+        complete = True
+        for start in range(0, len(by_position), MAX_STREAMS):
+            group = by_position[start : start + MAX_STREAMS]
+            since = max(0, min(positions[stream].timestamp for stream in group))
+            found, done = await self._read(group, since, None, missing)
+            complete = complete and done
+            events += _fresh(found, positions)
+        self._metrics.log_events.inc(len(events))
+        return Sweep(tuple(events), complete, frozenset(missing))
+
+    async def between(self, streams: Sequence[str], since: int, until: int) -> list[LogEvent]:
+        """All events of some streams in [since, until] ms, in the API's order, whatever was taken before."""
+        events: list[LogEvent] = []
+        for start in range(0, len(streams), MAX_STREAMS):
+            group = streams[start : start + MAX_STREAMS]
+            async for page in self._pages(group, max(0, since), until, set()):
+                events += page
+        return events
+
+    async def whole_stream(self, stream: str) -> AsyncIterator[list[LogEvent]]:
+        """A stream from its beginning, page by page."""
+        async for page in self._pages([stream], 0, None, set()):
+            yield page
+
+    async def _read(
+        self, streams: Sequence[str], since: int, until: int | None, missing: set[str]
+    ) -> tuple[list[LogEvent], bool]:
+        found: list[LogEvent] = []
+        async for page in self._pages(streams, since, until, missing):
+            found += page
+            if len(found) >= _MAX_EVENTS:
+                return found, False
+        return found, True
+
+    async def _pages(
+        self, streams: Sequence[str], since: int, until: int | None, missing: set[str]
+    ) -> AsyncIterator[list[LogEvent]]:
+        """Pages of one call; where a stream is missing, of the two halves."""
+        request: dict[str, Any] = {
+            "logGroupName": LOG_GROUP,
+            "logStreamNames": list(streams),
+            "startTime": since,
+        }
+        if until is not None:
+            request["endTime"] = until
+        while True:
+            try:
+                page = await call(
+                    "FilterLogEvents", lambda: self._logs.filter_log_events(**request), self._filter_rate
+                )
+            except AwsRefused as error:
+                if error.aws_code != "ResourceNotFoundException" or "nextToken" in request:
+                    raise
+                break
+            yield [
+                LogEvent(
+                    event["logStreamName"],
+                    event["timestamp"],
+                    event["ingestionTime"],
+                    event.get("message", ""),
+                )
+                for event in page["events"]
+            ]
+            if not page.get("nextToken"):
+                return
+            request["nextToken"] = page["nextToken"]
+        if len(streams) == 1:
+            _log.warning("log_stream_missing", stream=streams[0])
+            missing.add(streams[0])
+            return
+        middle = len(streams) // 2
+        for half in (streams[:middle], streams[middle:]):
+            async for events in self._pages(half, since, until, missing):
+                yield events
+
+
+def _fresh(found: Sequence[LogEvent], positions: Mapping[str, StreamPosition]) -> list[LogEvent]:
+    """The events that are new to their streams, in the order found."""
+    by_stream: dict[str, list[LogEvent]] = {}
+    for event in found:
+        by_stream.setdefault(event.stream, []).append(event)
+    new = {
+        id(event)
+        for stream, events in by_stream.items()
+        if stream in positions
+        for event in after_position(events, positions[stream])
+    }
+    return [event for event in found if id(event) in new]

@@ -1,0 +1,109 @@
+"""SageMaker: create a training job or adopt the one that is already ours; describe it; stop it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from worker.aio import effect
+from worker.clients.aws import AwsRefused, call
+from worker.errors import Again, Never, Stage
+from worker.launch.record import JobFacts
+from worker.training.status import job_facts
+
+if TYPE_CHECKING:
+    from types_aiobotocore_sagemaker import SageMakerClient
+
+    from worker.ops.rates import Rates
+
+LAUNCH_ID_VARIABLE = "LAUNCH_ID"
+"""In the job's Environment: DescribeTrainingJob shows it, while tags need a call of their own."""
+
+
+class QuotaExceeded(Again):
+    """ResourceLimitExceeded: the account has no room now; wait in the ledger."""
+
+
+class Created(StrEnum):
+    """How a job came to be ours."""
+
+    CREATED = "created"
+    ADOPTED = "adopted"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingJob:
+    """A job that SageMaker has accepted."""
+
+    arn: str
+    how: Created
+    facts: JobFacts
+
+
+class SageMaker:
+    """The three calls of the worker, paced."""
+
+    def __init__(self, client: SageMakerClient, rates: Rates) -> None:
+        self._client = client
+        self._rates = rates
+
+    async def create_or_adopt(self, request: Mapping[str, Any]) -> TrainingJob:
+        """CreateTrainingJob; a job of that name that carries our LAUNCH_ID is the job we wanted.
+
+        Raises `Never` when the name belongs to somebody else or the request is refused, `QuotaExceeded` when the
+        account has no room, and other `Again` when it is worth another try."""
+        try:
+            with effect("create_training_job"):
+                answer = await call(
+                    "CreateTrainingJob",
+                    lambda: self._client.create_training_job(**request),
+                    self._rates["CreateTrainingJob"],
+                )
+        except AwsRefused as error:
+            if error.aws_code == "ResourceInUse":
+                return await self._adopt(request)
+            if error.aws_code == "ResourceLimitExceeded":
+                raise QuotaExceeded(f"SageMaker has no room: {error.aws_message}") from error
+            raise
+        return TrainingJob(answer["TrainingJobArn"], Created.CREATED, JobFacts("InProgress", "Starting"))
+
+    async def _adopt(self, request: Mapping[str, Any]) -> TrainingJob:
+        name = request["TrainingJobName"]
+        description = await self._describe(name)
+        ours = request["Environment"][LAUNCH_ID_VARIABLE]
+        if (description.get("Environment") or {}).get(LAUNCH_ID_VARIABLE) != ours:
+            raise Never(
+                f"A training job named {name} exists already and is not this launch's"
+                f" ({description['TrainingJobArn']}); set another TrainingJobName or run_id and send the launch again.",
+                code="LW-JOB-NAME-TAKEN",
+                stage=Stage.RUN,
+            )
+        return TrainingJob(description["TrainingJobArn"], Created.ADOPTED, job_facts(description))
+
+    async def describe(self, name: str) -> JobFacts:
+        """What SageMaker knows of a job now. Raises `AwsRefused` (ValidationException) if there is no such job."""
+        return job_facts(await self._describe(name))
+
+    async def stop(self, name: str) -> bool:
+        """Ask for a stop; False if the job had ended already. SageMaker sends SIGTERM and waits 120 s."""
+        try:
+            with effect("stop_training_job"):
+                await call(
+                    "StopTrainingJob",
+                    lambda: self._client.stop_training_job(TrainingJobName=name),
+                    self._rates["StopTrainingJob"],
+                )
+        except AwsRefused as error:
+            if error.aws_code == "ValidationException":
+                return False
+            raise
+        return True
+
+    async def _describe(self, name: str) -> Mapping[str, Any]:
+        return await call(
+            "DescribeTrainingJob",
+            lambda: self._client.describe_training_job(TrainingJobName=name),
+            self._rates["DescribeTrainingJob"],
+        )

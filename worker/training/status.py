@@ -1,0 +1,107 @@
+"""What a job's state means: pure, from DescribeTrainingJob's answer to facts and a truthful end.
+
+States and their meaning: SageMaker API, DescribeTrainingJob, `TrainingJobStatus` and `SecondaryStatus`. AWS calls
+the secondary states 'subject to change', so unknown ones pass through.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from worker.launch.record import JobFacts
+
+ENDED = frozenset({"Completed", "Failed", "Stopped"})
+_EXIT_CODE = re.compile(r"exit code: (\d+)\b", re.IGNORECASE)
+
+
+class End(StrEnum):
+    """How a job ended."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    STOPPED_BY_WORKER = "stopped by this worker"
+    STOPPED_BY_TIME_LIMIT = "stopped by its time limit"
+    STOPPED_FROM_OUTSIDE = "stopped from outside"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The end of a job, told for people and for W&B."""
+
+    end: End
+    reason: str
+    """One sentence; FailureReason for a failure."""
+    exit_code: int
+    """For the companion run: 0 only for Completed."""
+
+
+def job_facts(description: Mapping[str, Any]) -> JobFacts:
+    """The facts the worker keeps, from DescribeTrainingJob's answer."""
+    transitions = description.get("SecondaryStatusTransitions") or ()
+    return JobFacts(
+        status=str(description.get("TrainingJobStatus", "")),
+        secondary_status=str(description.get("SecondaryStatus", "")),
+        failure_reason=str(description.get("FailureReason") or ""),
+        created_at=_seconds(description.get("CreationTime")),
+        started_at=_seconds(description.get("TrainingStartTime")),
+        ended_at=_seconds(description.get("TrainingEndTime")),
+        billable_seconds=description.get("BillableTimeInSeconds"),
+        training_seconds=description.get("TrainingTimeInSeconds"),
+        transitions=tuple((str(step["Status"]), _seconds(step["StartTime"]) or 0.0) for step in transitions),
+    )
+
+
+def has_ended(facts: JobFacts) -> bool:
+    """SageMaker will not change this job any more."""
+    return facts.status in ENDED
+
+
+def ending(facts: JobFacts, *, stop_reason: str) -> Ending:
+    """Tell the end of an ended job; `stop_reason` is why this worker asked for a stop, if it did."""
+    if facts.status == "Completed":
+        return Ending(End.COMPLETED, "The training job completed.", 0)
+    if facts.status == "Failed":
+        reason = facts.failure_reason or "SageMaker gave no reason."
+        match = _EXIT_CODE.search(reason)
+        return Ending(End.FAILED, reason, (int(match[1]) if match else 0) or 1)
+    if facts.secondary_status in ("MaxRuntimeExceeded", "MaxWaitTimeExceeded"):
+        limit = facts.secondary_status.removesuffix("Exceeded")
+        return Ending(
+            End.STOPPED_BY_TIME_LIMIT,
+            f"SageMaker stopped the job: {limit}InSeconds of its StoppingCondition passed.",
+            1,
+        )
+    if stop_reason:
+        return Ending(End.STOPPED_BY_WORKER, f"This worker stopped the job: {stop_reason}", 1)
+    return Ending(
+        End.STOPPED_FROM_OUTSIDE,
+        "Somebody stopped the job outside of this worker (StopTrainingJob or console).",
+        1,
+    )
+
+
+def makes_new_streams(secondary_status: str) -> bool:
+    """After these states SageMaker starts containers again, which write to new log streams."""
+    return secondary_status in ("Interrupted", "Restarting")
+
+
+def console_links(region: str, job_name: str) -> Mapping[str, str]:
+    """Where people look at the job in AWS's console."""
+    domain = "console.amazonaws.cn" if region.startswith("cn-") else "console.aws.amazon.com"
+    if region.startswith("us-gov-"):
+        domain = "console.amazonaws-us-gov.com"
+    group = "$252Faws$252Fsagemaker$252FTrainingJobs"
+    return {
+        "console": f"https://{region}.{domain}/sagemaker/home?region={region}#/jobs/{job_name}",
+        "cloudwatch": f"https://{region}.{domain}/cloudwatch/home?region={region}#logsV2:log-groups/log-group/{group}"
+        f"$3FlogStreamNameFilter$3D{job_name}$252F",
+    }
+
+
+def _seconds(value: datetime | float | None) -> float | None:
+    return value.timestamp() if isinstance(value, datetime) else value

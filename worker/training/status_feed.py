@@ -1,0 +1,76 @@
+"""One poller for the states of all jobs: ListTrainingJobs by LastModifiedTimeAfter, Describe only for what changed.
+
+A page of 100 summaries replaces 100 DescribeTrainingJob calls. LastModifiedTime has whole seconds on the wire and
+lists lag a little, so each look overlaps the one before; summaries carry TrainingJobStatus, which is enough to see
+a change, and their filters are applied after paging, so every page is read (SageMaker API, ListTrainingJobs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from worker.clients.aws import call
+
+if TYPE_CHECKING:
+    from types_aiobotocore_sagemaker import SageMakerClient
+
+    from worker.ops.rates import Rates
+
+_OVERLAP = 5.0
+"""Seconds looked back behind the newest change seen (DESIGN: at least 2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A job's state as ListTrainingJobs tells it."""
+
+    name: str
+    status: str
+    secondary_status: str
+    modified_at: float
+    """Epoch seconds."""
+
+
+class StatusFeed:
+    """Sees which jobs changed; remembers only up to when it has looked."""
+
+    def __init__(self, sagemaker: SageMakerClient, rates: Rates) -> None:
+        self._sagemaker = sagemaker
+        self._rate = rates["ListTrainingJobs"]
+        self._seen_until: float | None = None
+
+    def look_back_to(self, moment: float) -> None:
+        """Let the next look start at `moment` (epoch seconds) at the latest: an adopted job may have changed then."""
+        if self._seen_until is None or moment < self._seen_until:
+            self._seen_until = moment
+
+    async def changes(self) -> Mapping[str, Summary]:
+        """Job name → state of every job of the account that changed since the last look, and a little more."""
+        if self._seen_until is None:
+            return {}
+        newest = self._seen_until
+        after = datetime.fromtimestamp(max(0.0, self._seen_until - _OVERLAP), UTC)
+        request: dict[str, Any] = {"LastModifiedTimeAfter": after, "MaxResults": 100}
+        found: dict[str, Summary] = {}
+        while True:
+            page = await call(
+                "ListTrainingJobs", lambda: self._sagemaker.list_training_jobs(**request), self._rate
+            )
+            for item in page["TrainingJobSummaries"]:
+                modified = item.get("LastModifiedTime") or item["CreationTime"]
+                summary = Summary(
+                    item["TrainingJobName"],
+                    item["TrainingJobStatus"],
+                    item.get("SecondaryStatus", ""),
+                    modified.timestamp(),
+                )
+                found[summary.name] = summary
+                newest = max(newest, summary.modified_at)
+            if not page.get("NextToken"):
+                break
+            request["NextToken"] = page["NextToken"]
+        self._seen_until = newest
+        return found
