@@ -1,0 +1,1 @@
+"""The worker as a process, from the queue to the finished log."""

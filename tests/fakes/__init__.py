@@ -1,0 +1,1 @@
+"""Fakes at our ports, in memory. They hold what the contract suites hold adapters to."""

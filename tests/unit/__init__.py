@@ -1,0 +1,1 @@
+"""Pure code and virtual time; no network but loopback, no docker."""
