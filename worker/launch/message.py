@@ -1,0 +1,368 @@
+"""From an SQS body to a launch: what is accepted, what is refused, and what the fields mean together.
+
+The body is what W&B's popFromRunQueue returns, `{"runQueueItemId", "runSpec"}`, with our optional envelope beside
+it. Field by field it accepts what W&B's own agent accepts; unknown keys are ignored, null means absent.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StrictInt,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from worker.errors import BadMessage, Problem
+from worker.launch.record import RunRef
+from worker.launch.strict_json import json_path, load_json, type_name
+
+SAGEMAKER_PATH = "$.runSpec.resource_args.sagemaker"
+_TRAINING_IMAGE = f"{SAGEMAKER_PATH}.AlgorithmSpecification.TrainingImage"
+DOCKER_IMAGE = ("$.runSpec.docker.docker_image", "$.runSpec.image_uri")
+"""Where a docker launch names its image."""
+
+_RUN_ID_LENGTH = 10
+# A W&B name ends up in URLs. The SDK refuses the first set in projects, and the second in run ids as well
+# (wandb/sdk/wandb_settings.py, validate_project and validate_run_id).
+_NOT_IN_PROJECT = "/\\#?%:"
+_NOT_IN_RUN_ID = _NOT_IN_PROJECT + ";,'"
+_MAX_WANDB_NAME = 128
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def _refusal(what: str, remedy: str) -> PydanticCustomError:
+    return PydanticCustomError("launch", "{what}", {"what": what, "remedy": remedy})
+
+
+def _line(text: str) -> str:
+    """One line of text: identities are joined by newlines, and names go into headers and tags."""
+    if _CONTROL.search(text):
+        raise _refusal("holds control characters", "write it on one line")
+    return text
+
+
+def _required(text: str) -> str:
+    if not text.strip():
+        raise _refusal("is empty", "give it a value")
+    return _line(text)
+
+
+def _wandb_name(text: str, refused: str) -> str:
+    _required(text)
+    if text != text.strip():
+        raise _refusal("starts or ends with white space, which W&B refuses", "trim it")
+    if len(text) > _MAX_WANDB_NAME:
+        raise _refusal(f"has {len(text)} characters, W&B takes {_MAX_WANDB_NAME}", "shorten it")
+    if found := sorted({c for c in text if c in refused}):
+        raise _refusal(f"holds {' '.join(found)}, which W&B refuses", f"leave out {' '.join(refused)}")
+    return text
+
+
+Line = Annotated[str, AfterValidator(_line)]
+Entity = Annotated[str, AfterValidator(_required)]
+Project = Annotated[str, AfterValidator(lambda text: _wandb_name(text, _NOT_IN_PROJECT))]
+RunId = Annotated[str, AfterValidator(lambda text: _wandb_name(text, _NOT_IN_RUN_ID))]
+LogTarget = Literal["companion", "run", "files", "off"]
+
+
+class _Part(BaseModel):
+    """A JSON object of the message: unknown keys are ignored, a null is as if it were not there."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, value: Any) -> Any:
+        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+
+class Docker(_Part):
+    """`runSpec.docker`."""
+
+    docker_image: Line = ""
+
+
+class Git(_Part):
+    """`runSpec.git`; W&B's agent stores and ignores it, for direct sources it says which commit."""
+
+    version: Line = ""
+
+
+class Overrides(_Part):
+    """`runSpec.overrides`: what this launch changes about the job."""
+
+    args: tuple[str, ...] = ()
+    entry_point: tuple[str, ...] = ()
+    run_config: dict[str, Any] = Field(default_factory=dict)
+    artifacts: dict[str, Any] = Field(default_factory=dict)
+    files: dict[str, Any] = Field(default_factory=dict)
+    dockerfile: Line = ""
+
+
+class ResourceArgs(_Part):
+    """`runSpec.resource_args`; only the SageMaker part is ours."""
+
+    sagemaker: dict[str, Any] | None = None
+
+
+class RunSpec(_Part):
+    """`runSpec`, the launch spec that `wandb launch` and sweeps write."""
+
+    entity: Entity
+    project: Project
+    run_id: RunId | None = None
+    name: Line = ""
+    author: Line = ""
+    job: Line = ""
+    uri: Line = ""
+    image_uri: Line = ""
+    resource: Line = ""
+    sweep_id: Line = ""
+    docker: Docker = Field(default_factory=Docker)
+    git: Git = Field(default_factory=Git)
+    overrides: Overrides = Field(default_factory=Overrides)
+    resource_args: ResourceArgs = Field(default_factory=ResourceArgs)
+    resume_count: StrictInt = Field(0, alias="_resume_count")
+    wandb_api_key: SecretStr | None = Field(None, alias="_wandb_api_key")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_sweep(cls, value: Any) -> Any:
+        """W&B's client writes "no sweep" as an empty object."""
+        if isinstance(value, dict) and value.get("sweep_id") == {}:
+            return {k: v for k, v in value.items() if k != "sweep_id"}
+        return value
+
+
+class Options(_Part):
+    """`options` of our envelope: settings of the worker that one message may change."""
+
+    log_target: LogTarget | None = None
+
+
+class LaunchMessage(_Part):
+    """The body of one SQS message, each field valid by itself; `interpret` says what they mean together."""
+
+    run_spec: RunSpec = Field(alias="runSpec")
+    item_id: Line = Field("", alias="runQueueItemId")
+    launch_id: Line = Field("", alias="launchId")
+    queue: Line = ""
+    entity: Line = ""
+    """Entity of the W&B queue; it may differ from the run's."""
+    agent_run: Line = Field("", alias="agentRun")
+    options: Options = Field(default_factory=Options)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSource:
+    """A ready image; it may hold macros when it comes from the resource arguments."""
+
+    image: str
+    given_at: str = DOCKER_IMAGE[0]
+    """JSON path of the field that named it."""
+
+
+@dataclass(frozen=True, slots=True)
+class AlgorithmSource:
+    """An algorithm resource of SageMaker (`AlgorithmName`): no image, no entrypoint, no build."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobSource:
+    """A W&B job artifact, `entity/project/name:alias`; what it holds is known once it is fetched."""
+
+    job: str
+    dockerfile: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CodeSource:
+    """Code named directly: a git remote or an archive on S3."""
+
+    uri: str
+    version: str = ""
+    dockerfile: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerSource:
+    """A sweep scheduler, which W&B's agent runs as a process of its own."""
+
+
+Source = ImageSource | AlgorithmSource | JobSource | CodeSource | SchedulerSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """A validated launch message. Absent text is empty."""
+
+    launch_id: str
+    run: RunRef
+    source: Source
+    sagemaker: Mapping[str, Any]
+    """`resource_args.sagemaker` as given: macros not substituted, keys not normalised."""
+    item_id: str = ""
+    name: str = ""
+    author: str = ""
+    queue: str = ""
+    queue_entity: str = ""
+    agent_run: str = ""
+    sweep_id: str = ""
+    resume_count: int = 0
+    job: str = ""
+    entry_point: tuple[str, ...] = ()
+    """The override of this launch, not the job's own."""
+    args: tuple[str, ...] = ()
+    run_config: Mapping[str, Any] = field(default_factory=dict)
+    artifacts: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Any] = field(default_factory=dict)
+    api_key: SecretStr | None = None
+    """The submitter's own W&B key, if the message carries one."""
+    log_target: str = "companion"
+
+
+def parse_message(body: str) -> LaunchMessage:
+    """Read an SQS body; raises `BadMessage` with every field that is missing or of the wrong kind."""
+    value = load_json(body)
+    if not isinstance(value, dict):
+        raise BadMessage((Problem("$", f"is {type_name(value)}", 'send an object: {"runSpec": {…}}'),))
+    if isinstance(
+        value.get("runSpec"), str
+    ):  # pushToRunQueueByName answers with text, popFromRunQueue does not
+        value = {**value, "runSpec": load_json(value["runSpec"], "$.runSpec")}
+    try:
+        return LaunchMessage.model_validate(value)
+    except ValidationError as error:
+        raise BadMessage(tuple(_explain(details) for details in error.errors())) from None
+
+
+def interpret(message: LaunchMessage, *, launch_id: str, default_log_target: str) -> Launch:
+    """What the message asks for; raises `BadMessage` when nothing in it can be run on SageMaker."""
+    spec = message.run_spec
+    source = _source(spec)
+    problems = _contradictions(spec, source)
+    if source is None or problems:
+        raise BadMessage(tuple(problems))
+    key = spec.wandb_api_key
+    return Launch(
+        launch_id=launch_id,
+        item_id=message.item_id,
+        run=RunRef(spec.entity, spec.project.lower(), spec.run_id or launch_id[:_RUN_ID_LENGTH]),
+        name=spec.name,
+        author=spec.author,
+        queue=message.queue,
+        queue_entity=message.entity,
+        agent_run=message.agent_run,
+        sweep_id=spec.sweep_id,
+        resume_count=spec.resume_count,
+        job=spec.job,
+        source=source,
+        sagemaker=spec.resource_args.sagemaker or {},
+        entry_point=spec.overrides.entry_point,
+        args=spec.overrides.args,
+        run_config=spec.overrides.run_config,
+        artifacts=spec.overrides.artifacts,
+        files=spec.overrides.files,
+        api_key=key if key and key.get_secret_value() else None,
+        log_target=message.options.log_target or default_log_target,
+    )
+
+
+def sagemaker_argument(arguments: Mapping[str, Any], name: str) -> Any:
+    """A top-level CreateTrainingJob argument in whichever case it was written; the exact spelling wins."""
+    if arguments.get(name) is not None:
+        return arguments[name]
+    folded = fold_argument(name)
+    return next((v for k, v in arguments.items() if v is not None and fold_argument(k) == folded), None)
+
+
+def fold_argument(name: str) -> str:
+    """`RoleArn`, `role_arn` and `roleArn` are one argument."""
+    return name.replace("_", "").lower()
+
+
+def _source(spec: RunSpec) -> Source | None:
+    """First match wins. A TrainingImage of the queue beats everything that would otherwise be built for nothing,
+    unless it asks for the launch's own image with `${image_uri}`."""
+    if spec.uri.startswith("placeholder"):
+        return SchedulerSource()
+    algorithm = sagemaker_argument(spec.resource_args.sagemaker or {}, "AlgorithmSpecification")
+    given = algorithm if isinstance(algorithm, dict) else {}
+    name, image = given.get("AlgorithmName"), given.get("TrainingImage")
+    if isinstance(name, str) and name:
+        return AlgorithmSource(name)
+    if isinstance(image, str) and image and "${image_uri}" not in image:
+        return ImageSource(image, _TRAINING_IMAGE)
+    for docker_image, path in zip((spec.docker.docker_image, spec.image_uri), DOCKER_IMAGE, strict=True):
+        if docker_image:
+            return ImageSource(docker_image, path)
+    dockerfile = spec.overrides.dockerfile
+    if spec.job:
+        return JobSource(spec.job, dockerfile)
+    return CodeSource(spec.uri, spec.git.version, dockerfile) if spec.uri else None
+
+
+def _contradictions(spec: RunSpec, source: Source | None) -> list[Problem]:
+    """Problems of fields that are valid one by one."""
+    if isinstance(source, SchedulerSource):
+        return []  # refused later with its own code: a scheduler has no SageMaker arguments to complain about
+    problems = []
+    if source is None:
+        remedy = "name an image (docker.docker_image), a job, or code (uri)"
+        problems.append(Problem("$.runSpec", "there is nothing to run", remedy))
+    if isinstance(source, JobSource) and not _is_job_name(source.job):
+        remedy = "write it as entity/project/name:alias"
+        problems.append(Problem("$.runSpec.job", "is not the name of a job artifact", remedy))
+    if spec.resource and spec.resource != "sagemaker":
+        what = f"is {spec.resource!r}, and this worker runs sagemaker only"
+        problems.append(Problem("$.runSpec.resource", what, "send it to a queue of that resource"))
+    elif not spec.resource_args.sagemaker:
+        remedy = "give the CreateTrainingJob arguments, or set them in the W&B queue's config"
+        problems.append(Problem(SAGEMAKER_PATH, "no SageMaker arguments are given", remedy))
+    return problems
+
+
+def _is_job_name(job: str) -> bool:
+    return job.count("/") == 2 and ":" in job.rpartition("/")[2] and all(job.split("/"))
+
+
+_REMEDIES = {
+    "missing": "add it",
+    "string_type": "write it as a string",
+    "tuple_type": "write it as a list of strings",
+    "dict_type": "write it as an object",
+    "model_type": "write it as an object",
+    "int_type": "write it as a whole number",
+    "literal_error": "choose one of these",
+}
+# Where pydantic speaks of Python, not of JSON.
+_WANTED = {
+    "tuple_type": "should be a list",
+    "dict_type": "should be an object",
+    "model_type": "should be an object",
+}
+
+
+def _explain(details: ErrorDetails) -> Problem:
+    """A pydantic error in our words. Its input is not quoted: it may be a secret."""
+    path = json_path("$", *details["loc"])
+    kind = details["type"]
+    if kind == "launch":
+        return Problem(path, details["ctx"]["what"], details["ctx"]["remedy"])
+    if kind == "missing":
+        return Problem(path, "is missing", _REMEDIES[kind])
+    wanted = _WANTED.get(kind) or details["msg"].removeprefix("Input ")
+    return Problem(path, f"{wanted}, not {type_name(details['input'])}", _REMEDIES.get(kind, "correct it"))
