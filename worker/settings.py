@@ -112,6 +112,9 @@ class Settings(BaseSettings):
     log_target: Literal["companion", "run", "files", "off"] = Field(
         "companion", description="Where container logs go; `run` is for images that do not use W&B."
     )
+    receive_wait: Seconds = Field(
+        20.0, ge=0, le=20, description="Longest wait of one SQS receive (long polling)."
+    )
     log_quiet: Seconds = Field(
         15.0, description="A finished job's log is complete when nothing new came for this long."
     )

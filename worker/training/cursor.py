@@ -105,17 +105,16 @@ def after_late(position: StreamPosition, taken: Sequence[LogEvent]) -> StreamPos
     return replace(position, marks=marks)
 
 
-def after_deep_sweep(position: StreamPosition, events: Sequence[LogEvent], since: int) -> StreamPosition:
-    """The position once a deep sweep over [`since`, position] saw `events` and nothing late is left: the marks
-    within collapse to one; one older mark remains for what may still arrive behind `since`."""
+def after_deep_sweep(position: StreamPosition, newest_seen: int, since: int) -> StreamPosition:
+    """The position once a deep sweep over [`since`, position] has been dealt with; `newest_seen` is the newest
+    ingestion time it saw (-1: none). The marks within collapse to one; one older mark remains for what may still
+    arrive behind `since`."""
     if not position.marks:
         return position
-    seen = [event.ingested for event in events if event.timestamp <= position.timestamp]
-    newest = max([position.marks[-1][1], *seen])
-    older = next(
-        passed for reached, passed in position.marks if reached >= min(since - 1, position.timestamp)
-    )
-    kept = ((since - 1, older),) if position.marks[0][0] < since <= position.timestamp else ()
+    newest = max(position.marks[-1][1], newest_seen)
+    kept: tuple[tuple[int, int], ...] = ()
+    if 0 < since <= position.timestamp:
+        kept = ((since - 1, next(passed for reached, passed in position.marks if reached >= since - 1)),)
     return replace(position, marks=(*kept, (position.timestamp, newest)))
 
 

@@ -88,19 +88,14 @@ class LogFeed:
         self._metrics.log_events.inc(len(events))
         return Sweep(tuple(events), complete, frozenset(missing))
 
-    async def between(self, streams: Sequence[str], since: int, until: int) -> list[LogEvent]:
-        """All events of some streams in [since, until] ms, in the API's order, whatever was taken before."""
-        events: list[LogEvent] = []
+    async def pages(
+        self, streams: Sequence[str], since: int, until: int | None
+    ) -> AsyncIterator[list[LogEvent]]:
+        """All events of some streams in [since, until] ms (None: to the end), in the API's order, page by page,
+        whatever was taken before."""
         for start in range(0, len(streams), MAX_STREAMS):
-            group = streams[start : start + MAX_STREAMS]
-            async for page in self._pages(group, max(0, since), until, set()):
-                events += page
-        return events
-
-    async def whole_stream(self, stream: str) -> AsyncIterator[list[LogEvent]]:
-        """A stream from its beginning, page by page."""
-        async for page in self._pages([stream], 0, None, set()):
-            yield page
+            async for page in self._pages(streams[start : start + MAX_STREAMS], max(0, since), until, set()):
+                yield page
 
     async def _read(
         self, streams: Sequence[str], since: int, until: int | None, missing: set[str]

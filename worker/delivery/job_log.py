@@ -1,0 +1,78 @@
+"""One job's log in this worker's memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from worker.launch.console import ConsoleLine
+from worker.launch.log_state import StreamPosition
+from worker.ledger.held import HeldLaunch
+from worker.training import cursor
+from worker.training.cursor import LogEvent
+
+# Containers that have not started cannot have a stream; asking for it would only spend DescribeLogStreams.
+_NO_CONTAINER_YET = frozenset({"", "Starting", "Pending"})
+
+
+@dataclass(frozen=True, slots=True)
+class AssignedBatch:
+    """Lines that have a place in the console, and are to be posted there and nowhere else."""
+
+    log: JobLog
+    first_line: int
+    events: int
+    """How many events became these lines."""
+    lines: Sequence[ConsoleLine]
+    newest_ingested: int
+    """ms since the epoch, for the latency metric."""
+
+
+@dataclass(slots=True, eq=False)
+class JobLog:
+    """Where a job's log stands here; the durable part is `held.record.log`. Times are monotonic seconds."""
+
+    held: HeldLaunch
+    positions: dict[str, StreamPosition] = field(default_factory=dict)
+    posting: bool = False
+    """A batch is assigned and W&B has not acknowledged it: nothing more is read until it has."""
+    replay_due: bool = False
+    """The ledger's last batch may not have reached W&B: it comes first."""
+    look_at: float = 0.0
+    """When to look for streams again."""
+    deep_swept_at: float = 0.0
+    news_at: float = 0.0
+    ended_at: float | None = None
+    closing: bool = False
+
+    @property
+    def is_read(self) -> bool:
+        """The loop may read on."""
+        return not (self.posting or self.closing or self.held.lost)
+
+    @property
+    def expects_streams(self) -> bool:
+        """More streams are to come: containers run, and not each of them has one yet."""
+        record = self.held.record
+        return (
+            len(self.positions) < record.instance_count
+            and record.facts.secondary_status not in _NO_CONTAINER_YET
+        )
+
+    def assign(self, events: Sequence[LogEvent]) -> AssignedBatch:
+        """Give `events` the next console lines, in memory; `positions` must already stand behind them."""
+        state, lines = cursor.assign(self.held.record.log, self.positions, events)
+        first_line = self.held.record.log.next_line
+        self.held.update(log=state)
+        self.posting = True
+        self.news_at = time.monotonic()
+        return AssignedBatch(self, first_line, len(events), lines, max(event.ingested for event in events))
+
+    def take(self, events: Sequence[LogEvent]) -> AssignedBatch:
+        """Assign as many of the new events, in the API's order, as one batch may hold."""
+        taken = cursor.take(events)
+        for stream in {event.stream for event in taken}:
+            own = [event for event in taken if event.stream == stream]
+            self.positions[stream] = cursor.advance(self.positions[stream], own)
+        return self.assign(taken)

@@ -1,0 +1,162 @@
+"""One loop for the logs of all jobs.
+
+A job has at most one assigned batch that W&B has not acknowledged; until it has, its log is not read further, so a
+slow W&B leaves the backlog in CloudWatch and not in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from worker.aio import backoff
+from worker.delivery.closing import Closing
+from worker.delivery.job_log import AssignedBatch, JobLog
+from worker.delivery.posting import Posting
+from worker.errors import Again
+from worker.ledger.held import HeldLaunch, HeldLaunches
+from worker.ops.logging import get_logger
+from worker.training import cursor
+from worker.training.cursor import LogEvent
+from worker.training.log_feed import LogFeed
+from worker.training.status import makes_new_streams
+
+_DISCOVERIES = 20
+"""DescribeLogStreams calls in one round: finding new streams must not hold up the known ones."""
+_SILENCE_MS = 120_000
+"""A silent stream counts as read up to this long ago; what turns up behind that later is a late event."""
+
+_log = get_logger()
+
+
+class LogDelivery:
+    """Follows logs, and tells when a finished job's log is complete in W&B."""
+
+    def __init__(
+        self,
+        *,
+        feed: LogFeed,
+        held: HeldLaunches,
+        posting: Posting,
+        closing: Closing,
+        interval: float,
+        quiet: float,
+        drain_limit: float,
+    ) -> None:
+        self._feed = feed
+        self._posting = posting
+        self._closing = closing
+        self._interval = interval
+        self._quiet = quiet
+        self._drain_limit = drain_limit
+        self._logs: dict[str, JobLog] = {}
+        held.when_lost(self._forget)
+
+    def follow(self, held: HeldLaunch) -> None:
+        """Go on with a job's log where the ledger says it stands."""
+        now = time.monotonic()
+        log = JobLog(held, dict(held.record.log.positions), deep_swept_at=now, news_at=now)
+        log.posting = log.replay_due = held.record.log.batch is not None
+        self._logs[held.launch_id] = log
+
+    def job_changed(self, held: HeldLaunch) -> None:
+        """The job's state changed: restarted containers write to new streams."""
+        if (log := self._logs.get(held.launch_id)) and makes_new_streams(held.record.facts.secondary_status):
+            log.look_at = 0.0
+
+    def job_ended(self, held: HeldLaunch) -> None:
+        """No container of this job runs any more: deliver what is left, then call `on_delivered`."""
+        if (log := self._logs.get(held.launch_id)) and log.ended_at is None:
+            log.ended_at = log.news_at = time.monotonic()
+            log.look_at = 0.0
+
+    async def run(self, on_delivered: Callable[[HeldLaunch], None]) -> None:
+        """Serve all logs until cancelled; `on_delivered` is called once for each job whose log is complete."""
+        tries = 0
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                try:
+                    busy = await self._round(tasks, on_delivered)
+                    tries = 0
+                except Again as error:
+                    pause = error.retry_after or backoff(tries, cap=30)
+                    _log.warning("log_round_failed", error=str(error), again_in=round(pause, 1))
+                    tries += 1
+                    await asyncio.sleep(pause)
+                    continue
+                await asyncio.sleep(0 if busy else self._interval)
+
+    async def _round(self, tasks: asyncio.TaskGroup, on_delivered: Callable[[HeldLaunch], None]) -> bool:
+        """Read, assign, post; True when more is waiting already."""
+        self._start_replays(tasks)
+        logs = [log for log in self._logs.values() if log.is_read]
+        await self._look_for_streams(logs)
+        by_stream = {stream: log for log in logs for stream in log.positions}
+        asked_ms = int(time.time() * 1000)
+        sweep = await self._feed.sweep({stream: log.positions[stream] for stream, log in by_stream.items()})
+        for stream in sweep.missing:
+            del by_stream[stream].positions[stream]
+        news: dict[JobLog, list[LogEvent]] = {}
+        for event in sweep.events:
+            news.setdefault(by_stream[event.stream], []).append(event)
+        batches = [log.take(events) for log, events in news.items() if not log.held.lost]
+        cut = any(batch.events < len(news[batch.log]) for batch in batches)
+        if sweep.complete:
+            _skip_silence((log for log in logs if log not in news), asked_ms - _SILENCE_MS)
+        batches += await self._late_events([log for log in logs if log.is_read])
+        for batch in await self._posting.make_durable(batches):
+            tasks.create_task(self._posting.post(batch), name=f"post {batch.log.held.record.job_name}")
+        for log in logs:
+            if log.is_read and self._is_quiet(log):
+                log.closing = True
+                tasks.create_task(self._close(log, on_delivered), name=f"close {log.held.record.job_name}")
+        return cut or not sweep.complete
+
+    def _start_replays(self, tasks: asyncio.TaskGroup) -> None:
+        for log in self._logs.values():
+            if log.replay_due:
+                log.replay_due = False
+                tasks.create_task(self._posting.replay(log), name=f"replay {log.held.record.job_name}")
+
+    async def _look_for_streams(self, logs: Sequence[JobLog]) -> None:
+        now = time.monotonic()
+        due = [log for log in logs if log.look_at <= now and (log.expects_streams or log.look_at == 0.0)]
+        for log in sorted(due, key=lambda log: log.look_at)[:_DISCOVERIES]:
+            for stream in await self._feed.streams(log.held.record.job_name):
+                if stream not in log.positions:
+                    log.positions[stream] = cursor.NOTHING_TAKEN
+                    log.news_at = time.monotonic()
+            log.look_at = now + 3 * self._interval
+            if log.ended_at is not None and now < log.ended_at + self._quiet / 2:
+                # A stream may appear after its job's end: look a second time within the quiet period.
+                log.look_at = 0.0
+
+    async def _late_events(self, logs: Sequence[JobLog]) -> list[AssignedBatch]:
+        swept = [
+            await self._closing.sweep_running(log)
+            for log in logs
+            if log.ended_at is None and self._closing.deep_sweep_is_due(log)
+        ]
+        return [batch for batch in swept if batch is not None]
+
+    def _is_quiet(self, log: JobLog) -> bool:
+        if log.ended_at is None:
+            return False
+        now = time.monotonic()
+        return now - log.news_at >= self._quiet or now - log.ended_at >= self._drain_limit
+
+    async def _close(self, log: JobLog, on_delivered: Callable[[HeldLaunch], None]) -> None:
+        await self._closing.close(log)
+        self._forget(log.held)
+        if not log.held.lost:
+            on_delivered(log.held)
+
+    def _forget(self, held: HeldLaunch) -> None:
+        self._logs.pop(held.launch_id, None)
+
+
+def _skip_silence(logs: Iterable[JobLog], until_ms: int) -> None:
+    for log in logs:
+        for stream, position in log.positions.items():
+            log.positions[stream] = cursor.skip_silence(position, until_ms)

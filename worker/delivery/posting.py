@@ -1,0 +1,106 @@
+"""Assigned batches on their way to W&B: durable first, then posted until W&B has them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from worker.aio import backoff, effect
+from worker.delivery.job_log import AssignedBatch, JobLog
+from worker.errors import Again, WorkerError
+from worker.ledger.held import HeldLaunches
+from worker.ops.logging import get_logger
+from worker.ops.metrics import Metrics
+from worker.tracking.companion import CompanionRuns
+from worker.training import cursor
+from worker.training.log_feed import LogFeed
+
+_log = get_logger()
+
+
+class Posting:
+    """Writes assignments to the ledger and posts them; the same lines at the same place, however often."""
+
+    def __init__(
+        self, *, held: HeldLaunches, feed: LogFeed, companion: CompanionRuns, metrics: Metrics
+    ) -> None:
+        self._held = held
+        self._feed = feed
+        self._companion = companion
+        self._metrics = metrics
+
+    async def make_durable(self, batches: Sequence[AssignedBatch]) -> list[AssignedBatch]:
+        """Write the assignments of all jobs together; returns those that are still ours and may be posted.
+
+        While the ledger does not answer nothing may be posted, so this waits for it."""
+        tries = 0
+        while True:
+            try:
+                with effect("assign_log_batch"):
+                    await self._held.save(batch.log.held for batch in batches)
+                return [batch for batch in batches if not batch.log.held.lost]
+            except Again as error:
+                _log.warning("ledger_unreachable", error=str(error))
+                await asyncio.sleep(backoff(tries, cap=10))
+                tries += 1
+
+    async def post(self, batch: AssignedBatch) -> None:
+        """Post until W&B has the lines, or the launch is somebody else's."""
+        record = batch.log.held.record
+
+        async def send() -> None:
+            await self._companion.post_lines(record, batch.first_line, batch.lines)
+
+        if await self.until_done(batch.log, send):
+            self._metrics.log_lines.inc(len(batch.lines))
+            self._metrics.log_latency.observe(max(0.0, time.time() - batch.newest_ingested / 1000))
+            batch.log.posting = False
+
+    async def replay(self, log: JobLog) -> None:
+        """Post the batch that the ledger holds: its assigner may have died before W&B had it."""
+        record = log.held.record
+        batch = record.log.batch
+        assert batch is not None
+        since = min(first for first, _ in batch.streams.values())
+        until = max(last for _, last in batch.streams.values())
+
+        async def send() -> None:
+            found = [
+                event
+                async for page in self._feed.pages(sorted(batch.streams), since, until)
+                for event in page
+            ]
+            lines = [line for event in cursor.replay(batch, found) for line in cursor.console_lines(event)]
+            if cursor.lines_digest(lines) != batch.digest:
+                _log.error("log_replay_differs", launch_id=record.launch_id, first_line=batch.first_line)
+            await self._companion.post_lines(record, batch.first_line, lines)
+
+        try:
+            done = await self.until_done(log, send)
+        except LookupError as error:
+            # Retention or a deleted stream: most likely W&B has the lines; holding the rest back would help nobody.
+            _log.error("log_replay_impossible", launch_id=record.launch_id, error=str(error))
+            done = True
+        if done:
+            log.posting = False
+
+    async def until_done(self, log: JobLog, send: Callable[[], Awaitable[None]]) -> bool:
+        """Repeat `send` until it succeeds (True) or the launch is lost (False). W&B's refusals are ridden out too:
+        a key that is rotated or a server that is mended brings the log on; the backlog stays in CloudWatch."""
+        tries = 0
+        while not log.held.lost:
+            try:
+                await send()
+                return True
+            except WorkerError as error:
+                pause = (error.retry_after if isinstance(error, Again) else None) or backoff(tries, cap=30)
+                _log.warning(
+                    "log_delivery_delayed",
+                    training_job=log.held.record.job_name,
+                    error=str(error),
+                    again_in=round(pause, 1),
+                )
+                tries += 1
+                await asyncio.sleep(pause)
+        return False

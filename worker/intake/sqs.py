@@ -1,0 +1,192 @@
+"""The SQS queue with launch messages: standard or FIFO. Facts: Amazon SQS API and developer guide."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from worker.aio import effect
+from worker.clients.aws import AwsRefused, call
+from worker.errors import SettingsError
+
+if TYPE_CHECKING:
+    from types_aiobotocore_sqs import SQSClient
+
+MAX_VISIBILITY = 43_200.0
+"""Seconds a message may stay hidden, counted from its receive: 12 h. Asking for more is an error, not a clamp."""
+_MAX_BATCH = 10
+_MAX_DLQ_BODY = 200_000
+"""Bytes of a refused body that are copied; a queue's maximum may be as low as 256 KiB, attributes included."""
+_LOST_CODES = frozenset({"ReceiptHandleIsInvalid", "MessageNotInflight", "InvalidParameterValue"})
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFacts:
+    """What the worker needs to know of its queue; read once at start."""
+
+    url: str
+    arn: str
+    fifo: bool
+    dlq_url: str
+    """Empty: refused messages are copied nowhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class SqsMessage:
+    """One received message."""
+
+    message_id: str
+    receipt_handle: str
+    body: str
+    receive_count: int
+    group_id: str
+
+
+class LaunchQueue:
+    """Receives, hides, deletes and dead-letters launch messages."""
+
+    def __init__(self, client: SQSClient, facts: QueueFacts) -> None:
+        self._client = client
+        self.facts = facts
+
+    async def receive(self, limit: int, *, wait: float, visibility: float) -> list[SqsMessage]:
+        """Long-poll for at most `limit` messages. FIFO: one, since the rest of a group would wait behind it with
+        its clock running."""
+        answer = await call(
+            "ReceiveMessage",
+            lambda: self._client.receive_message(
+                QueueUrl=self.facts.url,
+                MaxNumberOfMessages=1 if self.facts.fifo else min(limit, _MAX_BATCH),
+                WaitTimeSeconds=int(wait),
+                VisibilityTimeout=int(visibility),
+                MessageSystemAttributeNames=["ApproximateReceiveCount", "MessageGroupId"],
+            ),
+        )
+        return [_message(raw) for raw in answer.get("Messages", [])]
+
+    async def hide(self, message: SqsMessage, seconds: float) -> None:
+        """Let the message become visible again after `seconds`; a handle that expired already is no error."""
+        try:
+            with effect("release_message"):
+                await call(
+                    "ChangeMessageVisibility",
+                    lambda: self._client.change_message_visibility(
+                        QueueUrl=self.facts.url,
+                        ReceiptHandle=message.receipt_handle,
+                        VisibilityTimeout=int(min(seconds, MAX_VISIBILITY - 60)),
+                    ),
+                )
+        except AwsRefused as error:
+            if error.aws_code not in _LOST_CODES:
+                raise
+
+    async def extend(self, messages: Sequence[SqsMessage], seconds: float) -> frozenset[str]:
+        """Renew the leases of up to ten messages in one call; returns the receipt handles that are lost."""
+        assert len(messages) <= _MAX_BATCH
+        answer = await call(
+            "ChangeMessageVisibilityBatch",
+            lambda: self._client.change_message_visibility_batch(
+                QueueUrl=self.facts.url,
+                Entries=[
+                    {"Id": str(i), "ReceiptHandle": m.receipt_handle, "VisibilityTimeout": int(seconds)}
+                    for i, m in enumerate(messages)
+                ],
+            ),
+        )
+        # Entries can fail one by one inside an HTTP 200; SenderFault is not reliable, the code is.
+        return frozenset(
+            messages[int(entry["Id"])].receipt_handle
+            for entry in answer.get("Failed", [])
+            if entry["Code"].rpartition(".")[2] in _LOST_CODES
+        )
+
+    async def delete(self, message: SqsMessage) -> None:
+        """The message has been dealt with."""
+        with effect("delete_message"):
+            await call(
+                "DeleteMessage",
+                lambda: self._client.delete_message(
+                    QueueUrl=self.facts.url, ReceiptHandle=message.receipt_handle
+                ),
+            )
+
+    async def send(self, body: str, launch_id: str, *, group: str = "") -> str:
+        """Send a launch message; returns its message id. FIFO: group and deduplication id are the launch id;
+        standard: the group, a W&B queue, gives SQS fair queues."""
+        extra = self._ordering(launch_id, group)
+        answer = await call(
+            "SendMessage",
+            lambda: self._client.send_message(QueueUrl=self.facts.url, MessageBody=body, **extra),
+        )
+        return answer["MessageId"]
+
+    async def copy_to_dlq(self, body: str, launch_id: str, attributes: Mapping[str, str]) -> None:
+        """Copy a refused message, secrets already taken out, with the reason in its attributes."""
+        if not self.facts.dlq_url:
+            return
+        given = dict(attributes)
+        raw = body.encode("utf-8", "replace")
+        if len(raw) > _MAX_DLQ_BODY:
+            given["truncated"] = str(len(raw))
+            body = raw[:_MAX_DLQ_BODY].decode("utf-8", "ignore")
+        extra = self._ordering(launch_id, "") if self.facts.dlq_url.endswith(".fifo") else {}
+        with effect("copy_to_dlq"):
+            await call(
+                "SendMessage (DLQ)",
+                lambda: self._client.send_message(
+                    QueueUrl=self.facts.dlq_url,
+                    MessageBody=_sendable(body) or "(empty)",
+                    MessageAttributes={
+                        name: {"DataType": "String", "StringValue": _sendable(value)[:2000]}
+                        for name, value in given.items()
+                        if value
+                    },
+                    **extra,
+                ),
+            )
+
+    def _ordering(self, launch_id: str, group: str) -> Mapping[str, Any]:
+        if self.facts.fifo:
+            return {"MessageGroupId": launch_id, "MessageDeduplicationId": launch_id}
+        return {"MessageGroupId": group} if group else {}
+
+
+async def queue_facts(client: SQSClient, url: str, dlq_url: str) -> QueueFacts:
+    """Ask SQS about the queue. Raises `SettingsError` if there is no such queue."""
+    try:
+        answer = await call(
+            "GetQueueAttributes",
+            lambda: client.get_queue_attributes(
+                QueueUrl=url, AttributeNames=["QueueArn", "RedrivePolicy", "FifoQueue"]
+            ),
+        )
+    except AwsRefused as error:
+        raise SettingsError(f"LAUNCH_QUEUE_URL: {url}: {error.aws_message}") from error
+    attributes: Mapping[str, str] = answer["Attributes"]  # type: ignore[assignment]
+    if not dlq_url and (policy := attributes.get("RedrivePolicy")):
+        dlq_name = json.loads(policy)["deadLetterTargetArn"].rpartition(":")[2]
+        dlq_url = (await call("GetQueueUrl", lambda: client.get_queue_url(QueueName=dlq_name)))["QueueUrl"]
+    return QueueFacts(url, attributes["QueueArn"], attributes.get("FifoQueue") == "true", dlq_url)
+
+
+def _message(raw: Mapping[str, Any]) -> SqsMessage:
+    attributes = raw.get("Attributes", {})
+    return SqsMessage(
+        message_id=raw["MessageId"],
+        receipt_handle=raw["ReceiptHandle"],
+        body=raw["Body"],
+        receive_count=int(attributes.get("ApproximateReceiveCount", 1)),
+        group_id=attributes.get("MessageGroupId", ""),
+    )
+
+
+def _sendable(text: str) -> str:
+    """SQS takes only the characters of XML 1.0 (SendMessage, 'MessageBody')."""
+    return "".join(
+        ch
+        if ch in "\t\n\r" or " " <= ch <= "\ud7ff" or "\ue000" <= ch <= "\ufffd" or ch >= "\U00010000"
+        else "�"
+        for ch in text
+    )

@@ -1,0 +1,102 @@
+"""The launches that this worker holds, in memory, and the only way to write their records.
+
+Writes of one worker are serialised and always carry the newest record, so that a slow write can never put an older
+state over a newer one; writes of other workers are fenced off by (owner, epoch).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+from pydantic import SecretStr
+
+from worker.launch.record import LaunchRecord
+from worker.ledger.port import Ledger
+from worker.ops.logging import get_logger
+from worker.ops.metrics import Metrics
+
+_log = get_logger()
+
+
+class HeldLaunch:
+    """A launch this worker holds. `record` is replaced, never changed; it may be ahead of the ledger."""
+
+    __slots__ = ("api_key", "lost", "record")
+
+    def __init__(self, record: LaunchRecord, api_key: SecretStr | None = None) -> None:
+        self.record = record
+        self.api_key = api_key
+        """The launch's own W&B key, in memory only."""
+        self.lost = False
+        """Another worker has taken it over: write nothing, post nothing new."""
+
+    @property
+    def launch_id(self) -> str:
+        """Its identity."""
+        return self.record.launch_id
+
+    def update(self, **changes: object) -> None:
+        """Replace fields of the record, in memory; `HeldLaunches.save` makes it durable."""
+        self.record = replace(self.record, **changes)  # type: ignore[arg-type]
+
+
+class HeldLaunches:
+    """All launches of leg 2 that this worker holds."""
+
+    def __init__(self, ledger: Ledger, worker: str, metrics: Metrics) -> None:
+        self._ledger = ledger
+        self._worker = worker
+        self._metrics = metrics
+        self._launches: dict[str, HeldLaunch] = {}
+        self._writing = asyncio.Lock()
+        self._on_lost: list[Callable[[HeldLaunch], None]] = []
+
+    def __iter__(self) -> Iterator[HeldLaunch]:
+        return iter(list(self._launches.values()))
+
+    def __len__(self) -> int:
+        return len(self._launches)
+
+    def __contains__(self, launch_id: str) -> bool:
+        return launch_id in self._launches
+
+    def when_lost(self, callback: Callable[[HeldLaunch], None]) -> None:
+        """Tell `callback` about each launch that another worker took over."""
+        self._on_lost.append(callback)
+
+    def add(self, held: HeldLaunch) -> None:
+        """Hold a launch; its record must name this worker as owner."""
+        self._launches[held.launch_id] = held
+
+    def drop(self, held: HeldLaunch) -> None:
+        """Hold it no longer: it is finished, refused, released or lost."""
+        self._launches.pop(held.launch_id, None)
+
+    async def save(self, launches: Iterable[HeldLaunch]) -> None:
+        """Write the newest records of `launches`, together. Those that another worker took over are marked `lost`,
+        dropped and told to `when_lost`. Raises `Again` when the ledger does not answer: nothing is known then."""
+        async with self._writing:
+            wanted = {held.launch_id: held for held in launches if not held.lost}
+            if not wanted:
+                return
+            gone = await self._ledger.save([held.record for held in wanted.values()], owner=self._worker)
+        for launch_id in gone:
+            self._lose(wanted[launch_id])
+
+    async def release(self) -> None:
+        """Give every launch back, so that another worker may claim it at once."""
+        async with self._writing:
+            records = [replace(held.record, owner="") for held in self if not held.lost]
+            if records:
+                await self._ledger.save(records, owner=self._worker)
+        self._launches.clear()
+
+    def _lose(self, held: HeldLaunch) -> None:
+        held.lost = True
+        self.drop(held)
+        self._metrics.ownership_lost.inc()
+        _log.warning("launch_taken_over", launch_id=held.launch_id, training_job=held.record.job_name)
+        for callback in self._on_lost:
+            callback(held)
