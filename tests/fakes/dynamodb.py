@@ -1,0 +1,82 @@
+"""moto's DynamoDB on 127.0.0.1, with what DynamoDB has and moto lacks: one write at a time, conflicts, throttling."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import AsyncIterator, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import aioboto3
+from aiobotocore.config import AioConfig
+from moto.moto_server.werkzeug_app import (
+    DomainDispatcherApplication,
+    MotoRequestHandler,
+    create_backend_app,
+)
+from werkzeug.serving import make_server
+from werkzeug.wrappers import Response
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from types_aiobotocore_dynamodb import DynamoDBClient
+
+
+class DynamoDbDouble:
+    """A WSGI application before moto's. moto checks a condition and writes in two steps that its threads interleave;
+    DynamoDB does not, so requests are served one by one."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.operations: list[str] = []
+        """Names of the operations called, oldest first."""
+        self._moto = DomainDispatcherApplication(create_backend_app)
+        self._one_by_one = threading.Lock()
+        self._errors: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+
+    def fail_next(self, operation: str, code: str, *, status: int = 400, **members: Any) -> None:
+        """Answer the next call of an operation with an error, before moto sees it."""
+        body = {"__type": f"com.amazonaws.dynamodb.v20120810#{code}", "message": "made by a test", **members}
+        self._errors.setdefault(operation, []).append((status, body))
+
+    def pending_failures(self) -> int:
+        """Errors of `fail_next` that nobody has met yet."""
+        return sum(map(len, self._errors.values()))
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        operation = str(environ.get("HTTP_X_AMZ_TARGET", "")).rpartition(".")[2]
+        with self._one_by_one:
+            self.operations.append(operation)
+            if self._errors.get(operation):
+                status, body = self._errors[operation].pop(0)
+                answer = Response(json.dumps(body), status, content_type="application/x-amz-json-1.0")
+                return answer(environ, start_response)
+            return list(self._moto(environ, start_response))
+
+
+@contextlib.contextmanager
+def serve_dynamodb() -> Iterator[DynamoDbDouble]:
+    """Run the double on a free port of 127.0.0.1 in a thread."""
+    double = DynamoDbDouble()
+    server = make_server("127.0.0.1", 0, double, threaded=True, request_handler=MotoRequestHandler)
+    double.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, name="dynamodb double")
+    thread.start()
+    try:
+        yield double
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextlib.asynccontextmanager
+async def dynamodb_client(url: str) -> AsyncIterator[DynamoDBClient]:
+    """A real client that talks to the double; its own retries are off, as the worker's are."""
+    session = aioboto3.Session(
+        aws_access_key_id="test", aws_secret_access_key="test", region_name="us-east-1"
+    )
+    config = AioConfig(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=30)
+    async with session.client("dynamodb", endpoint_url=url, config=config) as client:
+        yield client

@@ -1,0 +1,306 @@
+"""The ledger in one DynamoDB table, for many hosts; `dynamodb_items` says what is in it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import aiohttp
+from botocore.exceptions import BotoCoreError, ClientError
+
+from worker.aio import backoff
+from worker.clients.aws import translate
+from worker.errors import SettingsError, Throttled
+from worker.launch.record import LaunchRecord
+from worker.ledger.dynamodb_items import (
+    INDEX,
+    MAX_ITEM_BYTES,
+    RELEASED,
+    WORKERS,
+    Item,
+    Write,
+    beat_item,
+    beat_of,
+    check_size,
+    key,
+    record_of,
+    transactions,
+)
+from worker.ledger.port import WorkerBeat
+
+if TYPE_CHECKING:
+    from types_aiobotocore_dynamodb import DynamoDBClient
+    from types_aiobotocore_dynamodb.type_defs import CreateTableInputTypeDef
+
+MAX_TRIES = 6
+"""Tries of one transaction against conflicts and throttling before `Throttled` is raised."""
+
+_IS_OURS = "#owner = :owner AND #epoch = :epoch"
+_IS_OURS_NAMES = {"#owner": "owner", "#epoch": "epoch"}
+
+_WRITTEN, _LOST, _CONFLICT = "None", "ConditionalCheckFailed", "TransactionConflict"
+_PASSING = frozenset({_CONFLICT, "ThrottlingError", "ProvisionedThroughputExceeded", "RequestLimitExceeded"})
+"""Why a transaction was cancelled (API reference, TransactWriteItems): reasons that pass by themselves."""
+_CONFLICT_CODES = frozenset({"TransactionConflictException", "TransactionInProgressException"})
+
+
+def create_table_request(table: str) -> CreateTableInputTypeDef:
+    """The CreateTable parameters of the ledger's table, paid per request. `ensure_ttl` adds the rest."""
+    return {
+        "TableName": table,
+        "BillingMode": "PAY_PER_REQUEST",
+        "AttributeDefinitions": [
+            {"AttributeName": "pk", "AttributeType": "S"},
+            {"AttributeName": "holder", "AttributeType": "S"},
+        ],
+        "KeySchema": [{"AttributeName": "pk", "KeyType": "HASH"}],
+        "GlobalSecondaryIndexes": [
+            {
+                "IndexName": INDEX,
+                "KeySchema": [{"AttributeName": "holder", "KeyType": "HASH"}],
+                "Projection": {"ProjectionType": "ALL"},
+            }
+        ],
+    }
+
+
+async def ensure_ttl(client: DynamoDBClient, table: str) -> None:
+    """Let DynamoDB remove items whose `expires` has passed; nothing happens if it already does."""
+    with _translated("DescribeTimeToLive", table):
+        answer = await client.describe_time_to_live(TableName=table)
+    if answer["TimeToLiveDescription"].get("TimeToLiveStatus") in ("ENABLED", "ENABLING"):
+        return
+    with _translated("UpdateTimeToLive", table):
+        await client.update_time_to_live(
+            TableName=table, TimeToLiveSpecification={"Enabled": True, "AttributeName": "expires"}
+        )
+
+
+class DynamoDbLedger:
+    """The ledger's port on an open client, whose own retries are off.
+
+    Beyond the port, any call raises `SettingsError` when the table or its index is missing, and a write raises
+    `Never` (`LW-LEDGER-ITEM-SIZE`) for a record above DynamoDB's 400 KB."""
+
+    def __init__(self, client: DynamoDBClient, table: str) -> None:
+        self._client = client
+        self._table = table
+
+    async def read(self, launch_id: str) -> LaunchRecord | None:
+        with _translated("GetItem", self._table):
+            answer = await self._client.get_item(
+                TableName=self._table, Key=key("launch", launch_id), ConsistentRead=True
+            )
+        return record_of(answer["Item"]) if "Item" in answer else None
+
+    async def create(self, record: LaunchRecord) -> LaunchRecord | None:
+        write = Write.of(record)
+        check_size(write)
+        try:
+            with _translated("PutItem", self._table):
+                await self._client.put_item(
+                    TableName=self._table,
+                    Item=write.item,
+                    ConditionExpression="attribute_not_exists(pk)",
+                    ReturnValuesOnConditionCheckFailure="ALL_OLD",
+                )
+        except _ConditionFailed as refused:
+            return record_of(refused.item)
+        return None
+
+    async def claim(self, seen: LaunchRecord, worker: str) -> LaunchRecord | None:
+        # `holder` may be set on open records only, so the claim also depends on the record still being open.
+        is_open = seen.state.is_open
+        names = _IS_OURS_NAMES | {"#holder": "holder"}
+        values = {
+            ":owner": {"S": seen.owner},
+            ":epoch": {"N": str(seen.epoch)},
+            ":worker": {"S": worker},
+            ":next": {"N": str(seen.epoch + 1)},
+        }
+        unchanged = "attribute_exists(#holder)" if is_open else "attribute_not_exists(#holder)"
+        try:
+            with _translated("UpdateItem", self._table):
+                answer = await self._client.update_item(
+                    TableName=self._table,
+                    Key=key("launch", seen.launch_id),
+                    UpdateExpression="SET #owner = :worker, #epoch = :next"
+                    + (", #holder = :worker" if is_open else ""),
+                    ConditionExpression=f"{_IS_OURS} AND {unchanged}",
+                    ExpressionAttributeNames=names,
+                    ExpressionAttributeValues=values,
+                    ReturnValues="ALL_NEW",
+                )
+        except _ConditionFailed:
+            return None
+        return record_of(answer["Attributes"])
+
+    async def save(self, records: Sequence[LaunchRecord], *, owner: str) -> frozenset[str]:
+        """As the port says. Records too big for DynamoDB raise `Never` after all others have been written."""
+        writes = {record.launch_id: Write.of(record) for record in records}
+        fitting = [write for write in writes.values() if write.size <= MAX_ITEM_BYTES]
+        lost: set[str] = set()
+        for batch in transactions(fitting):
+            lost |= await self._save_batch(batch, owner)
+        for write in writes.values():
+            check_size(write)
+        return frozenset(lost)
+
+    async def open_records(self, owner: str) -> list[LaunchRecord]:
+        return [record_of(item) for item in await self._held_by(owner or RELEASED)]
+
+    async def beat(self, beat: WorkerBeat) -> None:
+        with _translated("PutItem", self._table):
+            await self._client.put_item(TableName=self._table, Item=beat_item(beat))
+
+    async def beats(self) -> list[WorkerBeat]:
+        return [beat_of(item) for item in await self._held_by(WORKERS)]
+
+    async def forget_worker(self, worker: str) -> None:
+        with _translated("DeleteItem", self._table):
+            await self._client.delete_item(TableName=self._table, Key=key("worker", worker))
+
+    async def lock(self, name: str, worker: str, *, held_by: str = "") -> str:
+        try:
+            with _translated("PutItem", self._table):
+                await self._client.put_item(
+                    TableName=self._table,
+                    Item=key("lock", name) | {"owner": {"S": worker}},
+                    ConditionExpression="attribute_not_exists(pk) OR #owner IN (:worker, :dead)",
+                    ExpressionAttributeNames={"#owner": "owner"},
+                    ExpressionAttributeValues={":worker": {"S": worker}, ":dead": {"S": held_by or worker}},
+                    ReturnValuesOnConditionCheckFailure="ALL_OLD",
+                )
+        except _ConditionFailed as refused:
+            return str(refused.item["owner"]["S"])
+        return worker
+
+    async def unlock(self, name: str, worker: str) -> None:
+        with contextlib.suppress(_ConditionFailed), _translated("DeleteItem", self._table):
+            await self._client.delete_item(
+                TableName=self._table,
+                Key=key("lock", name),
+                ConditionExpression="#owner = :worker",
+                ExpressionAttributeNames={"#owner": "owner"},
+                ExpressionAttributeValues={":worker": {"S": worker}},
+            )
+
+    async def _save_batch(self, batch: Sequence[Write], owner: str) -> set[str]:
+        """Write a batch; a lost record leaves it and the rest is tried again. Returns the lost launch ids."""
+        lost: set[str] = set()
+        pending = list(batch)
+        for tries in range(MAX_TRIES):
+            reasons = await self._try_batch(pending, owner)
+            if not reasons:
+                return lost
+            lost |= {launch_id for launch_id, reason in reasons.items() if reason == _LOST}
+            pending = [write for write in pending if write.launch_id not in lost]
+            if not pending:
+                return lost
+            if not _PASSING.isdisjoint(reasons.values()):
+                await asyncio.sleep(backoff(tries, base=0.05, cap=1.0))
+        raise Throttled(f"DynamoDB table {self._table}: conflicts or throttling, {MAX_TRIES} times in a row")
+
+    async def _try_batch(self, batch: Sequence[Write], owner: str) -> dict[str, str]:
+        """Write all or nothing. Returns why not, by launch id (only those that stood in the way); empty: written."""
+        puts = [self._put_if_ours(write, owner) for write in batch]
+        try:
+            if len(puts) == 1:  # half the price of a transaction
+                with _translated("PutItem", self._table):
+                    await self._client.put_item(**puts[0])
+            else:
+                with _translated("TransactWriteItems", self._table):
+                    await self._client.transact_write_items(TransactItems=[{"Put": put} for put in puts])
+        except _ConditionFailed:
+            return {batch[0].launch_id: _LOST}
+        except Throttled:
+            return {write.launch_id: _CONFLICT for write in batch}
+        except _Cancelled as cancelled:
+            return {
+                write.launch_id: reason
+                for write, reason in zip(batch, cancelled.reasons, strict=True)
+                if reason != _WRITTEN
+            }
+        return {}
+
+    def _put_if_ours(self, write: Write, owner: str) -> Any:
+        return {
+            "TableName": self._table,
+            "Item": write.item,
+            "ConditionExpression": _IS_OURS,
+            "ExpressionAttributeNames": _IS_OURS_NAMES,
+            "ExpressionAttributeValues": {":owner": {"S": owner}, ":epoch": {"N": str(write.epoch)}},
+        }
+
+    async def _held_by(self, holder: str) -> list[Item]:
+        items: list[Item] = []
+        page: Any = {}
+        while True:
+            with _translated("Query", self._table):
+                answer = await self._client.query(
+                    TableName=self._table,
+                    IndexName=INDEX,
+                    KeyConditionExpression="#holder = :holder",
+                    ExpressionAttributeNames={"#holder": "holder"},
+                    ExpressionAttributeValues={":holder": {"S": holder}},
+                    **page,
+                )
+            items += answer["Items"]
+            if "LastEvaluatedKey" not in answer:
+                return items
+            page = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
+
+
+class _ConditionFailed(Exception):
+    """The stored item did not meet the condition; it comes along where the call asked for it."""
+
+    def __init__(self, item: Item) -> None:
+        super().__init__("ConditionalCheckFailedException")
+        self.item = item
+
+
+class _Cancelled(Exception):
+    """A transaction was cancelled; one reason code an item, in order."""
+
+    def __init__(self, reasons: Sequence[str]) -> None:
+        super().__init__("TransactionCanceledException")
+        self.reasons = reasons
+
+
+@contextlib.contextmanager
+def _translated(operation: str, table: str) -> Iterator[None]:
+    try:
+        yield
+    except ClientError as error:
+        raise _translate_client_error(operation, table, error) from error
+    except (BotoCoreError, aiohttp.ClientError, OSError) as error:
+        raise translate(operation, error) from error
+
+
+def _translate_client_error(operation: str, table: str, error: ClientError) -> Exception:
+    answer = cast("Mapping[str, Any]", error.response)
+    code = str(answer.get("Error", {}).get("Code", ""))
+    if code == "ConditionalCheckFailedException":
+        return _ConditionFailed(answer.get("Item", {}))
+    if code == "TransactionCanceledException":
+        reasons = [str(reason.get("Code", _WRITTEN)) for reason in answer.get("CancellationReasons", ())]
+        if reasons and _PASSING.union((_WRITTEN, _LOST)).issuperset(reasons):
+            return _Cancelled(reasons)
+    if code in _CONFLICT_CODES:
+        return Throttled(f"{operation}: another transaction holds the item")
+    if code == "ResourceNotFoundException":
+        return SettingsError(f"LAUNCH_LEDGER: DynamoDB has no table {table!r} here; {_creation(table)}")
+    if code == "ValidationException" and operation == "Query":  # its parameters are constant
+        return SettingsError(f"LAUNCH_LEDGER: table {table!r} has no index {INDEX!r}; {_creation(table)}")
+    return translate(operation, error)
+
+
+def _creation(table: str) -> str:
+    return (
+        f"create it with: aws dynamodb create-table --table-name {table} --billing-mode PAY_PER_REQUEST "
+        "--attribute-definitions AttributeName=pk,AttributeType=S AttributeName=holder,AttributeType=S "
+        "--key-schema AttributeName=pk,KeyType=HASH --global-secondary-indexes "
+        f"'IndexName={INDEX},KeySchema=[{{AttributeName=holder,KeyType=HASH}}],Projection={{ProjectionType=ALL}}'"
+    )
