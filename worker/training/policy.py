@@ -1,0 +1,178 @@
+"""What the operator allows messages to ask for: whoever can send to the queue can run code with the given role."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+from urllib.parse import urlsplit
+
+from worker.errors import Problem
+from worker.launch.message import SAGEMAKER_PATH, CodeSource, JobSource, Launch, sagemaker_argument
+from worker.launch.strict_json import json_path
+from worker.training.limits import DEFAULT_RUNTIME
+
+POLICY_CODE = "LW-POLICY"
+
+Globs = tuple[str, ...]
+"""Shell patterns, case-sensitive; `*` also crosses `/`. None at all: anything is allowed."""
+
+_LOCKED = "this worker locks it (secure mode)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """Allow-lists; the default allows everything."""
+
+    secure_mode: bool = False
+    """Refuse messages that choose the command or the Dockerfile."""
+    roles: Globs = ()
+    """Role ARNs."""
+    images: Globs = ()
+    """Images, algorithm names, and the evaluators of debugger and profiler rules."""
+    instance_types: Globs = ()
+    regions: Globs = ()
+    git_hosts: Globs = ()
+    subnets: Globs = ()
+    security_groups: Globs = ()
+    environment: Globs = ()
+    """Names of variables that a message may set."""
+    max_instances: int | None = None
+    max_runtime: int | None = None
+    """Seconds."""
+
+
+def check_policy(request: Mapping[str, Any], launch: Launch, policy: Policy) -> tuple[Problem, ...]:
+    """Everything in the request and the launch that `policy` does not allow."""
+    return (
+        *_check_names(request, launch, policy),
+        *_check_amounts(request, policy),
+        *(_check_overrides(request, launch) if policy.secure_mode else ()),
+    )
+
+
+def _check_names(request: Mapping[str, Any], launch: Launch, policy: Policy) -> Iterator[Problem]:
+    resources, vpc = _object(request, "ResourceConfig"), _object(request, "VpcConfig")
+    yield from _refused("role", policy.roles, [(("RoleArn",), request.get("RoleArn"))])
+    yield from _refused("image", policy.images, _images(request))
+    yield from _refused("instance type", policy.instance_types, _instance_types(request, resources))
+    yield from _refused("region", policy.regions, [(("region",), launch.sagemaker.get("region"))])
+    if policy.subnets or policy.security_groups:
+        yield from _check_vpc(vpc, policy)
+    given = sagemaker_argument(launch.sagemaker, "Environment")
+    names = [(("Environment", name), name) for name in given] if isinstance(given, dict) else []
+    yield from _refused("environment variable", policy.environment, names)
+    host = _git_host(launch.source.uri) if isinstance(launch.source, CodeSource) else ""
+    if host and policy.git_hosts and not _matches(host, policy.git_hosts):
+        yield Problem("$.runSpec.uri", f"git host {host!r} is not allowed", _remedy(policy.git_hosts))
+
+
+Named = tuple[tuple[str | int, ...], Any]
+"""Where a value stands below the SageMaker arguments, and the value."""
+
+
+def _refused(kind: str, allowed: Globs, values: Iterable[Named]) -> Iterator[Problem]:
+    if not allowed:
+        return
+    for keys, value in values:
+        if isinstance(value, str) and value and not _matches(value, allowed):
+            path = json_path(SAGEMAKER_PATH, *keys)
+            yield Problem(path, f"{kind} {value!r} is not allowed", _remedy(allowed))
+
+
+def _images(request: Mapping[str, Any]) -> Iterator[Named]:
+    for name in ("TrainingImage", "AlgorithmName"):
+        yield ("AlgorithmSpecification", name), _object(request, "AlgorithmSpecification").get(name)
+    for keys, rule in _rule_configurations(request):
+        yield (*keys, "RuleEvaluatorImage"), rule.get("RuleEvaluatorImage")
+
+
+def _instance_types(request: Mapping[str, Any], resources: Mapping[str, Any]) -> Iterator[Named]:
+    yield ("ResourceConfig", "InstanceType"), resources.get("InstanceType")
+    for i, group in enumerate(_objects(resources.get("InstanceGroups"))):
+        yield ("ResourceConfig", "InstanceGroups", i, "InstanceType"), group.get("InstanceType")
+    for keys, rule in _rule_configurations(request):
+        yield (*keys, "InstanceType"), rule.get("InstanceType")
+
+
+def _rule_configurations(
+    request: Mapping[str, Any],
+) -> Iterator[tuple[tuple[str | int, ...], Mapping[str, Any]]]:
+    """Debugger and profiler rules run images on instances of their own."""
+    for name in ("DebugRuleConfigurations", "ProfilerRuleConfigurations"):
+        for i, rule in enumerate(_objects(request.get(name))):
+            yield (name, i), rule
+
+
+def _check_vpc(vpc: Mapping[str, Any], policy: Policy) -> Iterator[Problem]:
+    """A list of allowed networks also means: not without one."""
+    for name, kind, allowed in (
+        ("Subnets", "subnet", policy.subnets),
+        ("SecurityGroupIds", "security group", policy.security_groups),
+    ):
+        given = vpc.get(name)
+        values = given if isinstance(given, list) else []
+        if allowed and not values:
+            path = json_path(SAGEMAKER_PATH, "VpcConfig", name)
+            yield Problem(path, f"a job without a {kind} is not allowed", _remedy(allowed))
+        yield from _refused(kind, allowed, [(("VpcConfig", name, i), v) for i, v in enumerate(values)])
+
+
+def _check_amounts(request: Mapping[str, Any], policy: Policy) -> Iterator[Problem]:
+    count = instance_count(request)
+    if policy.max_instances is not None and count > policy.max_instances:
+        path = f"{SAGEMAKER_PATH}.ResourceConfig.InstanceCount"
+        yield Problem(path, f"{count} instances are not allowed", f"use at most {policy.max_instances}")
+    runtime = _object(request, "StoppingCondition").get("MaxRuntimeInSeconds", DEFAULT_RUNTIME)
+    if policy.max_runtime is not None and isinstance(runtime, int) and runtime > policy.max_runtime:
+        path = f"{SAGEMAKER_PATH}.StoppingCondition.MaxRuntimeInSeconds"
+        yield Problem(path, f"{runtime} s are not allowed", f"set it to at most {policy.max_runtime}")
+
+
+def _check_overrides(request: Mapping[str, Any], launch: Launch) -> Iterator[Problem]:
+    """W&B's agent locks `entry_point` only; the other ways to choose the command are locked with it."""
+    if launch.entry_point:
+        yield Problem("$.runSpec.overrides.entry_point", _LOCKED, "remove it")
+    elif _object(request, "AlgorithmSpecification").get("ContainerEntrypoint"):
+        path = json_path(SAGEMAKER_PATH, "AlgorithmSpecification", "ContainerEntrypoint")
+        yield Problem(path, _LOCKED, "remove it")
+    if isinstance(launch.source, JobSource | CodeSource) and launch.source.dockerfile:
+        yield Problem("$.runSpec.overrides.dockerfile", _LOCKED, "remove it")
+
+
+def instance_count(request: Mapping[str, Any]) -> int:
+    """Instances of the job itself, over all its groups."""
+    resources = _object(request, "ResourceConfig")
+    groups = _objects(resources.get("InstanceGroups"))
+    counts = [group.get("InstanceCount") for group in groups] or [resources.get("InstanceCount", 1)]
+    return sum(count for count in counts if isinstance(count, int))
+
+
+def _git_host(uri: str) -> str:
+    """Host of `https://…`, `ssh://…` or `git@host:path`; "" for S3."""
+    if uri.startswith("s3://"):
+        return ""
+    if "://" in uri:
+        try:
+            return urlsplit(uri).hostname or uri
+        except ValueError:
+            return uri
+    return uri.partition(":")[0].rpartition("@")[2]
+
+
+def _matches(value: str, globs: Globs) -> bool:
+    return any(fnmatchcase(value, glob) for glob in globs)
+
+
+def _remedy(allowed: Sequence[str]) -> str:
+    return f"use one of {', '.join(allowed)}, or ask the operator of this worker"
+
+
+def _object(request: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = request.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _objects(value: Any) -> list[Mapping[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
