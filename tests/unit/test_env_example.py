@@ -22,7 +22,14 @@ Variables of the process win over `.env`. An empty value means the default. Dura
 GROUPS: dict[str, tuple[str, ...]] = {
     "What has to be set": ("queue_url", "wandb_api_key"),
     "W&B and AWS": ("wandb_base_url", "aws_region", "dlq_url"),
-    "What must survive a worker": ("ledger", "deployment", "heartbeat", "lease", "shutdown_grace"),
+    "Ledger, heartbeat and leases": (
+        "ledger",
+        "deployment",
+        "heartbeat",
+        "lease",
+        "receive_wait",
+        "shutdown_grace",
+    ),
     "How much at once": ("slots", "max_builds", "max_jobs", "max_wait", "max_attempts", "start_timeout"),
     "Following jobs and their logs": (
         "log_target",

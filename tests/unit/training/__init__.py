@@ -1,0 +1,1 @@
+"""Requests, limits, policy, status and log positions."""
