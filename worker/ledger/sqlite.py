@@ -60,7 +60,9 @@ async def open_sqlite_ledger(
     `busy_timeout`: seconds to wait for other processes' writes; `now`: epoch seconds. Raises `SettingsError` when
     the file cannot be used, `Unreachable` when another process keeps it locked."""
     with _translated(path):
-        connection = await aiosqlite.connect(path, timeout=busy_timeout, isolation_level=None)
+        # Not by aiosqlite.connect: its thread reports a failure to a loop that may be gone by then.
+        file = sqlite3.connect(path, timeout=busy_timeout, isolation_level=None, check_same_thread=False)
+    connection = await aiosqlite.Connection(lambda: file, iter_chunk_size=64)
     try:
         with _translated(path):
             await _prepare_patiently(connection, path, busy_timeout)

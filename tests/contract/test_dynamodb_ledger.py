@@ -1,0 +1,259 @@
+"""What the DynamoDB ledger promises beyond the port: its table, its limits, its errors."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+
+import pytest
+
+from tests.fakes.dynamodb import DynamoDbDouble, dynamodb_client, serve_dynamodb
+from worker.clients.aws import AwsDenied, AwsRefused
+from worker.errors import Never, SettingsError, Throttled, Unreachable
+from worker.launch.record import LaunchRecord, LaunchState, RunRef
+from worker.ledger.dynamodb import MAX_TRIES, DynamoDbLedger, create_table_request, ensure_ttl
+from worker.ledger.dynamodb_items import (
+    MAX_ITEM_BYTES,
+    MAX_TRANSACTION_BYTES,
+    MAX_TRANSACTION_ITEMS,
+    Write,
+    item_bytes,
+    transactions,
+)
+from worker.ledger.port import WorkerBeat
+
+
+def a_record(launch_id: str = "aaaa", *, owner: str = "w1", message: str = "") -> LaunchRecord:
+    return LaunchRecord(
+        launch_id=launch_id,
+        state=LaunchState.INTENT,
+        run=RunRef("team", "proj", "run1"),
+        owner=owner,
+        message=message,
+    )
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[DynamoDbDouble]:
+    with serve_dynamodb() as double:
+        yield double
+
+
+@pytest.fixture
+def double(server: DynamoDbDouble) -> Iterator[DynamoDbDouble]:
+    server.operations.clear()
+    yield server
+    assert server.pending_failures() == 0, "a failure that the test prepared was never met"
+
+
+@pytest.fixture
+async def ledger(double: DynamoDbDouble) -> AsyncIterator[DynamoDbLedger]:
+    table = f"launch-ledger-{secrets.token_hex(4)}"
+    async with dynamodb_client(double.url) as client:
+        await client.create_table(**create_table_request(table))
+        yield DynamoDbLedger(client, table)
+
+
+class TestTable:
+    async def test_time_to_live_is_switched_on_once(self, double: DynamoDbDouble) -> None:
+        async with dynamodb_client(double.url) as client:
+            await client.create_table(**create_table_request("with-ttl"))
+            await ensure_ttl(client, "with-ttl")
+            await ensure_ttl(client, "with-ttl")
+            answer = await client.describe_time_to_live(TableName="with-ttl")
+        assert answer["TimeToLiveDescription"] == {"TimeToLiveStatus": "ENABLED", "AttributeName": "expires"}
+        assert double.operations.count("UpdateTimeToLive") == 1
+
+    async def test_only_open_records_are_in_the_index_and_only_closed_ones_expire(
+        self, ledger: DynamoDbLedger, double: DynamoDbDouble
+    ) -> None:
+        records = [
+            replace(a_record("open"), expires_at=5.0),
+            replace(a_record("released"), owner=""),
+            replace(a_record("closed"), state=LaunchState.FINISHED, expires_at=1000.25),
+        ]
+        for record in records:
+            await ledger.create(record)
+        async with dynamodb_client(double.url) as client:
+            answer = await client.scan(TableName=ledger._table)
+        items = {item["pk"]["S"]: item for item in answer["Items"]}
+        assert {pk: sorted(item.keys() - {"pk", "body", "owner", "epoch"}) for pk, item in items.items()} == {
+            "launch#open": ["holder"],
+            "launch#released": ["holder"],
+            "launch#closed": ["expires"],
+        }
+        assert items["launch#released"]["holder"] == {"S": "-"}
+        assert items["launch#closed"]["expires"] == {"N": "1001"}
+
+    async def test_a_long_answer_is_read_to_its_end(
+        self, ledger: DynamoDbLedger, double: DynamoDbDouble
+    ) -> None:
+        """DynamoDB ends a page at 1 MB."""
+        records = [a_record(f"launch-{n}", message="x" * 300_000) for n in range(5)]
+        for record in records:
+            await ledger.create(record)
+        held = await ledger.open_records("w1")
+        assert sorted(record.launch_id for record in held) == [record.launch_id for record in records]
+        assert double.operations.count("Query") > 1
+
+
+class TestSaving:
+    async def test_one_record_needs_no_transaction(
+        self, ledger: DynamoDbLedger, double: DynamoDbDouble
+    ) -> None:
+        await ledger.create(a_record())
+        double.operations.clear()
+        assert await ledger.save([a_record()], owner="w1") == frozenset()
+        assert double.operations == ["PutItem"]
+
+    async def test_conflicts_pass(self, ledger: DynamoDbLedger, double: DynamoDbDouble) -> None:
+        records = [a_record("one"), a_record("two")]
+        for record in records:
+            await ledger.create(record)
+        cancel(double, "TransactionConflict", "None")
+        cancel(double, "None", "ThrottlingError")
+        double.fail_next("TransactWriteItems", "ThrottlingException")
+        news = [replace(record, tries=1) for record in records]
+        assert await ledger.save(news, owner="w1") == frozenset()
+        assert [await ledger.read("one"), await ledger.read("two")] == news
+        assert double.operations.count("TransactWriteItems") == 4
+
+    async def test_lost_records_leave_the_transaction_and_conflicts_are_tried_again(
+        self, ledger: DynamoDbLedger, double: DynamoDbDouble
+    ) -> None:
+        records = [a_record("one"), a_record("two"), a_record("three")]
+        for record in records:
+            await ledger.create(record)
+        cancel(double, "TransactionConflict", "ConditionalCheckFailed", "None")
+        news = [replace(record, tries=1) for record in records]
+        assert await ledger.save(news, owner="w1") == {"two"}
+        assert [await ledger.read("one"), await ledger.read("three")] == [news[0], news[2]]
+
+    async def test_a_conflict_of_a_single_write_passes(
+        self, ledger: DynamoDbLedger, double: DynamoDbDouble
+    ) -> None:
+        await ledger.create(a_record())
+        double.fail_next("PutItem", "TransactionConflictException")
+        assert await ledger.save([replace(a_record(), tries=1)], owner="w1") == frozenset()
+        assert await ledger.read("aaaa") == replace(a_record(), tries=1)
+
+    async def test_patience_has_an_end(self, ledger: DynamoDbLedger, double: DynamoDbDouble) -> None:
+        for _ in range(MAX_TRIES):
+            cancel(double, "TransactionConflict", "TransactionConflict")
+        with pytest.raises(Throttled, match="in a row"):
+            await ledger.save([a_record("one"), a_record("two")], owner="w1")
+
+    async def test_other_reasons_are_not_hidden(self, ledger: DynamoDbLedger, double: DynamoDbDouble) -> None:
+        cancel(double, "ValidationError", "None")
+        with pytest.raises(AwsRefused, match="TransactionCanceledException"):
+            await ledger.save([a_record("one"), a_record("two")], owner="w1")
+
+    async def test_a_record_that_is_too_big_does_not_hold_up_the_others(self, ledger: DynamoDbLedger) -> None:
+        small, big = a_record("small"), a_record("big")
+        for record in (small, big):
+            await ledger.create(record)
+        news = [replace(big, message="x" * 410_000), replace(small, tries=1)]
+        with pytest.raises(Never, match="launch big") as raised:
+            await ledger.save(news, owner="w1")
+        assert raised.value.code == "LW-LEDGER-ITEM-SIZE"
+        assert await ledger.read("small") == news[1]
+        assert await ledger.read("big") == big
+
+    async def test_a_record_that_is_too_big_is_not_created(self, ledger: DynamoDbLedger) -> None:
+        with pytest.raises(Never) as raised:
+            await ledger.create(a_record(message="x" * 410_000))
+        assert raised.value.code == "LW-LEDGER-ITEM-SIZE"
+
+
+def cancel(double: DynamoDbDouble, *reasons: str) -> None:
+    """The next transaction is cancelled, as DynamoDB says it: a reason for each item."""
+    answer = [{"Code": reason} | ({} if reason == "None" else {"Message": "…"}) for reason in reasons]
+    double.fail_next("TransactWriteItems", "TransactionCanceledException", CancellationReasons=answer)
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("code", "status", "expected"),
+        [
+            ("ThrottlingException", 400, Throttled),
+            ("ProvisionedThroughputExceededException", 400, Throttled),
+            ("RequestLimitExceeded", 400, Throttled),
+            ("TransactionConflictException", 400, Throttled),
+            ("InternalServerError", 500, Unreachable),
+            ("ServiceUnavailable", 503, Unreachable),
+            ("AccessDeniedException", 400, AwsDenied),
+            ("ResourceNotFoundException", 400, SettingsError),
+            ("ValidationException", 400, AwsRefused),
+        ],
+    )
+    async def test_codes(
+        self,
+        ledger: DynamoDbLedger,
+        double: DynamoDbDouble,
+        code: str,
+        status: int,
+        expected: type[Exception],
+    ) -> None:
+        double.fail_next("UpdateItem", code, status=status)
+        with pytest.raises(expected):
+            await ledger.claim(a_record(), "w2")
+
+    async def test_every_call_says_that_the_table_is_missing(self, double: DynamoDbDouble) -> None:
+        async with dynamodb_client(double.url) as client:
+            ledger = DynamoDbLedger(client, "nowhere")
+            beat = WorkerBeat("w1", 1, "default", "host", 0.0)
+            calls = [
+                ledger.read("x"),
+                ledger.create(a_record()),
+                ledger.claim(a_record(), "w1"),
+                ledger.save([a_record()], owner="w1"),
+                ledger.open_records("w1"),
+                ledger.beat(beat),
+                ledger.beats(),
+                ledger.forget_worker("w1"),
+                ledger.lock("image", "w1"),
+                ledger.unlock("image", "w1"),
+            ]
+            for call in calls:
+                with pytest.raises(SettingsError, match="aws dynamodb create-table --table-name nowhere"):
+                    await call
+
+    async def test_a_missing_index_is_named(self, double: DynamoDbDouble) -> None:
+        async with dynamodb_client(double.url) as client:
+            request = create_table_request("without-index")
+            del request["GlobalSecondaryIndexes"]
+            request["AttributeDefinitions"] = request["AttributeDefinitions"][:1]
+            await client.create_table(**request)
+            with pytest.raises(SettingsError, match="holder-index"):
+                await DynamoDbLedger(client, "without-index").open_records("w1")
+
+    async def test_nobody_listens(self) -> None:
+        with serve_dynamodb() as gone:
+            url = gone.url
+        async with dynamodb_client(url) as client:
+            with pytest.raises(Unreachable):
+                await DynamoDbLedger(client, "launch-ledger").read("aaaa")
+
+
+class TestSizes:
+    def test_transactions_are_cut_by_number(self) -> None:
+        writes = [Write.of(a_record(f"launch-{n}")) for n in range(2 * MAX_TRANSACTION_ITEMS + 1)]
+        batches = list(transactions(writes))
+        assert [len(batch) for batch in batches] == [MAX_TRANSACTION_ITEMS, MAX_TRANSACTION_ITEMS, 1]
+        assert [write for batch in batches for write in batch] == writes
+
+    def test_transactions_are_cut_by_size(self) -> None:
+        writes = [Write.of(a_record(f"launch-{n}", message="x" * 190_000)) for n in range(5)]
+        batches = list(transactions(writes))
+        assert [len(batch) for batch in batches] == [2, 2, 1]
+        assert all(sum(write.size for write in batch) <= MAX_TRANSACTION_BYTES for batch in batches)
+
+    def test_nothing_makes_no_transaction(self) -> None:
+        assert list(transactions([])) == []
+
+    def test_names_and_utf8_values_are_counted(self) -> None:
+        assert item_bytes({"pk": {"S": "launch#ü"}, "epoch": {"N": "12"}}) == 2 + 9 + 5 + 2
+
+    def test_a_later_owner_always_fits(self) -> None:
+        assert 400 * 1024 - MAX_ITEM_BYTES >= 2 * 100
