@@ -1,0 +1,205 @@
+"""The double's GraphQL operations about the account, the server and runs. `op_<Name>` answers operation <Name>."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from worker.local.wandb_state import (
+    EVENTS,
+    HISTORY,
+    DoubleRun,
+    Json,
+    OperationRefused,
+    RunKey,
+    WandbState,
+    storage_id,
+)
+
+STOCK_TIME = "2026-01-01T00:00:00Z"
+
+_NOT_FIELDS = frozenset({"id", "name", "project", "entity", "config", "summaryMetrics", "state"})
+
+_MAY_BECOME = {"pending": {"running", "failed", "crashed", "preempted"}, "failed": {"pending", "running"}}
+"""State → states from which `Run.update_state` may reach it (its docstring in wandb/apis/public/runs.py)."""
+
+
+class AccountOperations:
+    """Who am I, what can this server do."""
+
+    def __init__(self, state: WandbState) -> None:
+        self._state = state
+
+    def op_Viewer(self, _: Json) -> Json:
+        """The account of the API key."""
+        entity = self._state.entity
+        return {
+            "viewer": {
+                "id": storage_id("User", 1),
+                "entity": entity,
+                "username": entity,
+                "email": f"{entity}@localhost",
+                "name": entity,
+                "flags": "{}",
+                "admin": False,
+                "deletedAt": None,
+                "teams": {"edges": [{"node": {"name": entity}}]},
+                "apiKeys": {"edges": []},
+            }
+        }
+
+    def op_GetViewer(self, v: Json) -> Json:
+        """`wandb.Api`'s name of the same query."""
+        return self.op_Viewer(v)
+
+    def op_GetDefaultEntity(self, v: Json) -> Json:
+        """`wandb.Api`'s other name of the same query."""
+        return self.op_Viewer(v)
+
+    def op_ServerFeaturesQuery(self, _: Json) -> Json:
+        """Feature flags."""
+        flags = [{"name": name, "isEnabled": on} for name, on in self._state.features.items()]
+        return {"serverInfo": {"features": flags}}
+
+    def op_OrgFeatureFlags(self, _: Json) -> Json:
+        """No organisation."""
+        return {"organization": None}
+
+    def op_OrganizationCoreWeaveOrganizationID(self, _: Json) -> Json:
+        """No organisation."""
+        return {"entity": {"organization": None}}
+
+    def op_EntityIsTeam(self, v: Json) -> Json:
+        """No teams here."""
+        return {"entity": {"id": storage_id("Entity", v["entity"]), "isTeam": False}}
+
+
+class RunOperations:
+    """Runs: made, read, changed, their files announced."""
+
+    def __init__(self, state: WandbState) -> None:
+        self._state = state
+
+    def op_UpsertBucket(self, v: Json) -> Json:
+        """Create a run or change its fields. It never revives a finished run."""
+        entity, project = v.get("entity") or self._state.entity, v.get("project") or "uncategorized"
+        key = RunKey(entity, project, v["name"])
+        inserted = key not in self._state.runs
+        run = self._state.runs.setdefault(key, DoubleRun(key))
+        run.seen_at = time.time()
+        if v.get("state"):
+            run.move(v["state"])
+        elif run.state == "pending":
+            run.move("running")
+        run.fields.update({name: x for name, x in v.items() if name not in _NOT_FIELDS and x is not None})
+        if v.get("config"):
+            run.config.update(json.loads(v["config"]))
+        if v.get("summaryMetrics"):
+            run.summary.update(json.loads(v["summaryMetrics"]))
+        return {"upsertBucket": {"bucket": self._bucket(run), "inserted": inserted}}
+
+    def op_RunResumeStatus(self, v: Json) -> Json:
+        """What `resume=` asks first; a run counts as existing only if `wandbConfig` has the key `t`."""
+        run = self._state.run(v.get("entity") or self._state.entity, v["project"], v["name"])
+        entity = {"id": storage_id("Entity", self._state.entity), "name": self._state.entity}
+        model = {"id": storage_id("Project", v["project"]), "name": v["project"], "entity": entity}
+        return {"model": {**model, "bucket": self._bucket(run) if run else None}}
+
+    def op_RunStoppedStatus(self, v: Json) -> Json:
+        """Was the Stop button pressed?"""
+        run = self._state.run(v["entityName"], v["projectName"], v["runId"])
+        return {"project": {"run": {"stopped": run.stopped} if run else None}}
+
+    def op_RunState(self, v: Json) -> Json:
+        """The state of a run."""
+        run = self._state.run(v["entity"], v["project"], v["name"])
+        return {"project": {"run": {"state": self._state.run_state(run)} if run else None}}
+
+    def op_Run(self, v: Json) -> Json:
+        """`wandb.Api().run(path)`: the full fragment."""
+        run = self._state.run(v["entity"], v["project"], v["name"])
+        if run is None:
+            return {"project": {"run": None}}
+        more = {
+            "projectId": "1",
+            "state": self._state.run_state(run),
+            "group": run.fields.get("groupName"),
+            "jobType": run.fields.get("jobType"),
+            "commit": run.fields.get("commit"),
+            "readOnly": False,
+            "createdAt": STOCK_TIME,
+            "heartbeatAt": STOCK_TIME,
+            "systemMetrics": "{}",
+            "historyKeys": None,
+            "user": {"name": self._state.entity, "username": self._state.entity},
+        }
+        return {"project": {"run": {**self._bucket(run), **more}}}
+
+    def op_RunFullHistory(self, v: Json) -> Json:
+        """`wandb.Api().run(path).history()`: all rows, or the system metrics."""
+        run = self._run(v["entity"], v["project"], v["name"])
+        return {"project": {"run": {"history": run.file(HISTORY), "events": run.file(EVENTS)}}}
+
+    def op_UpdateRunState(self, v: Json) -> Json:
+        """`Run.update_state`; only the transitions that its documentation lists."""
+        run, wanted = self._state.run_by_id(v["input"]["id"]), v["input"]["state"]
+        current = self._state.run_state(run)
+        if current not in _MAY_BECOME.get(wanted, ()):
+            raise OperationRefused(f"cannot go from {current} to {wanted}")
+        run.move(wanted)
+        return {"updateRunState": {"success": True}}
+
+    def op_StopRun(self, v: Json) -> Json:
+        """The Stop button."""
+        self._state.run_by_id(v["id"]).stopped = True
+        return {"stopRun": {"success": True}}
+
+    def op_NotifyScriptableRunAlert(self, v: Json) -> Json:
+        """`run.alert`."""
+        self._run(v["entityName"], v["projectName"], v["runName"]).alerts.append(v)
+        return {"notifyScriptableRunAlert": {"success": True}}
+
+    def op_CreateRunFiles(self, v: Json) -> Json:
+        """Where to PUT the files of a run. The SDK asks for a run that exists: so do we."""
+        run = self._run(v["entity"], v["project"], v["run"])
+        prefix = f"{self._state.base_url}/_storage/run/{'/'.join(run.key)}"
+        files = [{"name": name, "uploadUrl": f"{prefix}/{name}"} for name in v["files"]]
+        return {"createRunFiles": {"runID": run.id, "uploadHeaders": [], "files": files}}
+
+    def op_MarkRunFilesUploaded(self, _: Json) -> Json:
+        """Nothing to do: the PUT has been seen."""
+        return {"markRunFilesUploaded": {"success": True}}
+
+    def _run(self, entity: str, project: str, name: str) -> DoubleRun:
+        run = self._state.run(entity, project, name)
+        if run is None:
+            raise OperationRefused(f"run {entity}/{project}/{name} not found")
+        return run
+
+    def _bucket(self, run: DoubleRun) -> dict[str, Any]:
+        history, events = run.file(HISTORY), run.file(EVENTS)
+        entity = {"id": storage_id("Entity", run.key.entity), "name": run.key.entity}
+        telemetry = run.config.get("_wandb", {}).get("value", {})
+        return {
+            "id": run.id,
+            "name": run.key.run,
+            "displayName": run.fields.get("displayName") or run.key.run,
+            "description": None,
+            "sweepName": None,
+            "config": json.dumps(run.config),
+            "wandbConfig": json.dumps({key: x for key, x in telemetry.items() if key == "t"}),
+            "summaryMetrics": json.dumps(run.summary),
+            "tags": run.fields.get("tags") or [],
+            "notes": run.fields.get("notes"),
+            "project": {
+                "id": storage_id("Project", run.key.project),
+                "name": run.key.project,
+                "entity": entity,
+            },
+            "historyLineCount": len(history),
+            "eventsLineCount": len(events),
+            "logLineCount": len(run.console()),
+            "historyTail": json.dumps(history[-1:]),
+            "eventsTail": json.dumps(events[-1:]),
+        }
