@@ -45,7 +45,7 @@ class Receiver:
         self._grace = grace
         self._metrics = metrics
         self.receiving = False
-        """The last receive was answered: for /readyz."""
+        """Messages are taken, and the last receive did not fail: for /readyz."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Receive until `stop`; then finish what is in work within the grace, and give back the rest."""
@@ -61,6 +61,7 @@ class Receiver:
 
     async def _receive_until(self, stop: asyncio.Event, work: asyncio.TaskGroup) -> None:
         failures = 0
+        self.receiving = True
         while not stop.is_set():
             wanted = await self._take_slots(stop)
             asked_at = time.monotonic()

@@ -9,6 +9,9 @@ from worker.intake.wandb_queue import QueueItems
 from worker.launch.record import Failure, LaunchRecord
 from worker.ops.logging import get_logger
 
+MAX_KEPT_BODY = 100_000
+"""Characters of the message that the ledger keeps while it may still be refused and copied to the DLQ."""
+
 _log = get_logger()
 
 
@@ -35,6 +38,7 @@ class Refusals:
                 "stage": failure.stage,
                 "code": failure.code,
                 "launchId": record.launch_id,
+                "truncated": "true" if len(record.message) >= MAX_KEPT_BODY else "",
             },
         )
 

@@ -83,8 +83,13 @@ class SageMaker:
         return TrainingJob(description["TrainingJobArn"], Created.ADOPTED, job_facts(description))
 
     async def describe(self, name: str) -> JobFacts:
-        """What SageMaker knows of a job now. Raises `AwsRefused` (ValidationException) if there is no such job."""
-        return job_facts(await self._describe(name))
+        """What SageMaker knows of a job now; a job that is gone (DeleteTrainingJob) was stopped from outside."""
+        try:
+            return job_facts(await self._describe(name))
+        except AwsRefused as error:
+            if error.aws_code == "ValidationException":
+                return JobFacts(status="Stopped", secondary_status="Deleted")
+            raise
 
     async def stop(self, name: str) -> bool:
         """Ask for a stop; False if the job had ended already. SageMaker sends SIGTERM and waits 120 s."""

@@ -37,20 +37,19 @@ class Summary:
 class StatusFeed:
     """Sees which jobs changed; remembers only up to when it has looked."""
 
-    def __init__(self, sagemaker: SageMakerClient, rates: Rates) -> None:
+    def __init__(self, sagemaker: SageMakerClient, rates: Rates, *, since: float) -> None:
+        """`since`: epoch seconds from which to look; well before now, for AWS's clock is not ours. From then on
+        only times that SageMaker itself has told move it."""
         self._sagemaker = sagemaker
         self._rate = rates["ListTrainingJobs"]
-        self._seen_until: float | None = None
+        self._seen_until = since
 
     def look_back_to(self, moment: float) -> None:
         """Let the next look start at `moment` (epoch seconds) at the latest: an adopted job may have changed then."""
-        if self._seen_until is None or moment < self._seen_until:
-            self._seen_until = moment
+        self._seen_until = min(self._seen_until, moment)
 
     async def changes(self) -> Mapping[str, Summary]:
         """Job name → state of every job of the account that changed since the last look, and a little more."""
-        if self._seen_until is None:
-            return {}
         newest = self._seen_until
         after = datetime.fromtimestamp(max(0.0, self._seen_until - _OVERLAP), UTC)
         request: dict[str, Any] = {"LastModifiedTimeAfter": after, "MaxResults": 100}

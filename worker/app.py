@@ -1,0 +1,267 @@
+"""The composition root: everything is opened here once, wired here, and closed here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from worker.aio import observe_effects
+from worker.clients.aws import AwsClients, aws_clients, caller_identity
+from worker.clients.wandb_api import WandbApi, wandb_api
+from worker.delivery.closing import Closing
+from worker.delivery.loop import LogDelivery
+from worker.delivery.posting import Posting
+from worker.errors import SettingsError
+from worker.intake.lease import Leases
+from worker.intake.receiver import Receiver
+from worker.intake.refusal import Refusals
+from worker.intake.sqs import LaunchQueue, queue_facts
+from worker.intake.wandb_queue import QueueItems
+from worker.ledger.adoption import Adoption
+from worker.ledger.held import HeldLaunches
+from worker.ledger.membership import Membership, new_worker_id
+from worker.ledger.opening import open_ledger
+from worker.ledger.port import Ledger, WorkerBeat
+from worker.ops.health import serving_health
+from worker.ops.logging import get_logger
+from worker.ops.metrics import Metrics
+from worker.ops.rates import Rates
+from worker.pipeline import Pipeline, PipelineFacts
+from worker.settings import Settings
+from worker.submission import Submission
+from worker.supervisor import Supervisor, SupervisorFacts
+from worker.tracking.companion import CompanionRuns
+from worker.training.allowed import policy_of
+from worker.training.log_feed import LogFeed
+from worker.training.request import AccountFacts
+from worker.training.sagemaker import SageMaker
+from worker.training.status_feed import StatusFeed
+
+_log = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What is open for the life of the process."""
+
+    settings: Settings
+    worker: str
+    metrics: Metrics
+    rates: Rates
+    aws: AwsClients
+    account: AccountFacts
+    wandb: WandbApi
+    queue: LaunchQueue
+    ledger: Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The wired worker."""
+
+    receiver: Receiver
+    adoption: Adoption
+    supervisor: Supervisor
+
+
+async def serve(settings: Settings) -> None:
+    """Run the worker until SIGTERM or SIGINT. Raises `SettingsError` for settings it cannot run with."""
+    stop = asyncio.Event()
+    _stop_on_signals(stop)
+    if settings.crash_at:
+        _crash_at(settings.crash_at)
+    async with opened(settings) as parts:
+        service = wire(parts)
+        async with serving_health(
+            settings.http_host,
+            settings.http_port,
+            metrics=parts.metrics,
+            not_ready=lambda: _not_ready(service, stop),
+        ) as port:
+            _log.info(
+                "worker_started",
+                worker=parts.worker,
+                queue=parts.queue.facts.arn,
+                ledger=settings.ledger,
+                account=parts.account.account,
+                region=parts.account.region,
+                http_port=port,
+            )
+            await _run(service, stop)
+            _log.info("worker_stopped", worker=parts.worker)
+
+
+@contextlib.asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Opened]:
+    """Open every client once, and find out where the worker is."""
+    key = settings.wandb_api_key
+    _require(settings)
+    assert key is not None
+    metrics = Metrics()
+    async with contextlib.AsyncExitStack() as stack:
+        aws = await stack.enter_async_context(aws_clients(settings.aws_region))
+        caller = await caller_identity(aws.sts)
+        yield Opened(
+            settings=settings,
+            worker=new_worker_id(socket.gethostname()),
+            metrics=metrics,
+            rates=Rates(metrics, _rate_bounds(settings)),
+            aws=aws,
+            account=AccountFacts(caller.account, aws.region, caller.partition),
+            wandb=await stack.enter_async_context(
+                wandb_api(settings.wandb_base_url, key.get_secret_value(), metrics)
+            ),
+            queue=LaunchQueue(aws.sqs, await queue_facts(aws.sqs, settings.queue_url, settings.dlq_url)),
+            ledger=await stack.enter_async_context(open_ledger(settings.ledger, aws.dynamodb)),
+        )
+
+
+def wire(parts: Opened) -> Service:
+    """Give every part what it needs; nothing is opened and nothing runs here."""
+    settings, metrics, aws = parts.settings, parts.metrics, parts.aws
+    api_key = settings.wandb_api_key.get_secret_value() if settings.wandb_api_key else ""
+    beat = WorkerBeat(parts.worker, 0, settings.deployment, socket.gethostname(), time.time())
+    membership = Membership(parts.ledger, beat, settings.heartbeat)
+    held = HeldLaunches(parts.ledger, parts.worker, metrics)
+    refusals = Refusals(QueueItems(parts.wandb), parts.queue)
+    companion = CompanionRuns(parts.wandb, project=settings.companion_project)
+    sagemaker = SageMaker(aws.sagemaker, parts.rates)
+    feed = LogFeed(aws.logs, parts.rates, metrics)
+    posting = Posting(held=held, feed=feed, companion=companion, metrics=metrics)
+    adoption = Adoption(
+        ledger=parts.ledger,
+        membership=membership,
+        held=held,
+        worker=parts.worker,
+        heartbeat=settings.heartbeat,
+        metrics=metrics,
+    )
+    supervisor = Supervisor(
+        facts=SupervisorFacts(aws.region, settings.status_interval, settings.start_timeout),
+        held=held,
+        adoption=adoption,
+        submission=Submission(
+            held=held,
+            sagemaker=sagemaker,
+            refusals=refusals,
+            metrics=metrics,
+            api_key=api_key,
+            max_jobs=settings.max_jobs,
+            max_wait=settings.max_wait,
+            max_attempts=settings.max_attempts,
+        ),
+        sagemaker=sagemaker,
+        # An hour back: AWS's clock need not agree with ours.
+        status_feed=StatusFeed(aws.sagemaker, parts.rates, since=time.time() - 3600),
+        delivery=LogDelivery(
+            feed=feed,
+            held=held,
+            posting=posting,
+            closing=Closing(feed=feed, posting=posting, companion=companion),
+            interval=settings.log_interval,
+            quiet=settings.log_quiet,
+            drain_limit=settings.log_drain_limit,
+        ),
+        companion=companion,
+        metrics=metrics,
+    )
+    pipeline = Pipeline(
+        facts=_pipeline_facts(parts, api_key),
+        ledger=parts.ledger,
+        membership=membership,
+        refusals=refusals,
+        submit=supervisor.submit,
+        is_held=supervisor.is_held,
+    )
+    receiver = Receiver(
+        queue=parts.queue,
+        leases=Leases(parts.queue, settings.lease, metrics),
+        handle=pipeline.handle,
+        slots=settings.slots,
+        wait=settings.receive_wait,
+        grace=settings.shutdown_grace,
+        metrics=metrics,
+    )
+    return Service(receiver, adoption, supervisor)
+
+
+async def _run(service: Service, stop: asyncio.Event) -> None:
+    """Both legs until the intake has drained; then running jobs are given to other workers."""
+    async with asyncio.TaskGroup() as root:
+        leg2 = root.create_task(service.supervisor.run(), name="supervisor")
+        await service.receiver.run(stop)
+        leg2.cancel()
+    await service.supervisor.release()
+
+
+def _pipeline_facts(parts: Opened, api_key: str) -> PipelineFacts:
+    settings = parts.settings
+    return PipelineFacts(
+        worker=parts.worker,
+        queue_arn=parts.queue.facts.arn,
+        deployment=settings.deployment,
+        base_url=settings.wandb_base_url,
+        account=parts.account,
+        policy=policy_of(settings),
+        macros=dict(settings.macros),
+        log_target=settings.log_target,
+        heartbeat=settings.heartbeat,
+        max_attempts=settings.max_attempts,
+        secrets=(api_key,),
+    )
+
+
+def _require(settings: Settings) -> None:
+    missing = []
+    if not settings.queue_url:
+        missing.append("LAUNCH_QUEUE_URL: not set; give the URL of the SQS queue with launch messages")
+    if settings.wandb_api_key is None:
+        missing.append("WANDB_API_KEY: not set; give the API key of the worker's W&B account")
+    if missing:
+        raise SettingsError("\n".join(missing))
+
+
+def _rate_bounds(settings: Settings) -> dict[str, float | None]:
+    return {
+        "CreateTrainingJob": settings.rate_create_training_job,
+        "DescribeTrainingJob": settings.rate_describe_training_job,
+        "ListTrainingJobs": settings.rate_list_training_jobs,
+        "StopTrainingJob": settings.rate_stop_training_job,
+        "FilterLogEvents": settings.rate_filter_log_events,
+        "DescribeLogStreams": settings.rate_describe_log_streams,
+    }
+
+
+def _not_ready(service: Service, stop: asyncio.Event) -> str:
+    if stop.is_set():
+        return "shutting down"
+    if not service.adoption.beating:
+        return "the ledger does not answer"
+    return "" if service.receiver.receiving else "the queue does not answer"
+
+
+def _stop_on_signals(stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+
+    def on_signal(name: str) -> None:
+        _log.info("signal", name=name)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number.name)
+
+
+def _crash_at(point: str) -> None:
+    """Die at one named effect, as a power cut would: for crash tests."""
+
+    def observer(when: str, name: str) -> None:
+        if f"{when}:{name}" == point:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    observe_effects(observer)

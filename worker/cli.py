@@ -1,0 +1,216 @@
+"""The command `launch-worker`. Exit codes: 0 done, 1 failed, 2 wrong use or bad settings.
+
+Imports stand inside the commands: `--help` and `validate` need neither AWS's SDK nor W&B's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from worker import __version__
+from worker.errors import BadMessage, Never, SettingsError, WorkerError
+from worker.settings import Settings, load_settings
+
+app = typer.Typer(
+    name="launch-worker",
+    help="Runs W&B Launch jobs on Amazon SageMaker: launches come from SQS, logs go to W&B, exactly once.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+_errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+MessageFile = Annotated[
+    str, typer.Argument(metavar="FILE|-", help="Launch message (JSON); - for standard input.")
+]
+EnvFile = Annotated[Path | None, typer.Option(help="File with settings; the environment wins over it.")]
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+def run(env_file: EnvFile = Path(".env")) -> None:
+    """Take launches from the queue and supervise their jobs until SIGTERM."""
+    from worker.app import serve
+    from worker.ops.logging import configure_logging
+
+    with _exit_codes():
+        settings = load_settings(env_file)
+        configure_logging(level=settings.log_level, style=settings.log_format, secrets=_secrets(settings))
+        asyncio.run(serve(settings))
+
+
+@app.command()
+def validate(
+    file: MessageFile,
+    account: Annotated[str, typer.Option(help="AWS account that role names belong to.")] = "123456789012",
+    region: Annotated[str, typer.Option(help="AWS Region. Default: AWS_REGION, else us-east-1.")] = "",
+    image_uri: Annotated[
+        str | None, typer.Option(help="Stands for the image of a job or of built code.")
+    ] = None,
+    env_file: EnvFile = Path(".env"),
+) -> None:
+    """Print the CreateTrainingJob request that a message leads to; calls nobody."""
+    from worker.sender import planned_request
+    from worker.training.request import AccountFacts
+
+    with _exit_codes():
+        settings = load_settings(env_file)
+        facts = AccountFacts(account, region or settings.aws_region or "us-east-1", _partition(region))
+        request = planned_request(_read(file), settings, account=facts, image=image_uri)
+        typer.echo(json.dumps(request, indent=2, ensure_ascii=False))
+
+
+@app.command()
+def enqueue(
+    file: MessageFile,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Follow the launch in the ledger; exit 1 if it fails.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    env_file: EnvFile = Path(".env"),
+) -> None:
+    """Validate a message and send it to the queue."""
+    from worker.launch.record import LaunchRecord
+    from worker.sender import Sent, end_of, with_identity
+    from worker.sender import enqueue as send
+
+    def on_sent(sent: Sent) -> None:
+        if as_json:
+            typer.echo(
+                json.dumps({"launchId": sent.launch_id, "messageId": sent.message_id, "run": sent.run})
+            )
+        else:
+            typer.echo(f"sent launch {sent.launch_id} (run {sent.run}, SQS message {sent.message_id})")
+
+    def on_state(record: LaunchRecord) -> None:
+        if not as_json:
+            detail = f" {record.facts.secondary_status}" if record.facts.secondary_status else ""
+            typer.echo(f"{record.state}{detail} {record.job_name}".rstrip())
+
+    with _exit_codes():
+        settings = load_settings(env_file)
+        body = with_identity(_read(file))
+        record = asyncio.run(send(body, settings, on_sent=on_sent, on_state=on_state if wait else None))
+        if record is not None:
+            words, success = end_of(record)
+            if as_json:
+                end = {"state": record.state, "end": words, "success": success, "job": record.job_name}
+                typer.echo(json.dumps(end))
+            else:
+                typer.echo(words)
+            raise typer.Exit(0 if success else 1)
+
+
+@app.command()
+def dev(
+    write_env: Annotated[
+        Path | None, typer.Option("--env-file", help="Write the environment to talk to the stack here.")
+    ] = None,
+    aws_port: Annotated[int, typer.Option(help="AWS; 0: any free port.")] = 4566,
+    registry_port: Annotated[int, typer.Option(help="Image registry; 0: any free port.")] = 5566,
+    wandb_port: Annotated[int, typer.Option(help="W&B double; 0: any free port.")] = 8566,
+    executor: Annotated[
+        Literal["auto", "docker", "process"], typer.Option(help="What runs training jobs.")
+    ] = "auto",
+) -> None:
+    """Run the local stack (AWS, registry, SageMaker, W&B double) on loopback until stopped."""
+    with _exit_codes():
+        _need_local()
+        from worker.local.stack import serve_dev
+
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(
+                serve_dev(
+                    write_env,
+                    aws_port=aws_port,
+                    registry_port=registry_port,
+                    wandb_port=wandb_port,
+                    executor=executor,
+                    say=typer.echo,
+                )
+            )
+
+
+@app.command()
+def demo(
+    executor: Annotated[
+        Literal["auto", "docker", "process"], typer.Option(help="What runs the training job.")
+    ] = "auto",
+) -> None:
+    """Send one launch through the whole pipeline on the local stack and show what happens."""
+    with _exit_codes():
+        _need_local()
+        from worker.demo import run_demo
+
+        raise typer.Exit(asyncio.run(run_demo(executor)))
+
+
+def _need_local() -> None:
+    try:
+        import moto  # noqa: F401
+    except ImportError as error:
+        raise SettingsError("the local stack is not installed; pip install 'launch-worker[local]'") from error
+
+
+@contextlib.contextmanager
+def _exit_codes() -> Iterator[None]:
+    try:
+        yield
+    except SettingsError as error:
+        _errors.print(str(error), markup=False)
+        raise typer.Exit(2) from error
+    except BadMessage as error:
+        for problem in error.problems:
+            _errors.print(str(problem), markup=False)
+        raise typer.Exit(1) from error
+    except Never as error:
+        _errors.print(f"{error.code}: {error}", markup=False)
+        raise typer.Exit(1) from error
+    except WorkerError as error:
+        _errors.print(str(error), markup=False)
+        raise typer.Exit(1) from error
+
+
+def _read(file: str) -> str:
+    try:
+        raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{file}: {error.strerror}") from error
+    return raw.decode("utf-8", "replace")
+
+
+def _secrets(settings: Settings) -> tuple[str, ...]:
+    key = settings.wandb_api_key
+    return (key.get_secret_value(),) if key else ()
+
+
+def _partition(region: str) -> str:
+    prefixes = {"cn-": "aws-cn", "us-gov-": "aws-us-gov"}
+    return next((name for prefix, name in prefixes.items() if region.startswith(prefix)), "aws")

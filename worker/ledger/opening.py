@@ -1,0 +1,31 @@
+"""Which ledger: from the address in the settings to an open adapter."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from worker.errors import SettingsError
+from worker.ledger.dynamodb import DynamoDbLedger
+from worker.ledger.port import Ledger
+from worker.ledger.sqlite import open_sqlite_ledger
+
+if TYPE_CHECKING:
+    from types_aiobotocore_dynamodb import DynamoDBClient
+
+_SQLITE = "sqlite:///"
+_DYNAMODB = "dynamodb://"
+
+
+@contextlib.asynccontextmanager
+async def open_ledger(address: str, dynamodb: DynamoDBClient) -> AsyncIterator[Ledger]:
+    """Open `sqlite:///PATH` or `dynamodb://TABLE`; raises `SettingsError` for anything else."""
+    if address.startswith(_SQLITE):
+        async with open_sqlite_ledger(Path(address.removeprefix(_SQLITE))) as ledger:
+            yield ledger
+    elif address.startswith(_DYNAMODB):
+        yield DynamoDbLedger(dynamodb, address.removeprefix(_DYNAMODB))
+    else:
+        raise SettingsError(f"LAUNCH_LEDGER: {address!r} is neither sqlite:///PATH nor dynamodb://TABLE")

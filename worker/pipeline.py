@@ -1,0 +1,285 @@
+"""Leg 1, the story of one message: from SQS to a launch that the ledger holds ready to submit.
+
+    message ─▶ identity ─▶ intent in the ledger ─▶ image ─▶ request ─▶ `waiting` in the ledger ─▶ leg 2
+
+Everything is named after the launch's identity, so a message may come twice, to two workers, or again after a crash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+
+import structlog
+
+from worker.aio import backoff, effect
+from worker.errors import Again, BadMessage, Never, Stage, WorkerError
+from worker.intake.refusal import MAX_KEPT_BODY, Refusals
+from worker.intake.sqs import SqsMessage
+from worker.launch.identity import identity_parts, launch_id
+from worker.launch.message import Launch, LaunchMessage, interpret, parse_message
+from worker.launch.outcome import Outcome, Verdict
+from worker.launch.record import Failure, LaunchRecord, LaunchState, RunRef
+from worker.launch.redaction import redact_body
+from worker.ledger.held import HeldLaunch
+from worker.ledger.membership import MISSED_BEATS, Membership
+from worker.ledger.port import FINISHED_TTL, Ledger
+from worker.ops.logging import get_logger
+from worker.training.plan import plan_launch
+from worker.training.policy import Policy
+from worker.training.request import AccountFacts
+
+_log = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineFacts:
+    """What leg 1 needs to know of the deployment; fixed for the life of the process."""
+
+    worker: str
+    queue_arn: str
+    deployment: str
+    base_url: str
+    account: AccountFacts
+    policy: Policy
+    macros: dict[str, str]
+    log_target: str
+    heartbeat: float
+    max_attempts: int
+    secrets: tuple[str, ...]
+
+
+class Pipeline:
+    """Handles one message at a time per call; many calls run side by side."""
+
+    def __init__(
+        self,
+        *,
+        facts: PipelineFacts,
+        ledger: Ledger,
+        membership: Membership,
+        refusals: Refusals,
+        submit: Callable[[HeldLaunch], Awaitable[None]],
+        is_held: Callable[[str], bool],
+    ) -> None:
+        """`submit` hands a launch to leg 2 at once; what it returns can be awaited until SageMaker has the job or
+        the launch is refused. `is_held`: leg 2 of this worker has the launch."""
+        self._facts = facts
+        self._ledger = ledger
+        self._membership = membership
+        self._refusals = refusals
+        self._submit = submit
+        self._is_held = is_held
+        self._in_work: set[str] = set()
+
+    async def handle(self, message: SqsMessage) -> Outcome:
+        """The whole of leg 1. Never raises but for cancellation; the outcome says what becomes of the message."""
+        try:
+            parsed: LaunchMessage | BadMessage = parse_message(message.body)
+        except BadMessage as error:
+            parsed = error
+        identity = self._identity(message, parsed)
+        with structlog.contextvars.bound_contextvars(launch_id=identity):
+            if identity in self._in_work:
+                return self._busy("this worker is at work on it")
+            self._in_work.add(identity)
+            try:
+                return await self._handle_once(message, identity, parsed)
+            finally:
+                self._in_work.discard(identity)
+
+    async def _handle_once(
+        self, message: SqsMessage, identity: str, parsed: LaunchMessage | BadMessage
+    ) -> Outcome:
+        try:
+            taken = await self._take(self._intent(message, identity, parsed))
+        except WorkerError as error:
+            return self._again(error, message.receive_count)
+        if isinstance(taken, Outcome):
+            return taken
+        try:
+            return await self._carry_out(taken, parsed)
+        except Never as error:
+            return await self._refuse(taken, Failure(error.stage, error.code, str(error)))
+        except Again as error:
+            return await self._try_again(taken, error)
+        except Exception as error:  # a defect of ours must not take the launch away from its owner
+            _log.exception("launch_failed_unexpectedly")
+            return await self._try_again(taken, Again(f"{type(error).__name__}: {error}"))
+        except asyncio.CancelledError:
+            if not self._is_held(identity):
+                await self._give_back(taken)
+            raise
+
+    async def _carry_out(self, held: HeldLaunch, parsed: LaunchMessage | BadMessage) -> Outcome:
+        """What is left to do for a launch that is ours now."""
+        if held.record.failure is not None:
+            return await self._refuse(held, held.record.failure)
+        if isinstance(parsed, BadMessage):
+            raise parsed
+        launch = interpret(parsed, launch_id=held.launch_id, default_log_target=self._facts.log_target)
+        await self._make_ready(held, launch)
+        _log.info("launch_ready", training_job=held.record.job_name, image=held.record.image)
+        settled = self._submit(held)
+        if held.record.private_key:
+            # The ledger holds no secret: the message, which has the key, stays leased until the job exists.
+            await settled
+        return Outcome(Verdict.DONE)
+
+    async def _make_ready(self, held: HeldLaunch, launch: Launch) -> None:
+        facts = self._facts
+        plan = plan_launch(
+            launch,
+            image=None,
+            account=facts.account,
+            base_url=facts.base_url,
+            deployment=facts.deployment,
+            macros=facts.macros,
+            policy=facts.policy,
+            attempt=held.record.attempt,
+        )
+        held.api_key = launch.api_key
+        held.update(
+            state=LaunchState.WAITING,
+            run=launch.run,
+            queue=launch.queue,
+            queue_entity=launch.queue_entity,
+            name=launch.name,
+            author=launch.author,
+            image=plan.image or "",
+            job_name=plan.job_name,
+            request=plan.request,
+            instance_type=plan.instance_type,
+            instance_count=plan.instance_count,
+            log_target=launch.log_target,
+            private_key=launch.api_key is not None,
+            waiting_at=time.time(),
+            tries=0,
+        )
+        with effect("write_waiting"):
+            await self._save(held)
+
+    async def _take(self, record: LaunchRecord) -> HeldLaunch | Outcome:
+        """Write the intent, or find out who has the launch already."""
+        with effect("write_intent"):
+            existing = await self._ledger.create(record)
+        if existing is None:
+            _log.info("launch_received", queue_item=record.item_id, run=record.run.run_id)
+            return HeldLaunch(record)
+        unreported = existing.state is LaunchState.REFUSED and not existing.reported
+        needs_key = existing.state is LaunchState.WAITING and existing.private_key
+        if existing.state is not LaunchState.INTENT and not unreported and not needs_key:
+            _log.info("launch_known", state=existing.state)
+            return Outcome(Verdict.DONE)
+        if existing.owner == self._facts.worker:
+            if needs_key and self._is_held(existing.launch_id):
+                return self._busy("this worker is submitting it")
+        elif existing.owner and self._membership.is_alive(existing.owner):
+            return self._busy(f"worker {existing.owner} is at work on it")
+        with effect("claim_launch"):
+            claimed = await self._ledger.claim(existing, self._facts.worker)
+        if claimed is None:
+            return self._busy("another worker was faster")
+        _log.info("launch_claimed", previous_owner=existing.owner, epoch=claimed.epoch)
+        return HeldLaunch(claimed)
+
+    async def _refuse(self, held: HeldLaunch, failure: Failure) -> Outcome:
+        """Decide in the ledger first, tell W&B and the DLQ, then let the message go."""
+        try:
+            if held.record.failure is None:
+                held.update(state=LaunchState.REFUSED, failure=failure, finished_at=time.time())
+                held.update(expires_at=time.time() + FINISHED_TTL)
+                with effect("write_refused"):
+                    await self._save(held)
+                _log.warning("launch_refused", stage=failure.stage, code=failure.code, reason=failure.reason)
+            await self._refusals.report(held.record, failure)
+            held.update(reported=True, message="", owner="")
+            await self._save(held)
+        except Again as error:
+            return self._again(error, held.record.tries)
+        return Outcome(Verdict.NEVER, stage=failure.stage, code=failure.code, reason=failure.reason)
+
+    async def _try_again(self, held: HeldLaunch, error: Again) -> Outcome:
+        """Count the try and give the launch back; too many tries are a refusal."""
+        tries = held.record.tries + 1
+        if tries >= self._facts.max_attempts:
+            reason = f"Gave up after {tries} tries (LAUNCH_MAX_ATTEMPTS): {error}"
+            return await self._refuse(held, Failure(Stage.AGENT, "LW-GAVE-UP", reason))
+        held.update(tries=tries, state=LaunchState.INTENT)
+        await self._give_back(held)
+        outcome = self._again(error, tries)
+        await self._refusals.warn(
+            held.record.item_id, f"Try {tries} failed, next in {outcome.delay:.0f} s: {error}", Stage.AGENT
+        )
+        return outcome
+
+    async def _give_back(self, held: HeldLaunch) -> None:
+        """Release the launch, so that whoever receives the message next may claim it."""
+        record = replace(held.record, owner="", state=LaunchState.INTENT)
+        if held.record.failure is not None:
+            record = replace(held.record, owner="")
+        try:
+            async with asyncio.timeout(5):
+                await self._ledger.save([record], owner=self._facts.worker)
+        except (WorkerError, TimeoutError) as error:
+            _log.warning("launch_not_given_back", error=str(error))
+
+    async def _save(self, held: HeldLaunch) -> None:
+        lost = await self._ledger.save([held.record], owner=self._facts.worker)
+        if lost:
+            raise Again("another worker took this launch over")
+
+    def _identity(self, message: SqsMessage, parsed: LaunchMessage | BadMessage) -> str:
+        facts = self._facts
+        if isinstance(parsed, BadMessage):
+            # Nothing in it can be trusted to identify it, but the message itself has an identity.
+            return launch_id(("sqs", facts.queue_arn, message.message_id))
+        return launch_id(
+            identity_parts(
+                parsed,
+                base_url=facts.base_url,
+                deployment=facts.deployment,
+                queue_arn=facts.queue_arn,
+                message_id=message.message_id,
+            )
+        )
+
+    def _intent(self, message: SqsMessage, identity: str, parsed: LaunchMessage | BadMessage) -> LaunchRecord:
+        if isinstance(parsed, BadMessage):
+            run, item_id = RunRef("", "", identity[:10]), item_id_of(message.body)
+        else:
+            spec = parsed.run_spec
+            run, item_id = RunRef(spec.entity, spec.project, spec.run_id or identity[:10]), parsed.item_id
+        return LaunchRecord(
+            launch_id=identity,
+            state=LaunchState.INTENT,
+            owner=self._facts.worker,
+            run=run,
+            item_id=item_id,
+            message=redact_body(message.body, self._facts.secrets)[:MAX_KEPT_BODY],
+            message_id=message.message_id,
+            created_at=time.time(),
+        )
+
+    def _busy(self, why: str) -> Outcome:
+        _log.info("launch_busy", why=why)
+        return Outcome(Verdict.BUSY, delay=(MISSED_BEATS + 2) * self._facts.heartbeat)
+
+    def _again(self, error: WorkerError, tries: int) -> Outcome:
+        pause = error.retry_after if isinstance(error, Again) else None
+        delay = pause or backoff(tries, base=5, cap=900)
+        _log.warning("launch_again", error=str(error), again_in=round(delay, 1))
+        return Outcome(Verdict.AGAIN, delay=delay, reason=str(error))
+
+
+def item_id_of(body: str) -> str:
+    """The queue item id of a message that is wrong otherwise, so that its refusal reaches W&B; else empty."""
+    try:
+        envelope = json.loads(body)
+    except (ValueError, RecursionError):
+        return ""
+    item_id = envelope.get("runQueueItemId") if isinstance(envelope, dict) else None
+    return item_id if isinstance(item_id, str) else ""

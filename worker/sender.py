@@ -1,0 +1,120 @@
+"""Sending launches by hand: `validate` says what would be submitted, `enqueue` sends it and may wait for its end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from worker.clients.aws import aws_clients
+from worker.errors import SettingsError
+from worker.intake.sqs import LaunchQueue, queue_facts
+from worker.launch.identity import identity_parts, launch_id
+from worker.launch.message import Launch, LaunchMessage, interpret, parse_message
+from worker.launch.record import LaunchRecord, LaunchState
+from worker.launch.redaction import HIDDEN, redact_request
+from worker.ledger.opening import open_ledger
+from worker.settings import Settings
+from worker.training.allowed import policy_of
+from worker.training.plan import plan_launch
+from worker.training.request import AccountFacts, with_api_key
+from worker.training.status import ending
+
+_LOOK_EVERY = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A launch that is in the queue."""
+
+    launch_id: str
+    message_id: str
+    run: str
+
+
+def planned_request(
+    body: str, settings: Settings, *, account: AccountFacts, image: str | None
+) -> Mapping[str, Any]:
+    """The CreateTrainingJob request a message leads to, secrets as `***`; calls nobody.
+
+    Raises `BadMessage` with every problem, or `Never` for a source that cannot be run."""
+    message = parse_message(body)
+    launch = _launch(message, settings, queue_arn="arn:aws:sqs:::", message_id="validate")
+    plan = plan_launch(
+        launch,
+        image=image,
+        account=account,
+        base_url=settings.wandb_base_url,
+        deployment=settings.deployment,
+        macros=settings.macros,
+        policy=policy_of(settings),
+    )
+    return redact_request(with_api_key(plan.request, HIDDEN))
+
+
+def with_identity(body: str) -> str:
+    """The message with a `launchId`, if it has neither that nor a queue item id: sending it twice is then safe."""
+    message = parse_message(body)
+    if message.launch_id or message.item_id:
+        return body
+    return json.dumps({**json.loads(body), "launchId": uuid.uuid4().hex})
+
+
+async def enqueue(
+    body: str,
+    settings: Settings,
+    *,
+    on_sent: Callable[[Sent], None],
+    on_state: Callable[[LaunchRecord], None] | None = None,
+) -> LaunchRecord | None:
+    """Send a valid message; with `on_state` follow the launch in the ledger and return its last record."""
+    if not settings.queue_url:
+        raise SettingsError("LAUNCH_QUEUE_URL: not set; give the URL of the SQS queue with launch messages")
+    message = parse_message(body)
+    async with aws_clients(settings.aws_region) as aws:
+        queue = LaunchQueue(aws.sqs, await queue_facts(aws.sqs, settings.queue_url, settings.dlq_url))
+        launch = _launch(message, settings, queue_arn=queue.facts.arn, message_id="")
+        message_id = await queue.send(body, launch.launch_id, group=launch.queue)
+        run = f"{launch.run.entity}/{launch.run.project}/{launch.run.run_id}"
+        on_sent(Sent(launch.launch_id, message_id, run))
+        if on_state is None:
+            return None
+        async with open_ledger(settings.ledger, aws.dynamodb) as ledger:
+            last: LaunchRecord | None = None
+            while last is None or last.state.is_open:
+                record = await ledger.read(launch.launch_id)
+                if record is not None and _differs(record, last):
+                    on_state(record)
+                    last = record
+                await asyncio.sleep(_LOOK_EVERY)
+            return last
+
+
+def end_of(record: LaunchRecord) -> tuple[str, bool]:
+    """How a launch that is no longer open ended, in words, and whether that is a success."""
+    if record.state is LaunchState.REFUSED:
+        assert record.failure is not None
+        return f"refused ({record.failure.code}): {record.failure.reason}", False
+    end = ending(record.facts, stop_reason=record.stop_reason)
+    return f"{end.end}: {end.reason}", end.exit_code == 0
+
+
+def _launch(message: LaunchMessage, settings: Settings, *, queue_arn: str, message_id: str) -> Launch:
+    parts = identity_parts(
+        message,
+        base_url=settings.wandb_base_url,
+        deployment=settings.deployment,
+        queue_arn=queue_arn,
+        message_id=message_id,
+    )
+    return interpret(message, launch_id=launch_id(parts), default_log_target=settings.log_target)
+
+
+def _differs(record: LaunchRecord, last: LaunchRecord | None) -> bool:
+    return last is None or (record.state, record.facts.secondary_status) != (
+        last.state,
+        last.facts.secondary_status,
+    )

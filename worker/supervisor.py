@@ -1,0 +1,301 @@
+"""Leg 2, the story of all running jobs: submit, follow, deliver the log, tell the end. Adopt what others left.
+
+    `waiting` ─▶ CreateTrainingJob ─▶ `accepted` ─▶ status feed, log feed ─▶ ended ─▶ log delivered ─▶ `finished`
+
+It rests on the ledger alone: a worker that starts, or sees another one die, claims the launches and goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from worker.aio import backoff, effect
+from worker.delivery.loop import LogDelivery
+from worker.errors import Again, WorkerError
+from worker.launch.record import LaunchState
+from worker.ledger.adoption import Adoption
+from worker.ledger.held import HeldLaunch, HeldLaunches
+from worker.ledger.port import FINISHED_TTL
+from worker.ops.logging import get_logger
+from worker.ops.metrics import Metrics
+from worker.submission import Submission
+from worker.tracking.companion import CompanionRuns
+from worker.tracking.facts import companion_config, companion_summary
+from worker.training.sagemaker import SageMaker
+from worker.training.status import Ending, console_links, ending, has_ended
+from worker.training.status_feed import StatusFeed
+
+_COMPANION_HEARTBEAT = 30.0
+"""Seconds between two signs of life of a companion run, as W&B's own clients send them."""
+
+_log = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorFacts:
+    """What leg 2 needs to know of the deployment; fixed for the life of the process. Durations are seconds."""
+
+    region: str
+    status_interval: float
+    start_timeout: float
+
+
+class Supervisor:
+    """All launches of leg 2 that this worker holds. One loop a concern, none a job."""
+
+    def __init__(
+        self,
+        *,
+        facts: SupervisorFacts,
+        held: HeldLaunches,
+        adoption: Adoption,
+        submission: Submission,
+        sagemaker: SageMaker,
+        status_feed: StatusFeed,
+        delivery: LogDelivery,
+        companion: CompanionRuns,
+        metrics: Metrics,
+    ) -> None:
+        self._facts = facts
+        self._held = held
+        self._adoption = adoption
+        self._submission = submission
+        self._sagemaker = sagemaker
+        self._status_feed = status_feed
+        self._delivery = delivery
+        self._companion = companion
+        self._metrics = metrics
+        self._tasks: asyncio.TaskGroup
+        self._describing: set[str] = set()
+        self._finishing: set[str] = set()
+
+    async def run(self) -> None:
+        """Until cancelled. The first loop that fails ends the process; the platform starts it again."""
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            tasks.create_task(self._adoption.run(self._adopted), name="heartbeat and adoption")
+            tasks.create_task(self._submission.run(self._accepted), name="submission")
+            tasks.create_task(self._follow_states(), name="status feed")
+            tasks.create_task(self._delivery.run(self._delivered), name="log delivery")
+            tasks.create_task(self._keep_companions_alive(), name="companion heartbeats")
+
+    # Launches come in: from leg 1, or from a worker that is gone.
+
+    def submit(self, held: HeldLaunch) -> Awaitable[None]:
+        """Take a launch that is `waiting` over from leg 1, at once; await the result to know that it is settled."""
+        self._held.add(held)
+        return self._submission.enqueue(held)
+
+    def is_held(self, launch_id: str) -> bool:
+        """Leg 2 of this worker has the launch."""
+        return launch_id in self._held
+
+    async def release(self) -> None:
+        """Give every launch back, so that other workers may claim them at once: at shutdown."""
+        count = len(self._held)
+        await self._held.release()
+        _log.info("launches_released", count=count)
+
+    def _adopted(self, held: HeldLaunch) -> None:
+        self._held.add(held)
+        if held.record.state is LaunchState.WAITING:
+            self._submission.enqueue(held)
+        else:
+            # It may have changed or ended while nobody looked; ten minutes forgive a wrong clock.
+            self._status_feed.look_back_to(held.record.accepted_at - 600)
+            self._accepted(held)
+
+    # A job runs.
+
+    def _accepted(self, held: HeldLaunch) -> None:
+        """SageMaker has the job: open its companion, follow its log; the status feed tells the rest."""
+        self._tasks.create_task(self._open(held), name=f"open companion {held.record.job_name}")
+
+    async def _open(self, held: HeldLaunch) -> None:
+        links = console_links(self._facts.region, held.record.job_name)
+        await self._until_done(
+            held,
+            "open_companion",
+            lambda: self._companion.open(held.record, companion_config(held.record, links)),
+        )
+        if held.lost:
+            return
+        _log.info(
+            "companion_opened",
+            launch_id=held.launch_id,
+            training_job=held.record.job_name,
+            url=self._companion.address(held.record),
+        )
+        self._delivery.follow(held)
+        if has_ended(held.record.facts):
+            self._ended(held)
+
+    async def _follow_states(self) -> None:
+        tries = 0
+        while True:
+            try:
+                await self._changes()
+                tries = 0
+            except Again as error:
+                _log.warning("status_feed_failed", error=str(error))
+                await asyncio.sleep(error.retry_after or backoff(tries, cap=30))
+                tries += 1
+            await asyncio.sleep(self._facts.status_interval)
+
+    async def _changes(self) -> None:
+        running = {
+            held.record.job_name: held for held in self._held if held.record.state is LaunchState.ACCEPTED
+        }
+        if not running:
+            return
+        for name, summary in (await self._status_feed.changes()).items():
+            held = running.get(name)
+            if held is None or held.launch_id in self._describing:
+                continue
+            known = (held.record.facts.status, held.record.facts.secondary_status)
+            if (summary.status, summary.secondary_status) != known:
+                self._tasks.create_task(self._look_at(held), name=f"describe {name}")
+
+    async def _look_at(self, held: HeldLaunch) -> None:
+        """DescribeTrainingJob, and what follows from the answer."""
+        if held.launch_id in self._describing:
+            return
+        self._describing.add(held.launch_id)
+        try:
+            await self._until_done(held, "describe_training_job", lambda: self._describe(held))
+            if not has_ended(held.record.facts):
+                await self._tell(held)
+        finally:
+            self._describing.discard(held.launch_id)
+
+    async def _describe(self, held: HeldLaunch) -> None:
+        before = held.record.facts
+        facts = await self._sagemaker.describe(held.record.job_name)
+        held.update(facts=facts)
+        if (facts.status, facts.secondary_status) != (before.status, before.secondary_status):
+            _log.info(
+                "job_state",
+                launch_id=held.launch_id,
+                training_job=held.record.job_name,
+                status=facts.status,
+                secondary_status=facts.secondary_status,
+            )
+            await self._held.save([held])
+        self._delivery.job_changed(held)
+        if has_ended(facts):
+            self._ended(held)
+
+    async def _tell(self, held: HeldLaunch) -> None:
+        """The new state, for those who watch the companion; the end tells everything again."""
+        try:
+            await self._companion.summarize(held.record, self._summary(held))
+        except WorkerError as error:
+            _log.warning("summary_not_posted", launch_id=held.launch_id, error=str(error))
+
+    async def stop(self, launch_id: str, reason: str) -> bool:
+        """Stop a job for a reason that is told at its end; False: it had ended, or is not ours.
+
+        The reason is durable before the stop, so that no crash can turn it into a stop from outside."""
+        held = next((held for held in self._held if held.launch_id == launch_id), None)
+        if held is None or held.record.state is not LaunchState.ACCEPTED or has_ended(held.record.facts):
+            return False
+        if not held.record.stop_reason:
+            held.update(stop_reason=reason)
+            await self._held.save([held])
+        _log.info("job_stopping", launch_id=launch_id, training_job=held.record.job_name, reason=reason)
+        return not held.lost and await self._sagemaker.stop(held.record.job_name)
+
+    # A job has ended.
+
+    def _ended(self, held: HeldLaunch) -> None:
+        if held.record.log_target == "off":
+            self._delivered(held)
+        else:
+            self._delivery.job_ended(held)
+
+    def _delivered(self, held: HeldLaunch) -> None:
+        if held.launch_id not in self._finishing:
+            self._finishing.add(held.launch_id)
+            self._tasks.create_task(self._finish(held), name=f"finish {held.record.job_name}")
+
+    async def _finish(self, held: HeldLaunch) -> None:
+        """The log is complete in W&B: tell the end, then let the launch go."""
+        end = ending(held.record.facts, stop_reason=held.record.stop_reason)
+        await self._until_done(
+            held,
+            "finish_companion",
+            lambda: self._companion.finish(held.record, self._summary(held, end), end.exit_code),
+        )
+        now = time.time()
+        held.update(state=LaunchState.FINISHED, finished_at=now, expires_at=now + FINISHED_TTL)
+        await self._until_done(held, "write_finished", lambda: self._write_finished(held))
+        if held.lost:
+            return
+        self._held.drop(held)
+        self._metrics.jobs_ended.labels(str(end.end)).inc()
+        _log.info(
+            "job_finished",
+            launch_id=held.launch_id,
+            training_job=held.record.job_name,
+            end=str(end.end),
+            reason=end.reason,
+            lines=held.record.log.next_line,
+        )
+
+    async def _write_finished(self, held: HeldLaunch) -> None:
+        with effect("write_finished"):
+            await self._held.save([held])
+
+    # What is shared.
+
+    async def _keep_companions_alive(self) -> None:
+        while True:
+            await asyncio.sleep(_COMPANION_HEARTBEAT)
+            try:
+                for held in self._held:
+                    if held.record.state is LaunchState.ACCEPTED and not held.lost:
+                        await self._keep_alive(held)
+            except WorkerError as error:
+                # W&B or AWS is in trouble: the others would fail alike; the next round tries again.
+                _log.warning("companion_heartbeat_failed", error=str(error))
+
+    async def _keep_alive(self, held: HeldLaunch) -> None:
+        pressed = held.record.log_target != "off" and await self._companion.heartbeat(held.record)
+        waited = time.time() - held.record.accepted_at
+        if pressed:
+            await self.stop(held.launch_id, "Stop was pressed in W&B.")
+        elif 0 < self._facts.start_timeout < waited and held.record.facts.started_at is None:
+            await self.stop(held.launch_id, f"It did not start within {waited:.0f} s (LAUNCH_START_TIMEOUT).")
+
+    def _summary(self, held: HeldLaunch, end: Ending | None = None) -> dict[str, object]:
+        record = held.record
+        return companion_summary(
+            record.facts,
+            lines=record.log.next_line,
+            instance_count=record.instance_count,
+            end=str(end.end) if end else "",
+            reason=end.reason if end else "",
+        )
+
+    async def _until_done(self, held: HeldLaunch, what: str, step: Callable[[], Awaitable[None]]) -> None:
+        """Repeat a step until it succeeds or the launch is lost: nothing about a live job is ever given up."""
+        tries = 0
+        while not held.lost:
+            try:
+                return await step()
+            except WorkerError as error:
+                pause = (error.retry_after if isinstance(error, Again) else None) or backoff(tries, cap=60)
+                _log.warning(
+                    "step_failed",
+                    step=what,
+                    launch_id=held.launch_id,
+                    training_job=held.record.job_name,
+                    error=str(error),
+                    again_in=round(pause, 1),
+                )
+                tries += 1
+                await asyncio.sleep(pause)
+        return None
