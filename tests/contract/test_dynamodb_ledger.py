@@ -43,6 +43,7 @@ def server() -> Iterator[DynamoDbDouble]:
 @pytest.fixture
 def double(server: DynamoDbDouble) -> Iterator[DynamoDbDouble]:
     server.operations.clear()
+    server.requests.clear()
     yield server
     assert server.pending_failures() == 0, "a failure that the test prepared was never met"
 
@@ -85,6 +86,13 @@ class TestTable:
         }
         assert items["launch#released"]["holder"] == {"S": "-"}
         assert items["launch#closed"]["expires"] == {"N": "1001"}
+
+    async def test_a_record_is_read_consistently(
+        self, ledger: DynamoDbLedger, double: DynamoDbDouble
+    ) -> None:
+        await ledger.read("aaaa")
+        assert double.operations[-1] == "GetItem"
+        assert double.requests[-1]["ConsistentRead"] is True
 
     async def test_a_long_answer_is_read_to_its_end(
         self, ledger: DynamoDbLedger, double: DynamoDbDouble

@@ -72,6 +72,19 @@ class TestSharing:
                 assert record is not None
                 assert record.epoch == 2
 
+    async def test_a_new_file_that_another_process_is_about_to_use(self, path: Path) -> None:
+        """Before a file is in WAL mode, SQLite says 'locked' at once, whatever the busy timeout."""
+
+        async def open_and_write() -> None:
+            async with open_sqlite_ledger(path) as ledger:
+                await ledger.beat(BEAT)
+
+        async with asyncio.timeout(4), asyncio.TaskGroup() as tasks:
+            with writing_elsewhere(path):
+                opening = tasks.create_task(open_and_write())
+                await asyncio.sleep(0.1)
+                assert not opening.done()
+
     async def test_what_was_written_outlives_the_process(self, path: Path) -> None:
         async with open_sqlite_ledger(path) as ledger:
             await ledger.create(a_record())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import threading
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -31,6 +32,8 @@ class DynamoDbDouble:
         self.url = ""
         self.operations: list[str] = []
         """Names of the operations called, oldest first."""
+        self.requests: list[dict[str, Any]] = []
+        """Their parameters."""
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._one_by_one = threading.Lock()
         self._errors: dict[str, list[tuple[int, dict[str, Any]]]] = {}
@@ -47,7 +50,10 @@ class DynamoDbDouble:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         operation = str(environ.get("HTTP_X_AMZ_TARGET", "")).rpartition(".")[2]
         with self._one_by_one:
+            body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            environ["wsgi.input"] = io.BytesIO(body)
             self.operations.append(operation)
+            self.requests.append(json.loads(body or b"{}"))
             if self._errors.get(operation):
                 status, body = self._errors[operation].pop(0)
                 answer = Response(json.dumps(body), status, content_type="application/x-amz-json-1.0")
