@@ -18,7 +18,7 @@ from rich.console import Console
 
 from worker import __version__
 from worker.errors import BadMessage, Never, SettingsError, WorkerError
-from worker.settings import Settings, load_settings
+from worker.settings import Settings, export_aws_variables, load_settings
 
 app = typer.Typer(
     name="launch-worker",
@@ -62,6 +62,7 @@ def run(env_file: EnvFile = Path(".env")) -> None:
 
     with _exit_codes():
         settings = load_settings(env_file)
+        export_aws_variables(env_file)
         configure_logging(level=settings.log_level, style=settings.log_format, secrets=_secrets(settings))
         asyncio.run(serve(settings))
 
@@ -82,6 +83,7 @@ def validate(
 
     with _exit_codes():
         settings = load_settings(env_file)
+        export_aws_variables(env_file)
         facts = AccountFacts(account, region or settings.aws_region or "us-east-1", _partition(region))
         request = planned_request(_read(file), settings, account=facts, image=image_uri)
         typer.echo(json.dumps(request, indent=2, ensure_ascii=False))
@@ -116,6 +118,7 @@ def enqueue(
 
     with _exit_codes():
         settings = load_settings(env_file)
+        export_aws_variables(env_file)
         body = with_identity(_read(file))
         record = asyncio.run(send(body, settings, on_sent=on_sent, on_state=on_state if wait else None))
         if record is not None:
@@ -169,7 +172,7 @@ def demo(
         _need_local()
         from worker.demo import run_demo
 
-        raise typer.Exit(asyncio.run(run_demo(executor)))
+        raise typer.Exit(asyncio.run(run_demo(executor, Path(".state").resolve())))
 
 
 def _need_local() -> None:

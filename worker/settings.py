@@ -234,6 +234,15 @@ def load_settings(env_file: Path | None = Path(".env"), environ: Mapping[str, st
         raise SettingsError("\n".join(_explain(problem) for problem in error.errors())) from error
 
 
+def export_aws_variables(env_file: Path | None) -> None:
+    """Put the `AWS_*` variables of `env_file` into the process environment, where AWS's SDK looks for them; what
+    is set already stays."""
+    if env_file is not None and env_file.is_file():
+        for name, value in dotenv_values(env_file).items():
+            if name.startswith("AWS_") and value:
+                os.environ.setdefault(name, value)  # noqa: TID251  # the one place that touches it
+
+
 def variable_name(field_name: str) -> str:
     """The environment variable of a field of `Settings`."""
     alias = Settings.model_fields[field_name].validation_alias
