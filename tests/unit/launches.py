@@ -17,7 +17,7 @@ from worker.training.request import AccountFacts, build_request
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ACCOUNT = AccountFacts("123456789012", "us-east-1")
 IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/train:1"
-BUILT = "123456789012.dkr.ecr.us-east-1.amazonaws.com/built@sha256:" + "0" * 64
+BUILT = "123456789012.dkr.ecr.us-east-1.amazonaws.com/built@sha256:" + "ab" * 32
 BASE_URL = "https://api.wandb.ai"
 SAGEMAKER = "$.runSpec.resource_args.sagemaker"
 

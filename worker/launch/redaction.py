@@ -33,6 +33,7 @@ _PAIR = re.compile(
     r"(?:(?P<open>\\{0,8}[\"'])(?:(?!(?P=open)).)*(?:(?P=open)|\Z)|[\w.+-]+)",
     re.DOTALL,
 )
+_OWN_KEY = re.compile(r"_wandb_api_key\\{0,8}[\"']?\s*[:=]\s*\\{0,8}[\"']?(?P<value>[\w.-]{8,})")
 _ASSIGNMENT = re.compile(r"(?P<head>\b(?P<name>[A-Za-z_][\w]*)\s*=\s*)[^\s\"'\\,;&]+")
 
 
@@ -40,11 +41,9 @@ def redact_body(body: str, secrets: Iterable[str] = ()) -> str:
     """An SQS body without its secrets: W&B keys, values under secret-looking names, logins in URLs, `secrets`.
 
     Works on any text and never raises; what cannot be parsed is treated as text."""
-    literals = {secret for secret in secrets if secret}
+    literals = {secret for secret in secrets if secret} | _own_keys(body)
     try:
-        value = json.loads(body)
-        literals |= _own_keys(value)
-        return _dumps(_redact(value, literals))
+        return _dumps(_redact(json.loads(body), literals))
     except (ValueError, RecursionError):
         return _redact_text(body, literals)
 
@@ -124,16 +123,9 @@ def _is_secret(name: str, variables: bool) -> bool:
     return len(name) <= _LONGEST_NAME and _SECRET_NAME.fullmatch(name) is not None
 
 
-def _own_keys(body: Any) -> set[str]:
-    """The message's W&B key, wherever else it was pasted."""
-    spec = body.get("runSpec") if isinstance(body, dict) else None
-    if isinstance(spec, str):
-        try:
-            spec = json.loads(spec)
-        except ValueError:
-            return set()
-    key = spec.get("_wandb_api_key") if isinstance(spec, dict) else None
-    return {key} if isinstance(key, str) and key else set()
+def _own_keys(body: str) -> set[str]:
+    """The message's W&B keys, however the text around them is quoted, to hide them wherever else they stand."""
+    return {match["value"] for match in _OWN_KEY.finditer(body)}
 
 
 def _dumps(value: Any) -> str:

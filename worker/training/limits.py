@@ -77,7 +77,9 @@ def _with_room_for_key(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check(value: Any, shape: Shape, path: str) -> Iterator[Problem]:
-    """Hold `value` and everything in it to the shape."""
+    """Hold `value` and everything in it to the shape; types of newer models are left to botocore's validator."""
+    if shape.type_name not in _TYPES:
+        return
     wanted, noun = _TYPES[shape.type_name]
     fits = isinstance(value, wanted) and isinstance(value, bool) == (wanted is bool)
     if not fits:
@@ -136,7 +138,8 @@ def _check_text(text: str, shape: Shape, path: str, subject: str = "") -> Iterat
     if problems:
         return  # patterns see only text of bounded length, which bounds their time
     pattern = shape.metadata.get("pattern")
-    if pattern and not _python_pattern(pattern).fullmatch(text):
+    regex = python_pattern(pattern) if pattern else None
+    if regex and not regex.fullmatch(text):
         yield Problem(path, f"{subject} does not match {pattern}".lstrip(), _pattern_remedy(text))
     values = getattr(shape, "enum", [])
     if values and text not in values and not _OPEN_ENUM.fullmatch(shape.name):
@@ -157,13 +160,18 @@ def _check_range(number: int, shape: Shape, path: str) -> Iterator[Problem]:
 
 
 @cache
-def _python_pattern(pattern: str) -> re.Pattern[str]:
-    """AWS writes Java patterns; the Unicode classes in them exist in `re` under other names only."""
+def python_pattern(pattern: str) -> re.Pattern[str] | None:
+    """AWS writes Java patterns; the Unicode classes in them exist in `re` under other names only.
+
+    None: a newer model has a pattern that `re` cannot express; SageMaker checks that one itself."""
     separators = "\\u0020\\u00a0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000"
     classes = {r"\p{L}": r"\w", r"\p{N}": r"\d", r"\p{Z}": separators, r"\p{Alnum}": "a-zA-Z0-9"}
     for java, python in classes.items():
         pattern = pattern.replace(java, python)
-    return re.compile(pattern)
+    try:
+        return re.compile(pattern)
+    except re.error:
+        return None
 
 
 def _rules(request: Mapping[str, Any]) -> Iterator[Problem]:
