@@ -143,7 +143,12 @@ def wire(parts: Opened) -> Service:
         metrics=metrics,
     )
     supervisor = Supervisor(
-        facts=SupervisorFacts(aws.region, settings.status_interval, settings.start_timeout),
+        facts=SupervisorFacts(
+            region=aws.region,
+            status_interval=settings.status_interval,
+            companion_heartbeat=settings.companion_heartbeat,
+            start_timeout=settings.start_timeout,
+        ),
         held=held,
         adoption=adoption,
         submission=Submission(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -176,10 +177,8 @@ def demo(
 
 
 def _need_local() -> None:
-    try:
-        import moto  # noqa: F401
-    except ImportError as error:
-        raise SettingsError("the local stack is not installed; pip install 'launch-worker[local]'") from error
+    if importlib.util.find_spec("moto") is None:
+        raise SettingsError("the local stack is not installed; pip install 'launch-worker[local]'")
 
 
 @contextlib.contextmanager

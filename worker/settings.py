@@ -127,6 +127,9 @@ class Settings(BaseSettings):
     status_interval: Seconds = Field(
         5.0, gt=0, description="Pause between two looks at the states of all jobs."
     )
+    companion_heartbeat: Seconds = Field(
+        30.0, gt=0, description="Sign of life of companion runs; its answer brings a Stop pressed in W&B."
+    )
     companion_project: str = Field(
         "", description="W&B project of companion runs. Default: the run's own project."
     )

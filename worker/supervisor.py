@@ -28,9 +28,6 @@ from worker.training.sagemaker import SageMaker
 from worker.training.status import Ending, console_links, ending, has_ended
 from worker.training.status_feed import StatusFeed
 
-_COMPANION_HEARTBEAT = 30.0
-"""Seconds between two signs of life of a companion run, as W&B's own clients send them."""
-
 _log = get_logger()
 
 
@@ -40,6 +37,7 @@ class SupervisorFacts:
 
     region: str
     status_interval: float
+    companion_heartbeat: float
     start_timeout: float
 
 
@@ -253,7 +251,7 @@ class Supervisor:
 
     async def _keep_companions_alive(self) -> None:
         while True:
-            await asyncio.sleep(_COMPANION_HEARTBEAT)
+            await asyncio.sleep(self._facts.companion_heartbeat)
             try:
                 for held in self._held:
                     if held.record.state is LaunchState.ACCEPTED and not held.lost:

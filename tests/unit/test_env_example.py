@@ -33,6 +33,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "How much at once": ("slots", "max_builds", "max_jobs", "max_wait", "max_attempts", "start_timeout"),
     "Following jobs and their logs": (
         "log_target",
+        "companion_heartbeat",
         "companion_project",
         "status_interval",
         "log_interval",
