@@ -155,6 +155,8 @@ class WandbDouble(WandbState):
         _check_auth(request)
         body: Json = json.loads(await request.read() or b"{}")  # aiohttp has undone any gzip encoding
         key = RunKey(*(request.match_info[part] for part in ("entity", "project", "run")))
+        if self.keep_bodies:
+            self.bodies.append(body)
         self.counts["file_stream:data" if body else "file_stream:heartbeat"] += 1
 
         async def answer() -> web.Response:

@@ -191,6 +191,8 @@ class WandbState:
         self.crash_after = crash_after
         """Silence in seconds after which a running run counts as crashed."""
         self.base_url = ""
+        self.keep_bodies = False
+        """Keep whole file_stream bodies in `bodies`, for comparing clients."""
         self.reset()
 
     def reset(self) -> None:
@@ -204,6 +206,7 @@ class WandbState:
         self.counts: collections.Counter[str] = collections.Counter()
         self.operations: list[Json] = []
         self.unknown_operations: dict[str, str] = {}
+        self.bodies: list[Json] = []
 
     def run(self, entity: str, project: str, run: str) -> DoubleRun | None:
         """A run, or None."""
