@@ -36,6 +36,8 @@ class Adoption:
         self._worker = worker
         self._heartbeat = heartbeat
         self._metrics = metrics
+        self._unsure = False
+        """A claim got no answer: it may have happened."""
         self.beating = False
         """The last heartbeat reached the ledger: for /readyz."""
 
@@ -61,16 +63,22 @@ class Adoption:
             # Frozen or cut off for so long that peers may have claimed our launches: the ledger knows.
             _log.warning("heartbeat_gap", launches=len(self._held))
             await self._held.save(self._held)
-        for owner in ("", *sorted(beat.dead)):
+        unsure, self._unsure = self._unsure, False
+        for owner in ("", *sorted(beat.dead), *((self._worker,) if unsure else ())):
             records = await self._ledger.open_records(owner)
             for record in filter(_can_be_adopted, records):
-                await self._claim(record, on_adopted)
+                if record.launch_id not in self._held:
+                    await self._claim(record, on_adopted)
             if owner and not records:
                 await self._ledger.forget_worker(owner)
 
     async def _claim(self, record: LaunchRecord, on_adopted: Callable[[HeldLaunch], None]) -> None:
-        with effect("claim_launch"):
-            claimed = await self._ledger.claim(record, self._worker)
+        try:
+            with effect("claim_launch"):
+                claimed = await self._ledger.claim(record, self._worker)
+        except Again:
+            self._unsure = True
+            raise
         if claimed is None:
             return
         self._metrics.claims.inc()

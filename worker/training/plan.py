@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from worker.errors import BadMessage, Never, Problem
+from worker.errors import BadMessage, Problem
 from worker.launch.identity import training_job_name
 from worker.launch.message import SAGEMAKER_PATH, CodeSource, JobSource, Launch, SchedulerSource
 from worker.launch.strict_json import json_path
@@ -43,7 +43,7 @@ def plan_launch(
     """Decide what attempt `attempt` of a launch submits. `image`: a built or pinned image instead of its own.
 
     Raises `BadMessage` with the problems of request, limits and policy together (code LW-POLICY when policy is
-    all that stands against it), and `Never` for a source that this version does not run."""
+    all that stands against it; a code of its own for a source that this version does not run)."""
     _refuse_source(launch, image)
     request, problems = draft_request(
         launch, image=image, account=account, base_url=base_url, deployment=deployment, macros=macros
@@ -65,25 +65,21 @@ def plan_launch(
 
 
 def _refuse_source(launch: Launch, image: str | None) -> None:
-    if isinstance(launch.source, SchedulerSource):
-        raise Never(
-            "a sweep scheduler is a process beside the queue, not a training job; run `wandb launch-agent` for it",
-            code="LW-SWEEP-SCHEDULER",
-        )
+    """Raises `BadMessage` for what this version does not run."""
+    source = launch.source
+    if isinstance(source, SchedulerSource):
+        what = "is a sweep scheduler, a process beside the queue and not a training job"
+        problem = Problem("$.runSpec.uri", what, "run `wandb launch-agent` for it")
+        raise BadMessage((problem,), code="LW-SWEEP-SCHEDULER")
     if image:
         return
-    if isinstance(launch.source, JobSource):
-        raise Never(
-            f"this version runs ready images only and does not fetch the job {launch.source.job}; "
-            "name its image in docker.docker_image",
-            code="LW-SOURCE-JOB",
-        )
-    if isinstance(launch.source, CodeSource):
-        raise Never(
-            "this version runs ready images only and does not build code; "
-            "build the image and name it in docker.docker_image",
-            code="LW-SOURCE-CODE",
-        )
+    remedy = "build the image and name it in docker.docker_image"
+    if isinstance(source, JobSource):
+        what = f"names the job {source.job}, and this version runs ready images only"
+        raise BadMessage((Problem("$.runSpec.job", what, remedy),), code="LW-SOURCE-JOB")
+    if isinstance(source, CodeSource):
+        what = "names code, and this version runs ready images only"
+        raise BadMessage((Problem("$.runSpec.uri", what, remedy),), code="LW-SOURCE-CODE")
 
 
 def _instance_type(resources: Mapping[str, Any]) -> str:
