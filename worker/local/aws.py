@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aioboto3
 from moto.core.base_backend import BackendDict
@@ -26,6 +26,9 @@ from werkzeug.serving import BaseWSGIServer, make_server
 
 from worker.errors import SettingsError
 from worker.local.ports import LOOPBACK, listening_socket
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 ACCOUNT = "123456789012"
 REGION = "us-east-1"
@@ -62,6 +65,22 @@ class _QuietHandler(MotoRequestHandler):
         self.send_response_only(code, message)
 
 
+class _OneDynamoDbRequestAtATime:
+    """moto checks a condition and writes in two steps, and puts the whole table back when a transaction is cancelled;
+    its threads interleave both. DynamoDB's conditional writes are atomic, and the ledger rests on that."""
+
+    def __init__(self, app: DomainDispatcherApplication) -> None:
+        self._app = app
+        self._lock = threading.Lock()
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if not str(environ.get("HTTP_X_AMZ_TARGET", "")).startswith("DynamoDB_"):
+            answer: Iterable[bytes] = self._app(environ, start_response)
+            return answer
+        with self._lock:
+            return list(self._app(environ, start_response))
+
+
 @dataclass(frozen=True, slots=True)
 class LocalAws:
     """Where it listens."""
@@ -88,7 +107,7 @@ async def running_aws(port: int = 0) -> AsyncIterator[LocalAws]:
         _forget_everything()
         with listening_socket(port, "AWS", "--aws-port") as sock:
             bound = sock.getsockname()[1]
-            app = DomainDispatcherApplication(create_backend_app)
+            app = _OneDynamoDbRequestAtATime(DomainDispatcherApplication(create_backend_app))
             # werkzeug works on a duplicate of the socket, so that ours may be closed here.
             server = make_server(
                 LOOPBACK, bound, app, threaded=True, request_handler=_QuietHandler, fd=sock.fileno()
