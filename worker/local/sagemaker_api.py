@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from moto.core.exceptions import ServiceException
 from moto.core.responses import ActionResult, EmptyResult
-from moto.sagemaker.exceptions import ResourceInUseException, ValidationError
+from moto.sagemaker.exceptions import ResourceInUseException, SagemakerClientError, ValidationError
 from moto.sagemaker.models import sagemaker_backends
 from moto.sagemaker.responses import SageMakerResponse
 
@@ -48,7 +47,6 @@ class Refusal:
 
     code: str
     message: str
-    status: int = 400
     times: int = 1
 
 
@@ -157,9 +155,7 @@ class TrainingJobs:
         if refusal is None:
             return
         refusal.times -= 1
-        error = ServiceException(refusal.message)
-        error.code = refusal.code
-        raise error
+        raise SagemakerClientError(refusal.code, refusal.message)
 
     def _refuse_duplicate(self, name: str) -> None:
         existing = self._jobs.get(name)
@@ -172,12 +168,11 @@ class TrainingJobs:
     def _refuse_beyond_quota(self) -> None:
         open_jobs = sum(job.training_job_status not in ENDED for job in self._jobs.values())
         if self.quota is not None and open_jobs >= self.quota:
-            error = ServiceException(
+            raise SagemakerClientError(
+                "ResourceLimitExceeded",
                 f"The account-level service limit 'training jobs' is {self.quota} Instances, with current"
-                f" utilization of {open_jobs} Instances and a request delta of 1 Instances."
+                f" utilization of {open_jobs} Instances and a request delta of 1 Instances.",
             )
-            error.code = "ResourceLimitExceeded"
-            raise error
 
 
 def _make_it_start(job: Job, ask: Ask, metrics: Sequence[dict[str, str]]) -> None:
