@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from moto.core.exceptions import JsonRESTError
 from moto.core.responses import ActionResult, EmptyResult
 from moto.sagemaker.exceptions import ResourceInUseException, SagemakerClientError, ValidationError
 from moto.sagemaker.models import sagemaker_backends
@@ -155,7 +156,7 @@ class TrainingJobs:
         if refusal is None:
             return
         refusal.times -= 1
-        raise SagemakerClientError(refusal.code, refusal.message)
+        raise JsonRESTError(refusal.code, refusal.message)  # any code, also those no model has
 
     def _refuse_duplicate(self, name: str) -> None:
         existing = self._jobs.get(name)
