@@ -41,6 +41,7 @@ class Receiver:
         self._free = slots
         self._slot_freed = asyncio.Event()
         self._in_work: set[asyncio.Task[None]] = set()
+        self._stopped_at = 0.0
         self._wait = wait
         self._grace = grace
         self._metrics = metrics
@@ -50,6 +51,7 @@ class Receiver:
     async def run(self, stop: asyncio.Event) -> None:
         """Receive until `stop`; then finish what is in work within the grace, and give back the rest."""
         async with asyncio.TaskGroup() as supporting:
+            clock = supporting.create_task(self._note_stop(stop), name="note the stop")
             # Leases are renewed until the last launch has ended, not only until the intake stops.
             renewing = supporting.create_task(self._leases.renew_forever(), name="renew leases")
             try:
@@ -58,6 +60,11 @@ class Receiver:
                     await self._finish_within_grace()
             finally:
                 renewing.cancel()
+                clock.cancel()
+
+    async def _note_stop(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._stopped_at = time.monotonic()
 
     async def _receive_until(self, stop: asyncio.Event, work: asyncio.TaskGroup) -> None:
         failures = 0
@@ -87,8 +94,10 @@ class Receiver:
     async def _finish_within_grace(self) -> None:
         if not self._in_work:
             return
-        _log.info("draining", in_work=len(self._in_work), grace=self._grace)
-        _, unfinished = await asyncio.wait(self._in_work, timeout=self._grace)
+        # The grace runs from the signal: a long poll that was under way has used up some of it.
+        left = max(0.0, self._stopped_at + self._grace - time.monotonic())
+        _log.info("draining", in_work=len(self._in_work), seconds_left=round(left, 1))
+        _, unfinished = await asyncio.wait(self._in_work, timeout=left)
         for task in unfinished:
             task.cancel()
 
@@ -111,6 +120,7 @@ class Receiver:
         assert task is not None
         lease = self._leases.start(message, received_at, task.cancel)
         self._metrics.in_work.inc()
+        started_at = time.monotonic()
         try:
             with structlog.contextvars.bound_contextvars(message_id=message.message_id):
                 if stop.is_set():
@@ -131,7 +141,7 @@ class Receiver:
         finally:
             self._leases.end(lease)
             self._metrics.in_work.dec()
-            self._metrics.leg1_seconds.observe(time.monotonic() - received_at)
+            self._metrics.leg1_seconds.observe(time.monotonic() - started_at)
             self._give_slots(1)
 
     async def _settle(self, message: SqsMessage, outcome: Outcome) -> None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 
 
 class Metrics:
     """The worker's Prometheus metrics, in a registry of their own."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # a creation time for each series doubles the page and tells nobody anything
         registry = self.registry = CollectorRegistry()
         self.messages = Counter("launch_messages", "SQS messages received.", registry=registry)
         self.outcomes = Counter(
@@ -17,7 +25,7 @@ class Metrics:
         self.in_work = Gauge("launch_in_work", "Launches in leg 1 now.", registry=registry)
         self.leases_lost = Counter("launch_leases_lost", "SQS leases lost while in work.", registry=registry)
         self.leg1_seconds = Histogram(
-            "launch_leg1_seconds", "Duration of leg 1, receive to outcome.", registry=registry
+            "launch_leg1_seconds", "Duration of leg 1, start of work to outcome.", registry=registry
         )
         self.jobs = Gauge(
             "launch_jobs", "Launches this worker holds, by state.", ["state"], registry=registry
