@@ -19,7 +19,7 @@ from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ops.logging import get_logger
 from worker.training import cursor
 from worker.training.cursor import LogEvent
-from worker.training.log_feed import LogFeed
+from worker.training.log_feed import LogFeed, Sweep
 from worker.training.status import makes_new_streams
 
 _DISCOVERIES = 20
@@ -102,8 +102,7 @@ class LogDelivery:
             news.setdefault(by_stream[event.stream], []).append(event)
         batches = [log.take(events) for log, events in news.items() if not log.held.lost]
         cut = any(batch.events < len(news[batch.log]) for batch in batches)
-        if sweep.complete:
-            _skip_silence((log for log in logs if log not in news), asked_ms - _SILENCE_MS)
+        _skip_silence(logs, sweep, asked_ms - _SILENCE_MS)
         batches += await self._late_events([log for log in logs if log.is_read])
         for batch in await self._posting.make_durable(batches):
             tasks.create_task(self._posting.post(batch), name=f"post {batch.log.held.record.job_name}")
@@ -111,7 +110,7 @@ class LogDelivery:
             if log.is_read and self._is_quiet(log):
                 log.closing = True
                 tasks.create_task(self._close(log, on_delivered), name=f"close {log.held.record.job_name}")
-        return cut or not sweep.complete
+        return cut or bool(sweep.cut_at)
 
     def _start_replays(self, tasks: asyncio.TaskGroup) -> None:
         for log in self._logs.values():
@@ -156,7 +155,11 @@ class LogDelivery:
         self._logs.pop(held.launch_id, None)
 
 
-def _skip_silence(logs: Iterable[JobLog], until_ms: int) -> None:
+def _skip_silence(logs: Iterable[JobLog], sweep: Sweep, until_ms: int) -> None:
+    """Move the streams that had nothing new: left behind, they would make every sweep start at their beginning."""
+    speaking = {event.stream for event in sweep.events}
     for log in logs:
         for stream, position in log.positions.items():
-            log.positions[stream] = cursor.skip_silence(position, until_ms)
+            if stream not in speaking:
+                until = min(until_ms, sweep.cut_at.get(stream, until_ms + 1) - 1)
+                log.positions[stream] = cursor.skip_silence(position, until)

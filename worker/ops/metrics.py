@@ -16,7 +16,7 @@ class Metrics:
     """The worker's Prometheus metrics, in a registry of their own."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a creation time for each series doubles the page and tells nobody anything
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a creation time for each series doubles the page and tells nobody anything
         registry = self.registry = CollectorRegistry()
         self.messages = Counter("launch_messages", "SQS messages received.", registry=registry)
         self.outcomes = Counter(

@@ -36,7 +36,8 @@ class Sweep:
     """What one sweep found: new events in the API's order, and whether more are waiting."""
 
     events: tuple[LogEvent, ...]
-    complete: bool
+    cut_at: Mapping[str, int]
+    """Streams that were not read to their end → event time (ms) up to which they were; the rest comes next time."""
     missing: frozenset[str]
     """Streams that are gone (deleted, or retention)."""
 
@@ -78,15 +79,16 @@ class LogFeed:
         by_position = sorted(positions, key=lambda stream: (-positions[stream].timestamp, stream))
         events: list[LogEvent] = []
         missing: set[str] = set()
-        complete = True
+        cut_at: dict[str, int] = {}
         for start in range(0, len(by_position), MAX_STREAMS):
             group = by_position[start : start + MAX_STREAMS]
             since = max(0, min(positions[stream].timestamp for stream in group))
             found, done = await self._read(group, since, None, missing)
-            complete = complete and done
+            if not done:
+                cut_at |= dict.fromkeys(group, found[-1].timestamp)
             events += _fresh(found, positions)
         self._metrics.log_events.inc(len(events))
-        return Sweep(tuple(events), complete, frozenset(missing))
+        return Sweep(tuple(events), cut_at, frozenset(missing))
 
     async def pages(
         self, streams: Sequence[str], since: int, until: int | None
