@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import pytest
 from aiobotocore.config import AioConfig
 from botocore.exceptions import ClientError
 
-from worker.local.executor_docker import docker_engine
+from worker.local.executor_docker import DockerExecutor, docker_engine
 from worker.local.images import ensure_busybox_image
 from worker.local.logs import TRAINING_JOBS_GROUP
 from worker.local.sagemaker_api import Refusal
@@ -279,6 +280,26 @@ async def test_jobs_are_found_by_tag(process_bench: Bench) -> None:
     assert [result["TrainingJob"]["TrainingJobName"] for result in found["Results"]] == ["mine"]
 
 
+async def test_logs_can_lag_behind_the_jobs_end(process_bench: Bench) -> None:
+    process_bench.services.sagemaker.log_delay = 0.5
+    described = await process_bench.run("lagging", "echo x")
+    with pytest.raises(ClientError):
+        await process_bench.log("lagging")
+    await _has_logged(process_bench, "lagging")
+    found = await process_bench.logs.filter_log_events(logGroupName=TRAINING_JOBS_GROUP)
+    (event,) = found["events"]
+    assert event["ingestionTime"] - event["timestamp"] >= 500
+    assert event["timestamp"] <= described["TrainingEndTime"].timestamp() * 1000
+
+
+async def test_told_failure_is_used_once(process_bench: Bench) -> None:
+    process_bench.services.sagemaker.failures.append("CapacityError: Unable to provision requested capacity.")
+    first = await process_bench.run("unlucky", "true")
+    assert (first["TrainingJobStatus"], first["FailureReason"][:13]) == ("Failed", "CapacityError")
+    assert "TrainingStartTime" not in first
+    assert (await process_bench.run("lucky", "true"))["TrainingJobStatus"] == "Completed"
+
+
 async def test_silent_job_has_no_stream_and_the_group_comes_with_the_first_line(process_bench: Bench) -> None:
     await process_bench.run("silent", "true")
     with pytest.raises(ClientError) as error:
@@ -362,6 +383,25 @@ async def test_no_container_is_left(ending: str) -> None:
     await _run_and_end(use_the_stack, running)
     async with docker_engine() as docker:
         assert await docker.containers.list(all=True, filters=label) == []
+
+
+@pytest.mark.docker
+async def test_containers_of_a_killed_stack_are_removed(docker_bench: Bench) -> None:
+    docker = docker_bench.services.docker
+    assert docker is not None
+    gone = await asyncio.create_subprocess_exec("/bin/true")
+    await gone.wait()
+    names = {}
+    for owner, pid in (("dead", gone.pid), ("alive", 1)):
+        labels = {"launch-worker.local": f"{socket.gethostname()}/{pid}"}
+        container = await docker.containers.create({"Image": docker_bench.image, "Labels": labels})
+        names[owner] = container.id
+    assert isinstance(docker_bench.services.executor, DockerExecutor)
+    await docker_bench.services.executor.remove_leftovers()
+    left = {container.id for container in await docker.containers.list(all=True)}
+    await docker.containers.container(names["alive"]).delete()
+    assert names["alive"] in left
+    assert names["dead"] not in left
 
 
 def _living_members(group: int) -> list[str]:

@@ -34,7 +34,7 @@ ACCOUNT = "123456789012"
 REGION = "us-east-1"
 ACCESS_KEY = "local"
 
-_running = threading.Lock()
+_running = threading.Lock()  # as process-wide as moto's state, which it guards
 
 
 @contextlib.contextmanager

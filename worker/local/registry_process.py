@@ -16,6 +16,8 @@ PROGRAM = "docker-registry"
 _SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin"
 _START_LIMIT = 10.0
 _LISTENING = re.compile(r"listening on (127\.0\.0\.1:\d+)")
+_UNTIL_STDIN_ENDS = 'exec 3<&0; "$0" serve "$1" & child=$!; (read _ <&3; kill $child) & wait $child'
+"""A shell that ends the registry when its own stdin ends: so it never outlives this process, however that dies."""
 _CONFIG = """\
 version: 0.1
 log: {{level: info, accesslog: {{disabled: true}}}}
@@ -47,10 +49,12 @@ async def running_registry() -> AsyncIterator[str]:
         log = folder / "log"
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
+                "/bin/sh",
+                "-c",
+                _UNTIL_STDIN_ENDS,
                 program,
-                "serve",
                 str(folder / "config.yml"),
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.PIPE,
                 stdout=output,
                 stderr=output,
                 env={},
@@ -58,8 +62,8 @@ async def running_registry() -> AsyncIterator[str]:
         try:
             yield f"http://{await _address(process, log)}"
         finally:
-            if process.returncode is None:
-                process.kill()
+            assert process.stdin is not None
+            process.stdin.close()
             await process.wait()
 
 

@@ -58,10 +58,15 @@ class LocalSageMaker:
         self.executor = executor
         self.stop_grace = stop_grace
         """Seconds between SIGTERM and SIGKILL; 120 on AWS."""
+        self.log_delay = 0.0
+        """Seconds by which CloudWatch lags behind the containers; some seconds on AWS, also after the job's end."""
+        self.failures: list[str] = []
+        """FailureReason of the next jobs that start (`CapacityError: …`, `InternalServerError: …`), each used once."""
         self._logs = logs
         self._tasks = tasks
         self._region = region
         self._running: dict[str, tuple[asyncio.Task[None], _StopRequest]] = {}
+        self._late: set[asyncio.Task[None]] = set()
 
     def start(self, name: str) -> None:
         """Begin with a job that was just created. To be called on the event loop."""
@@ -77,7 +82,7 @@ class LocalSageMaker:
 
     def cancel_all(self) -> None:
         """End all jobs without a word; their instances are removed."""
-        for task, _ in list(self._running.values()):
+        for task in [*(task for task, _ in self._running.values()), *self._late]:
             task.cancel()
 
     async def _run(self, name: str, stop: _StopRequest) -> None:
@@ -94,6 +99,9 @@ class LocalSageMaker:
     async def _train(
         self, name: str, specs: Sequence[InstanceSpec], instances: list[Instance], stop: _StopRequest
     ) -> None:
+        if self.failures:
+            self._fail(name, self.failures.pop(0))
+            return
         self._advance(name, stop, "Downloading")
         await self.executor.prepare(specs[0].image)
         for spec in specs:
@@ -165,9 +173,20 @@ class LocalSageMaker:
             self._flush(stream, pending)
 
     def _flush(self, stream: str, pending: list[tuple[int, str]]) -> None:
-        if pending:
-            self._logs.put(stream, pending)
-            pending.clear()
+        if not pending:
+            return
+        batch = pending.copy()
+        pending.clear()
+        if self.log_delay:
+            late = self._tasks.create_task(self._put_late(stream, batch, self.log_delay))
+            self._late.add(late)
+            late.add_done_callback(self._late.discard)
+        else:
+            self._logs.put(stream, batch)
+
+    async def _put_late(self, stream: str, batch: list[tuple[int, str]], delay: float) -> None:
+        await asyncio.sleep(delay)
+        self._logs.put(stream, batch)
 
     def _advance(self, name: str, stop: _StopRequest, secondary: str) -> None:
         if not stop.event.is_set():

@@ -71,10 +71,6 @@ class TrainingJobs:
         jobs: dict[str, Job] = sagemaker_backends[self._account][self._region].training_jobs
         return jobs
 
-    def names(self) -> list[str]:
-        """All job names, oldest first."""
-        return list(self._jobs)
-
     def job(self, name: str) -> Job:
         """moto's record of a job. Raises `ValidationError` as DescribeTrainingJob does for a missing one."""
         try:

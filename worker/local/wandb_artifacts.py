@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
+from worker.local.wandb_records import Artifact, Json, storage_id
 from worker.local.wandb_runs import STOCK_TIME
-from worker.local.wandb_state import Artifact, Json, WandbState, storage_id
+from worker.local.wandb_state import WandbState
 
 
 class ArtifactOperations:

@@ -31,8 +31,9 @@ from worker.local.ports import listening_socket
 from worker.local.wandb_artifacts import ArtifactOperations
 from worker.local.wandb_file_stream import take_post, writer_of
 from worker.local.wandb_queues import AgentOperations, QueueOperations
+from worker.local.wandb_records import Json, OperationRefused, RunKey
 from worker.local.wandb_runs import AccountOperations, RunOperations
-from worker.local.wandb_state import Json, OperationRefused, RunKey, WandbState
+from worker.local.wandb_state import WandbState
 
 _MAX_BODY = 64 << 20
 _OPERATION = re.compile(r"\b(?:query|mutation)\s+(\w+)")

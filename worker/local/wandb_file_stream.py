@@ -6,7 +6,14 @@ import json
 import time
 from collections.abc import Mapping
 
-from worker.local.wandb_state import CONSOLE, SUMMARY, DoubleRun, Json, Overwrite, StreamPost
+from worker.local.wandb_records import (
+    CONSOLE,
+    SUMMARY,
+    DoubleRun,
+    Json,
+    Overwrite,
+    StreamPost,
+)
 
 
 def writer_of(headers: Mapping[str, str]) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 
+from worker.local.wandb_records import Json, QueueItem, storage_id
 from worker.local.wandb_runs import STOCK_TIME
-from worker.local.wandb_state import Json, QueueItem, WandbState, storage_id
+from worker.local.wandb_state import WandbState
 
 QUEUE_PROJECT = "model-registry"
 """All launch queues live in this project (LAUNCH_DEFAULT_PROJECT of wandb)."""

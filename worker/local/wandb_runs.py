@@ -6,16 +6,16 @@ import json
 import time
 from typing import Any
 
-from worker.local.wandb_state import (
+from worker.local.wandb_records import (
     EVENTS,
     HISTORY,
     DoubleRun,
     Json,
     OperationRefused,
     RunKey,
-    WandbState,
     storage_id,
 )
+from worker.local.wandb_state import WandbState
 
 STOCK_TIME = "2026-01-01T00:00:00Z"
 
