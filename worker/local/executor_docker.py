@@ -117,17 +117,17 @@ class DockerExecutor:
         self._registry = registry
         """`host:port` of the local ECR; images from there are pulled, with a fresh token."""
         self._registry_password = registry_password
-        self._instances: list[DockerInstance] = []
         self._pulled: set[str] = set()
 
     async def remove_leftovers(self) -> None:
         """Remove containers of stacks on this host that were killed before they could do so."""
-        found = await self._docker.containers.list(all=True, filters=json.dumps({"label": [_LABEL]}))
-        for container in found:
+        for container in await self._labelled(_LABEL):
             host, _, pid = container["Labels"][_LABEL].rpartition("/")
             if host == socket.gethostname() and not _is_alive(int(pid)):
-                with contextlib.suppress(DockerError):
-                    await container.delete(force=True, v=True)
+                await DockerInstance(container).remove()
+
+    async def _labelled(self, label: str) -> list[DockerContainer]:
+        return await self._docker.containers.list(all=True, filters=json.dumps({"label": [label]}))
 
     async def prepare(self, image: str) -> None:
         """Pull from the local ECR; any other image has to be on the daemon."""
@@ -161,16 +161,14 @@ class DockerExecutor:
             container = await self._docker.containers.create(_container_config(spec))
         except DockerError as error:
             raise ImageNotAvailable(error.message) from error
-        instance = DockerInstance(container)
-        self._instances.append(instance)
         await container.put_archive("/", _opt_ml(spec))  # type: ignore[no-untyped-call]
-        return instance
+        return DockerInstance(container)
 
     async def close(self) -> None:
         """Remove the containers, and the names of pulled images: their registry is going away."""
-        for instance in self._instances:
-            await instance.remove()
-        self._instances.clear()
+        # By label, not from a list of our own: a creation that was cancelled half-way may have made one too.
+        for container in await self._labelled(f"{_LABEL}={_owner()}"):
+            await DockerInstance(container).remove()
         for name in self._pulled:
             with contextlib.suppress(DockerError):
                 await self._docker.images.delete(name, noprune=True)
@@ -181,12 +179,17 @@ def _container_config(spec: InstanceSpec) -> dict[str, Any]:
     config: dict[str, Any] = {
         "Image": spec.image,
         "Env": [f"{name}={value}" for name, value in spec.variables("/opt/ml").items()],
-        "Labels": {_LABEL: f"{socket.gethostname()}/{os.getpid()}", f"{_LABEL}.job": spec.job_name},
+        "Labels": {_LABEL: _owner(), f"{_LABEL}.job": spec.job_name},
         "HostConfig": {"Init": True, "NetworkMode": "none" if spec.network_isolation else "host"},
     }
     if spec.entrypoint:
         return {**config, "Entrypoint": list(spec.entrypoint), "Cmd": list(spec.arguments)}
     return {**config, "Cmd": ["train", *spec.arguments]}
+
+
+def _owner() -> str:
+    """This process; one process has one local stack (`running_aws`)."""
+    return f"{socket.gethostname()}/{os.getpid()}"
 
 
 def _opt_ml(spec: InstanceSpec) -> bytes:

@@ -125,7 +125,8 @@ class ProcessExecutor:
 
     async def create(self, spec: InstanceSpec) -> ProcessInstance:
         """Make the folder, with input/config as SageMaker writes it."""
-        folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="launch-local-"))
+        # Made and noted without an await between them: a cancellation there would leave the folder behind.
+        folder = Path(tempfile.mkdtemp(prefix="launch-local-"))
         instance = ProcessInstance(spec, folder)
         self._instances.append(instance)
         for name in FOLDERS:
