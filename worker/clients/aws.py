@@ -28,6 +28,7 @@ from worker.ops.rates import Rate
 
 if TYPE_CHECKING:
     from types_aiobotocore_dynamodb import DynamoDBClient
+    from types_aiobotocore_ecr import ECRClient
     from types_aiobotocore_logs import CloudWatchLogsClient
     from types_aiobotocore_sagemaker import SageMakerClient
     from types_aiobotocore_sqs import SQSClient
@@ -136,6 +137,25 @@ class AwsClients:
     logs: CloudWatchLogsClient
     sts: STSClient
     dynamodb: DynamoDBClient
+    ecr: ECRClient
+
+
+def _client_config() -> AioConfig:
+    # Reading must outlast SQS's 20 s long poll. 50 connections: slots and submits run side by side.
+    return AioConfig(
+        retries={"total_max_attempts": 1},
+        connect_timeout=5,
+        read_timeout=30,
+        max_pool_connections=50,
+        user_agent_extra="launch-worker",
+    )
+
+
+@contextlib.asynccontextmanager
+async def ecr_client(region: str) -> AsyncIterator[ECRClient]:
+    """A client of ECR in another Region, for base images that lie there: tokens hold for one Region."""
+    async with aioboto3.Session().client("ecr", region_name=region, config=_client_config()) as client:
+        yield client
 
 
 @contextlib.asynccontextmanager
@@ -143,14 +163,7 @@ async def aws_clients(region: str = "") -> AsyncIterator[AwsClients]:
     """Open the clients. Endpoints come from AWS's own variables (`AWS_ENDPOINT_URL…`).
 
     Raises `SettingsError` when there is no Region or no such profile."""
-    # Reading must outlast SQS's 20 s long poll. 50 connections: slots and submits run side by side.
-    config = AioConfig(
-        retries={"total_max_attempts": 1},
-        connect_timeout=5,
-        read_timeout=30,
-        max_pool_connections=50,
-        user_agent_extra="launch-worker",
-    )
+    config = _client_config()
     async with contextlib.AsyncExitStack() as stack:
         try:
             session = aioboto3.Session(region_name=region or None)
@@ -163,6 +176,7 @@ async def aws_clients(region: str = "") -> AsyncIterator[AwsClients]:
                 logs=await enter(session.client("logs", config=config)),
                 sts=await enter(session.client("sts", config=config)),
                 dynamodb=await enter(session.client("dynamodb", config=config)),
+                ecr=await enter(session.client("ecr", config=config)),
             )
         except NoRegionError as error:
             raise SettingsError("AWS_REGION: no Region is set; set AWS_REGION") from error
