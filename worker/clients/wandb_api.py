@@ -32,7 +32,7 @@ class WandbApi:
 
     def __init__(self, session: aiohttp.ClientSession, base_url: str, api_key: str, metrics: Metrics) -> None:
         self._session = session
-        self._authorization = {"Authorization": aiohttp.BasicAuth("api", api_key).encode()}
+        self._authorization = {"Authorization": aiohttp.encode_basic_auth("api", api_key)}
         self.base_url = base_url.rstrip("/")
         self._metrics = metrics
         self._features: frozenset[str] | None = None

@@ -92,7 +92,7 @@ class SageMaker:
             raise
 
     async def stop(self, name: str) -> bool:
-        """Ask for a stop; False if the job had ended already. SageMaker sends SIGTERM and waits 120 s."""
+        """Ask for a stop; False if the job had ended or is stopping already. SageMaker sends SIGTERM and waits 120 s."""
         try:
             with effect("stop_training_job"):
                 await call(
