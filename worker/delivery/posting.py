@@ -34,6 +34,8 @@ class Posting:
         """Write the assignments of all jobs together; returns those that are still ours and may be posted.
 
         While the ledger does not answer nothing may be posted, so this waits for it."""
+        if not batches:
+            return []
         tries = 0
         while True:
             try:
