@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -93,6 +93,22 @@ class Settings(BaseSettings):
     base_image: str = Field("", description="Base image of generated Dockerfiles. Default: python:X.Y-slim.")
     build_network: str = Field("", description="Docker network for builds; one without link-local metadata.")
     build_timeout: Seconds = Field(3600.0, description="Longest time of one image build.")
+    git_credentials: SecretStr | None = Field(
+        None,
+        description="Logins for private git remotes: `https://USER:TOKEN@HOST`, comma separated or one a line, "
+        "percent-encoded as in git's credential store; or the path of a file with such lines.",
+    )
+    source_max_bytes: int = Field(
+        5 * 1024**3, ge=1, description="Largest source in bytes: as fetched, and unpacked."
+    )
+    source_max_files: int = Field(
+        200_000, ge=1, description="Most files, folders and links that a source may have."
+    )
+    fetch_timeout: Seconds = Field(900.0, gt=0, description="Longest time of fetching one source.")
+    work_dir: str = Field(
+        "",
+        description="Folder for sources while their image is built. Default: the system's for temporary files.",
+    )
     slots: int = Field(20, ge=1, description="Launches in leg 1 at once.")
     max_builds: int = Field(
         default_factory=lambda: os.cpu_count() or 1,
@@ -244,6 +260,12 @@ def export_aws_variables(env_file: Path | None) -> None:
         for name, value in dotenv_values(env_file).items():
             if name.startswith("AWS_") and value:
                 os.environ.setdefault(name, value)  # noqa: TID251  # the one place that touches it
+
+
+def inherited_environment(names: Collection[str], prefixes: tuple[str, ...] = ()) -> dict[str, str]:
+    """Variables of this process that a program started by the worker may see; everything else is kept from it."""
+    environ = os.environ  # noqa: TID251  # the one place that reads it
+    return {name: value for name, value in environ.items() if name in names or name.startswith(prefixes)}
 
 
 def variable_name(field_name: str) -> str:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from types_aiobotocore_dynamodb import DynamoDBClient
     from types_aiobotocore_ecr import ECRClient
     from types_aiobotocore_logs import CloudWatchLogsClient
+    from types_aiobotocore_s3 import S3Client
     from types_aiobotocore_sagemaker import SageMakerClient
     from types_aiobotocore_sqs import SQSClient
     from types_aiobotocore_sts import STSClient
@@ -138,6 +139,7 @@ class AwsClients:
     sts: STSClient
     dynamodb: DynamoDBClient
     ecr: ECRClient
+    s3: S3Client
 
 
 def _client_config() -> AioConfig:
@@ -176,6 +178,7 @@ async def aws_clients(region: str = "") -> AsyncIterator[AwsClients]:
                 logs=await enter(session.client("logs", config=config)),
                 sts=await enter(session.client("sts", config=config)),
                 dynamodb=await enter(session.client("dynamodb", config=config)),
+                s3=await enter(session.client("s3", config=config)),
                 ecr=await enter(session.client("ecr", config=config)),
             )
         except NoRegionError as error:
