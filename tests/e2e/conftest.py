@@ -1,0 +1,73 @@
+"""One stack for all end-to-end tests (moto's state is process-wide); queues, ledger and workers for each."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.e2e.harness import Bench, Clients, LedgerKind, open_bench, open_clients
+from worker.local.images import ensure_busybox_image
+from worker.local.stack import LocalServices, running_stack
+
+STATE = Path(__file__).parents[2] / ".state"
+"""Debian packages for the test image, kept between runs."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What all tests of this folder share."""
+
+    services: LocalServices
+    clients: Clients
+    image: str
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="package")
+async def stack() -> AsyncIterator[Stack]:
+    async with running_stack(executor="docker", stop_grace=1) as services:
+        assert services.docker is not None
+        assert services.ecr is not None, services.missing
+        local = await ensure_busybox_image(services.docker, STATE)
+        image = await services.ecr.seed_image(services.docker, local, "launch-dev", "e2e")
+        async with open_clients(services) as clients:
+            yield Stack(services, clients, image)
+
+
+@pytest_asyncio.fixture(loop_scope="package", autouse=True)
+async def no_faults_left(stack: Stack) -> AsyncIterator[None]:
+    """What a test breaks is whole again for the next one."""
+    yield
+    stack.services.wandb.faults.clear()
+    stack.services.sagemaker.jobs.refusals.clear()
+    stack.services.sagemaker.jobs.quota = None
+
+
+@pytest_asyncio.fixture(loop_scope="package")
+async def bench(stack: Stack, tmp_path: Path) -> AsyncIterator[Bench]:
+    """On SQLite."""
+    async with open_bench(stack.services, stack.clients, stack.image, tmp_path) as opened:
+        yield opened
+
+
+@pytest_asyncio.fixture(loop_scope="package")
+async def fifo_bench(stack: Stack, tmp_path: Path) -> AsyncIterator[Bench]:
+    """On SQLite, with a FIFO queue."""
+    async with open_bench(stack.services, stack.clients, stack.image, tmp_path, fifo=True) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["sqlite", "dynamodb"])
+def ledger(request: pytest.FixtureRequest) -> LedgerKind:
+    kind: LedgerKind = request.param
+    return kind
+
+
+@pytest_asyncio.fixture(loop_scope="package")
+async def shared_bench(stack: Stack, tmp_path: Path, ledger: LedgerKind) -> AsyncIterator[Bench]:
+    """For more than one worker: on SQLite and on DynamoDB."""
+    async with open_bench(stack.services, stack.clients, stack.image, tmp_path, ledger=ledger) as opened:
+        yield opened

@@ -1,0 +1,153 @@
+"""kill -9 before and after every effect on the outside world; a new worker goes on and nothing shows.
+
+Nearly all of the time is waiting, so the crashes happen side by side, each with a queue, a ledger and workers of its
+own; each is a test that shows how its own crash went.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import pytest_asyncio
+
+from tests.e2e.audit import audit, queue_empty
+from tests.e2e.conftest import Stack
+from tests.e2e.harness import Bench, numbered, open_bench
+from tests.e2e.together import Outcomes, run_together
+from worker.aio import EffectName
+from worker.launch.record import LaunchState
+from worker.local.stack import ENTITY
+
+docker = pytest.mark.docker
+on_the_stack = pytest.mark.asyncio(loop_scope="package")
+
+AT_ONCE = 8
+"""Crashes side by side: as many as keep two cores busy."""
+
+OF_A_SUCCESS: tuple[EffectName, ...] = (
+    "write_intent",
+    "write_waiting",
+    "delete_message",
+    "create_training_job",
+    "write_accepted",
+    "open_companion",
+    "assign_log_batch",
+    "post_log_batch",
+    "upload_log_file",
+    "finish_companion",
+    "write_finished",
+)
+OF_A_REFUSAL: tuple[EffectName, ...] = ("write_refused", "fail_queue_item", "copy_to_dlq")
+
+
+async def success(bench: Bench, point: str) -> None:
+    case = bench.launch(numbered(4), pause=0.25)
+    await _killed(bench, point, case.body)
+    await bench.start()
+    await audit(bench, case)
+
+
+async def refusal(bench: Bench, point: str) -> None:
+    item = bench.services.wandb.push(ENTITY, "crash", {})
+    case = bench.launch(instance_type="ml.p5.48xlarge", item_id=item.id)
+    policy = {"allowed_instance_types": "ml.m5.*"}
+    await _killed(bench, point, case.body, **policy)
+    await bench.start(**policy)
+    letters = await bench.dead_letters(1)
+    await queue_empty(bench)
+    assert {letter["MessageAttributes"]["launchId"]["StringValue"] for letter in letters} == {case.launch_id}
+    record = await bench.record(case)
+    assert record is not None
+    assert (record.state, record.reported) == (LaunchState.REFUSED, True)
+    assert item.error is not None
+    assert bench.jobs(case) == []
+
+
+async def stop(bench: Bench, point: str) -> None:
+    case = bench.launch(numbered(2), tail="sleep 60")
+    worker = await bench.start(crash_at=point)
+    await bench.send(case)
+    await bench.lines_in_wandb(case, 2)
+    bench.press_stop(case)
+    assert await worker.exit_code() == -signal.SIGKILL
+    await bench.start()
+    await audit(bench, case, end="stopped by this worker", reason="Stop was pressed", exit_code=1)
+
+
+async def takeover(bench: Bench, point: str) -> None:
+    """The first heir dies, too."""
+    case = bench.launch(numbered(4), pause=0.25)
+    await _killed(bench, "after:post_log_batch", case.body)
+    await _killed(bench, point)
+    await bench.start()
+    await audit(bench, case)
+
+
+async def _killed(bench: Bench, point: str, *bodies: str, **settings: str) -> None:
+    """Let a worker die at `point` with these messages in its hands."""
+    worker = await bench.start(crash_at=point, **settings)
+    await bench.send(*bodies)
+    assert await worker.exit_code() == -signal.SIGKILL, f"the worker never came to {point}"
+
+
+Scenario = Callable[[Bench, str], Awaitable[None]]
+_SCENARIOS: Mapping[Scenario, tuple[EffectName, ...]] = {
+    success: OF_A_SUCCESS,
+    refusal: OF_A_REFUSAL,
+    stop: ("stop_training_job",),
+    takeover: ("claim_launch",),
+}
+CRASHES: Mapping[str, tuple[Scenario, str]] = {
+    f"{scenario.__name__} {when} {effect}": (scenario, f"{when}:{effect}")
+    for scenario, effects in _SCENARIOS.items()
+    for effect in effects
+    for when in ("before", "after")
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="package")
+async def outcomes(
+    stack: Stack, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Outcomes:
+    """What came of each crash that is asked for."""
+
+    async def play(name: str, folder: Path) -> None:
+        scenario, point = CRASHES[name]
+        async with open_bench(stack.services, stack.clients, stack.image, folder) as bench:
+            await scenario(bench, point)
+
+    wanted = [name for name in CRASHES if any(f"[{name}]" in item.name for item in request.session.items)]
+    return await run_together(wanted, play, tmp_path_factory, at_once=AT_ONCE)
+
+
+@docker
+@on_the_stack
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("crash", CRASHES)
+async def test_crash(outcomes: Outcomes, crash: str) -> None:
+    if (error := outcomes[crash]) is not None:
+        raise error
+
+
+@docker
+@on_the_stack
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_crash_while_giving_a_duplicate_back(bench: Bench, when: str) -> None:
+    """The launch is in leg 1 of another worker: the duplicate is to be hidden, and its worker dies doing that."""
+    case = bench.launch(numbered(2), _wandb_api_key="5" * 40)
+    bench.no_room(True)
+    first = await bench.started(slots="1")
+    await bench.send(case)
+    await first.wait_for("submit_again")
+    await _killed(bench, f"{when}:release_message", case.body)
+    bench.no_room(False)
+    await audit(bench, case)
+
+
+def test_every_effect_is_split() -> None:
+    split = {effect for effects in _SCENARIOS.values() for effect in effects} | {"release_message"}
+    assert split == set(get_args(EffectName))

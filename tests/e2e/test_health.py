@@ -1,0 +1,60 @@
+"""/healthz, /readyz and /metrics of a running worker."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.e2e.audit import audit
+from tests.e2e.harness import Bench, numbered, until
+
+pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="package")]
+
+
+async def test_health_pages_over_a_workers_life(bench: Bench) -> None:
+    worker = await bench.start()
+    started = await worker.wait_for("worker_started")
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{started['http_port']}") as http:
+
+        async def page(path: str) -> tuple[int, Any]:
+            async with http.get(path) as answer:
+                return answer.status, await answer.json()
+
+        async def ready() -> bool:
+            return await page("/readyz") == (200, {"ready": True, "reason": ""})
+
+        assert await page("/healthz") == (200, {"status": "alive"})
+        await until(ready, "the worker is ready")
+        case = bench.launch(numbered(3))
+        await bench.send(case)
+        await audit(bench, case)
+        async with http.get("/metrics") as answer:
+            assert answer.headers["Content-Type"].startswith("text/plain")
+            metrics = await answer.text()
+        assert _value(metrics, "log_lines") == 3
+        await _drains(bench, worker, page)
+
+
+async def _drains(bench: Bench, worker: Any, page: Any) -> None:
+    """After SIGTERM, while a launch in leg 1 has its grace, the worker lives and is not ready."""
+    bench.no_room(True)
+    await bench.send(bench.launch(_wandb_api_key="5" * 40))
+    await worker.wait_for("submit_again")
+    worker.send_signal(signal.SIGTERM)
+    await worker.wait_for("signal")
+    assert await page("/readyz") == (503, {"ready": False, "reason": "shutting down"})
+    assert (await page("/healthz"))[0] == 200
+    assert await worker.exit_code() == 0
+
+
+def _value(metrics: str, name: str) -> float:
+    """Sum of a counter's series."""
+    series = [line for line in metrics.splitlines() if name in line.partition("{")[0].partition(" ")[0]]
+    return sum(
+        float(line.rpartition(" ")[2])
+        for line in series
+        if not line.startswith("#") and "_created" not in line
+    )

@@ -1,0 +1,97 @@
+"""Two workers: one dies, freezes or leaves in the middle of a log, the other goes on; no line is lost or doubled."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from tests.e2e.audit import audit
+from tests.e2e.harness import Bench, numbered
+
+pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="package")]
+
+
+async def test_killed_in_the_middle_of_a_log(shared_bench: Bench) -> None:
+    bench = shared_bench
+    cases = [bench.launch(numbered(20), pause=0.15, hosts=2), bench.launch(numbered(20), pause=0.15)]
+    first = await bench.started()
+    await bench.send(*cases)
+    second = await bench.start()
+    for case in cases:
+        await bench.lines_in_wandb(case, 4)
+    await second.wait_for("worker_started")
+    await first.kill()
+    await audit(bench, *cases)
+    assert {event["launch_id"] for event in second.events("job_finished")} == {c.launch_id for c in cases}
+
+
+async def test_frozen_and_woken_after_its_jobs_were_claimed(shared_bench: Bench) -> None:
+    bench = shared_bench
+    cases = [bench.launch(numbered(30), pause=0.15) for _ in range(2)]
+    first = await bench.started()
+    await bench.send(*cases)
+    for case in cases:
+        await bench.lines_in_wandb(case, 4)
+    await first.freeze()
+    second = await bench.started()
+    for case in cases:
+        await second.wait_for("launch_claimed", launch_id=case.launch_id)
+        await bench.lines_in_wandb(case, 15)
+    first.wake()
+    for case in cases:
+        await first.wait_for("launch_taken_over", launch_id=case.launch_id)
+    await audit(bench, *cases)
+    assert first.events("job_finished") == []
+    # The woken worker is as good as new: it alone gets the next launch.
+    second.send_signal(signal.SIGTERM)
+    assert await second.exit_code() == 0
+    another = bench.launch(numbered(3))
+    await bench.send(another)
+    await first.wait_for("job_finished", launch_id=another.launch_id)
+    await audit(bench, another)
+
+
+async def test_frozen_and_woken_at_once(shared_bench: Bench) -> None:
+    """Woken before anybody claimed its jobs, it simply goes on."""
+    bench = shared_bench
+    case = bench.launch(numbered(12), pause=0.15)
+    worker = await bench.started()
+    await bench.send(case)
+    await bench.lines_in_wandb(case, 3)
+    await worker.freeze()
+    await bench.container_ended(case)
+    worker.wake()
+    await audit(bench, case)
+    assert len(worker.events("job_finished")) == 1
+
+
+async def test_terminated_in_leg_2(shared_bench: Bench) -> None:
+    """SIGTERM: the job is released and goes on at once, not after a dead worker's three heartbeats."""
+    bench = shared_bench
+    case = bench.launch(numbered(20), pause=0.15)
+    first = await bench.started(heartbeat="1")
+    await bench.send(case)
+    await first.wait_for("job_state", secondary_status="Training")
+    second = await bench.started(heartbeat="1")
+    await bench.lines_in_wandb(case, 4)
+    first.send_signal(signal.SIGTERM)
+    assert await first.exit_code() == 0
+    claimed = await second.wait_for("launch_claimed")
+    assert claimed["previous_owner"] == ""
+    assert first.events("worker_stopped")
+    await audit(bench, case)
+
+
+async def test_terminated_in_leg_1(bench: Bench) -> None:
+    """A launch that cannot be finished within the grace is given back with its message."""
+    case = bench.launch(numbered(3), _wandb_api_key="5" * 40)
+    bench.no_room(True)
+    first = await bench.started(shutdown_grace="0.5")
+    await bench.send(case)
+    await first.wait_for("submit_again")
+    first.send_signal(signal.SIGTERM)
+    assert await first.exit_code() == 0
+    bench.no_room(False)
+    await bench.start()
+    await audit(bench, case)
