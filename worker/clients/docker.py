@@ -26,10 +26,10 @@ from worker.clients.docker_errors import (
     push_error,
 )
 from worker.clients.docker_output import BuildOutput
-from worker.clients.docker_types import DaemonFacts, DiskUsage, ImageFacts, RegistryAuth, auth_header, header
+from worker.clients.docker_types import DaemonFacts, DiskUsage, ImageFacts, RegistryAuth
+from worker.clients.docker_wire import auth_header, chunks, header, messages
 from worker.errors import Unreachable, WorkerError
 
-_CHUNK = 1 << 20
 _ASK = aiohttp.ClientTimeout(total=60)
 """For questions that the daemon answers at once."""
 _WORK = aiohttp.ClientTimeout(total=None, sock_connect=10)
@@ -101,6 +101,7 @@ class DockerEngine:
         platform: str | None,
         registry_auths: Mapping[str, RegistryAuth],
         on_line: Callable[[str], None],
+        cached: bool = True,
     ) -> str:
         """Build the tar file `context`; returns the image id. Cancelling stops it on the daemon.
 
@@ -115,6 +116,7 @@ class DockerEngine:
             "networkmode": network,
             "platform": platform,
             "version": "2" if buildkit else None,
+            "nocache": None if cached else "1",
         }
         auths = {
             host: {"username": auth.username, "password": auth.password}
@@ -129,7 +131,7 @@ class DockerEngine:
 
         params = {name: value for name, value in options.items() if value}
         stream = self._stream(
-            "build", translate, params=params, headers=headers, data=_chunks(context), timeout=_WORK
+            "build", translate, params=params, headers=headers, data=chunks(context), timeout=_WORK
         )
         async with contextlib.aclosing(stream) as messages:
             async for message in messages:
@@ -213,12 +215,23 @@ class DockerEngine:
         params = {"noprune": "1"} if keep_parents else {}
         return await self._ask(f"images/{reference}", "DELETE", params=params) is not None
 
-    async def prune(self, labels: Sequence[str], older_than: float) -> int:
+    async def prune(self, labels: Sequence[str], older_than: float, *, untagged: bool = False) -> int:
         """Delete unused images that carry all `labels` and are older than `older_than` seconds, with their untagged
-        parents; returns the bytes gained. Raises `Unreachable`."""
-        filters = {"dangling": ["false"], "label": list(labels), "until": [f"{int(older_than)}s"]}
+        parents; `untagged`: only such as have lost their name. Returns the bytes gained. Raises `Unreachable`."""
+        filters = {
+            "dangling": [json.dumps(untagged)],
+            "label": list(labels),
+            "until": [f"{int(older_than)}s"],
+        }
         params = {"filters": json.dumps(filters)}
         answer = await self._ask("images/prune", "POST", params=params, timeout=_WORK)
+        return int((answer or {}).get("SpaceReclaimed", 0))
+
+    async def prune_build_cache(self, older_than: float) -> int:
+        """Delete what BuildKit has not used for `older_than` seconds; returns the bytes gained. Raises
+        `Unreachable`."""
+        params = {"filters": json.dumps({"until": [f"{int(older_than)}s"]})}
+        answer = await self._ask("build/prune", "POST", params=params, timeout=_WORK)
         return int((answer or {}).get("SpaceReclaimed", 0))
 
     async def disk_usage(self) -> DiskUsage:
@@ -272,7 +285,7 @@ class DockerEngine:
         try:
             async with self._docker._query(path, "POST", **options) as response:
                 try:
-                    async for message in _messages(response):
+                    async for message in messages(response):
                         if "errorDetail" in message or "error" in message:
                             detail = message.get("errorDetail") or {}
                             raise translate(0, str(detail.get("message") or message.get("error")))
@@ -283,28 +296,6 @@ class DockerEngine:
             raise translate(error.status, error.message) from error
         except (aiohttp.ClientError, ValueError, OSError) as error:
             raise translate(CONNECTION_LOST, f"{type(error).__name__}: {error}") from error
-
-
-async def _messages(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
-    """JSON lines of any length; aiohttp's own reader of lines has a limit."""
-    rest = b""
-    async for chunk in response.content.iter_any():
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            if line.strip():
-                yield json.loads(line)
-    if rest.strip():
-        yield json.loads(rest)
-
-
-async def _chunks(path: Path) -> AsyncIterator[bytes]:
-    """A file from disk; reading in a thread keeps the loop free."""
-    file = await asyncio.to_thread(path.open, "rb")
-    try:
-        while chunk := await asyncio.to_thread(file.read, _CHUNK):
-            yield chunk
-    finally:
-        file.close()
 
 
 def _tell_status(message: Mapping[str, Any], on_line: Callable[[str], None]) -> str:

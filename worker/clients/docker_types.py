@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +46,3 @@ class DiskUsage:
 
     images: int
     build_cache: int
-
-
-def auth_header(auth: RegistryAuth | None) -> str:
-    """Value of X-Registry-Auth; the daemon wants one even without credentials."""
-    if auth is None:
-        return header({})
-    return header({"username": auth.username, "password": auth.password, "serveraddress": auth.server})
-
-
-def header(value: Mapping[str, Any]) -> str:
-    """JSON as base64url, as the daemon takes it in a header."""
-    return base64.urlsafe_b64encode(json.dumps(value).encode()).decode()
