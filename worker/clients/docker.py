@@ -27,7 +27,7 @@ from worker.clients.docker_errors import (
 )
 from worker.clients.docker_output import BuildOutput
 from worker.clients.docker_types import DaemonFacts, DiskUsage, ImageFacts, RegistryAuth
-from worker.clients.docker_wire import auth_header, chunks, header, messages
+from worker.clients.docker_wire import auth_header, chunks, header, read_messages
 from worker.errors import Unreachable, WorkerError
 
 _ASK = aiohttp.ClientTimeout(total=60)
@@ -101,15 +101,17 @@ class DockerEngine:
         platform: str | None,
         registry_auths: Mapping[str, RegistryAuth],
         on_line: Callable[[str], None],
+        dockerfile: str = "Dockerfile",
         cached: bool = True,
     ) -> str:
-        """Build the tar file `context`; returns the image id. Cancelling stops it on the daemon.
+        """Build the tar file `context`, in which `dockerfile` is a path; returns the image id. Cancelling stops it on the daemon.
 
         `network`, `platform`: None leaves them to the daemon. BuildKit cannot use `registry_auths` over the API:
         pull private base images before. Raises `BuildFailed` or another `Never` (LW-DOCKERFILE, LW-BASE-IMAGE,
         LW-ARCHITECTURE), `DiskFull`, `RegistryAuthFailed`, `RegistryDenied`, `Unreachable`."""
         options = {
             "t": tag,
+            "dockerfile": dockerfile,
             "rm": "1",
             "forcerm": "1",
             "labels": json.dumps(dict(labels)),
@@ -285,7 +287,7 @@ class DockerEngine:
         try:
             async with self._docker._query(path, "POST", **options) as response:
                 try:
-                    async for message in messages(response):
+                    async for message in read_messages(response):
                         if "errorDetail" in message or "error" in message:
                             detail = message.get("errorDetail") or {}
                             raise translate(0, str(detail.get("message") or message.get("error")))

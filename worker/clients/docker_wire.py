@@ -16,7 +16,7 @@ from worker.clients.docker_types import RegistryAuth
 _CHUNK = 1 << 20
 
 
-async def messages(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
+async def read_messages(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
     """JSON lines of any length; aiohttp's own reader of lines has a limit."""
     rest = b""
     async for chunk in response.content.iter_any():
