@@ -127,7 +127,8 @@ class Supervisor:
             training_job=held.record.job_name,
             url=self._companion.address(held.record),
         )
-        self._delivery.follow(held)
+        if held.record.log_target != "off":
+            self._delivery.follow(held)
         if has_ended(held.record.facts):
             self._ended(held)
 
@@ -164,7 +165,7 @@ class Supervisor:
         self._describing.add(held.launch_id)
         try:
             await self._until_done(held, "describe_training_job", lambda: self._describe(held))
-            if not has_ended(held.record.facts):
+            if not (held.lost or has_ended(held.record.facts)):
                 await self._tell(held)
         finally:
             self._describing.discard(held.launch_id)

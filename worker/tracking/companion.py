@@ -1,4 +1,4 @@
-"""The companion run: the worker's own W&B run about a training job, with its log, facts and files.
+"""The companion run over HTTP: the worker's own W&B run about a training job, with its log, facts and files.
 
 It is named after the run that the container writes, never the same run: one writer at a time. Every write says the
 same thing when it is repeated, so whoever holds the launch may do it again after a crash.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from worker.aio import effect
@@ -16,6 +15,7 @@ from worker.clients.wandb_api import WandbApi
 from worker.launch.console import ConsoleLine
 from worker.launch.record import LaunchRecord
 from worker.tracking import file_stream
+from worker.tracking.port import RunPath, companion_path, companion_title
 
 _UPSERT = """
 mutation UpsertBucket($name: String, $project: String, $entity: String, $displayName: String, $groupName: String,
@@ -37,15 +37,6 @@ mutation CreateRunFiles($entity: String!, $project: String!, $run: String!, $fil
 }"""
 
 
-@dataclass(frozen=True, slots=True)
-class RunPath:
-    """Where the worker writes about a launch."""
-
-    entity: str
-    project: str
-    run: str
-
-
 class CompanionRuns:
     """Writes companion runs; holds nothing per run."""
 
@@ -55,10 +46,7 @@ class CompanionRuns:
 
     def path(self, record: LaunchRecord) -> RunPath:
         """The companion's place, or the run itself for images that do not use W&B (`log_target: run`)."""
-        run = record.run
-        if record.log_target == "run":
-            return RunPath(run.entity, run.project, run.run_id)
-        return RunPath(run.entity, self._project or run.project, f"{run.run_id}-sagemaker")
+        return companion_path(record, self._project)
 
     def address(self, record: LaunchRecord) -> str:
         """The companion's page in W&B's app."""
@@ -69,12 +57,11 @@ class CompanionRuns:
     async def open(self, record: LaunchRecord, config: Mapping[str, Any]) -> None:
         """Create the run, or bring its facts up to date."""
         path = self.path(record)
-        title = record.name or record.run.run_id
         variables = {
             "name": path.run,
             "project": path.project,
             "entity": path.entity,
-            "displayName": title if record.log_target == "run" else f"{title} (SageMaker)",
+            "displayName": companion_title(record),
             "groupName": record.run.run_id,
             "jobType": "sagemaker",
             "tags": ["sagemaker"],
@@ -85,7 +72,11 @@ class CompanionRuns:
             await self._api.graphql("UpsertBucket", _UPSERT, variables)
 
     async def post_lines(self, record: LaunchRecord, first_line: int, lines: Sequence[ConsoleLine]) -> None:
-        """Put lines at their place in the console; a return means that W&B has them."""
+        """Put lines at their place in the console; a return means that W&B has them.
+
+        With `log_target: files` the console stays empty: the whole log is in the numbered files."""
+        if record.log_target == "files":
+            return
         structured = file_stream.STRUCTURED in await self._api.features()
         body = file_stream.console_body(first_line, lines, structured=structured)
         if body:
