@@ -29,6 +29,8 @@ class _Outcome:
     """How the containers ended."""
 
     codes: tuple[int, ...]
+    failed: int | None
+    """The first instance that failed: it is the reason, the others were only ended because of it."""
     stopped_as: str
     """`Stopped` or `MaxRuntimeExceeded` if SageMaker ended them; empty: they ended by themselves."""
 
@@ -120,10 +122,9 @@ class LocalSageMaker:
         outcome = await self._attend(name, specs, instances, stop, float(limit))
         if outcome.stopped_as:
             self.jobs.move(name, outcome.stopped_as, status="Stopped")
-        elif any(outcome.codes):
-            bad = next(i for i, code in enumerate(outcome.codes) if code)
-            text = await instances[bad].failure()
-            self._fail(name, f"AlgorithmError: {text}, exit code: {outcome.codes[bad]}")
+        elif outcome.failed is not None:
+            text = await instances[outcome.failed].failure()
+            self._fail(name, f"AlgorithmError: {text}, exit code: {outcome.codes[outcome.failed]}")
         else:
             self._complete(name)
 
@@ -142,13 +143,15 @@ class LocalSageMaker:
                 tasks.create_task(self._copy_output(instance, stream))
             waits = [tasks.create_task(instance.wait()) for instance in instances]
             guard = tasks.create_task(self._stop_in_time(instances, stop, limit))
-            open_waits = set(waits)
+            open_waits, failed = set(waits), None
             while open_waits:
                 done, open_waits = await asyncio.wait(open_waits, return_when=asyncio.FIRST_COMPLETED)
-                if open_waits and any(wait.result() for wait in done):
-                    await _stop_all(instances, self.stop_grace)
+                if failed is None:
+                    failed = next((i for i, wait in enumerate(waits) if wait in done and wait.result()), None)
+                    if open_waits and failed is not None:
+                        await _stop_all(instances, self.stop_grace)
             guard.cancel()
-        return _Outcome(tuple(wait.result() for wait in waits), stop.reason)
+        return _Outcome(tuple(wait.result() for wait in waits), failed, stop.reason)
 
     async def _stop_in_time(self, instances: Sequence[Instance], stop: _StopRequest, limit: float) -> None:
         asked = await wait_for_event(stop.event, limit)
