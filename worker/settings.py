@@ -221,6 +221,16 @@ class Settings(BaseSettings):
     wandb_base_url: str = Field(
         "https://api.wandb.ai", validation_alias="WANDB_BASE_URL", description="W&B server."
     )
+    wandb_mode: Literal["online", "offline"] = Field(
+        "online",
+        validation_alias="WANDB_MODE",
+        description="`offline`, or no API key: companion runs go into folders for `wandb sync`.",
+    )
+    wandb_dir: Path = Field(
+        Path(),
+        validation_alias="WANDB_DIR",
+        description="Where the folder `wandb` of offline runs is made. Default: the working directory.",
+    )
     aws_region: str = Field(
         "",
         validation_alias="AWS_REGION",

@@ -21,7 +21,7 @@ Variables of the process win over `.env`. An empty value means the default. Dura
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "What has to be set": ("queue_url", "wandb_api_key"),
-    "W&B and AWS": ("wandb_base_url", "aws_region", "dlq_url"),
+    "W&B and AWS": ("wandb_base_url", "wandb_mode", "wandb_dir", "aws_region", "dlq_url"),
     "Ledger, heartbeat and leases": (
         "ledger",
         "deployment",

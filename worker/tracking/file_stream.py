@@ -18,15 +18,21 @@ HEARTBEAT: Mapping[str, Any] = {}
 def console_body(first_line: int, lines: Sequence[ConsoleLine], *, structured: bool) -> dict[str, Any]:
     """Lines for `output.log` at an absolute offset; posting them again replaces them by themselves.
 
-    Beyond W&B's limit a run's console ends with one line that says where the rest is; empty dict: nothing to post."""
+    Beyond W&B's limit there is nothing to post: an empty dict."""
+    content = [_encode(line, structured) for line in within_limit(first_line, lines)]
+    return {"files": {"output.log": {"offset": first_line, "content": content}}} if content else {}
+
+
+def within_limit(first_line: int, lines: Sequence[ConsoleLine]) -> list[ConsoleLine]:
+    """What W&B keeps of a batch; the line that reaches the limit becomes one that says where the rest is."""
     room = CONSOLE_LIMIT - 1 - first_line
-    content = [_encode(line, structured) for line in lines[: max(0, room)]]
+    kept = list(lines[: max(0, room)])
     if 0 <= room < len(lines):
         notice = (
             f"[launch-worker] W&B keeps {CONSOLE_LIMIT} console lines; the whole log is in Files, under logs/"
         )
-        content.append(_encode(ConsoleLine(lines[room].timestamp, "launch-worker", notice), structured))
-    return {"files": {"output.log": {"offset": first_line, "content": content}}} if content else {}
+        kept.append(ConsoleLine(lines[room].timestamp, "launch-worker", notice))
+    return kept
 
 
 def summary_body(summary: Mapping[str, Any]) -> dict[str, Any]:
