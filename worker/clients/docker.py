@@ -104,11 +104,12 @@ class DockerEngine:
         dockerfile: str = "Dockerfile",
         cached: bool = True,
     ) -> str:
-        """Build the tar file `context`, in which `dockerfile` is a path; returns the image id. Cancelling stops it on the daemon.
+        """Build the tar file `context`; returns the image id. Cancelling stops it on the daemon.
 
-        `network`, `platform`: None leaves them to the daemon. BuildKit cannot use `registry_auths` over the API:
-        pull private base images before. Raises `BuildFailed` or another `Never` (LW-DOCKERFILE, LW-BASE-IMAGE,
-        LW-ARCHITECTURE), `DiskFull`, `RegistryAuthFailed`, `RegistryDenied`, `Unreachable`."""
+        `dockerfile`: its path in the context. `network`, `platform`: None leaves them to the daemon. BuildKit cannot
+        use `registry_auths` over the API: pull private base images before. Raises `BuildFailed` or another `Never`
+        (LW-DOCKERFILE, LW-BASE-IMAGE, LW-ARCHITECTURE), `DiskFull`, `RegistryAuthFailed`, `RegistryDenied`,
+        `Unreachable`."""
         options = {
             "t": tag,
             "dockerfile": dockerfile,

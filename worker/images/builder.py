@@ -23,12 +23,12 @@ _KEEP = 3600.0
 """Seconds that a built image stays on the daemon at least: its push must not lose it."""
 _KEEP_UNTAGGED = 86400.0
 """The same for nameless images, which may be somebody else's."""
-_PROBE = """\
-FROM {image}
-RUN if command -v python3 >/dev/null; then \
-python3 -c "import socket; socket.create_connection(('{address}', {port}), 3)"; \
-elif command -v nc >/dev/null; then nc -w 3 {address} {port} </dev/null; \
-else echo launch-worker-probe-cannot; fi && echo launch-worker-probe-done
+_TRYING = "launch-worker-probe-tries"
+_PROBE = f"""\
+FROM {{image}}
+RUN if command -v python3 >/dev/null; then echo {_TRYING}; \
+python3 -c "import socket; socket.create_connection(('{{address}}', {{port}}), 3)"; \
+else command -v nc >/dev/null && echo {_TRYING} && nc -w 3 {{address}} {{port}} </dev/null; fi
 """
 
 
@@ -99,8 +99,10 @@ class ImageBuilder:
         labels: Mapping[str, str],
         registry_auths: Mapping[str, RegistryAuth],
         on_line: Callable[[str], None],
+        dockerfile: str = "Dockerfile",
     ) -> BuiltImage:
-        """Build the tar file `context` as `tag`; waits for its turn. Cancelling stops the build on the daemon.
+        """Build the tar file `context`, in which `dockerfile` is a path, as `tag`; waits for its turn. Cancelling
+        stops the build on the daemon.
 
         Raises `Never` (LW-BUILD-FAILED, LW-BUILD-TIMEOUT, LW-DOCKERFILE, LW-BASE-IMAGE, LW-ARCHITECTURE), `Again`
         (`DiskFull`, `RegistryAuthFailed`, `Unreachable`, …)."""
@@ -108,7 +110,9 @@ class ImageBuilder:
             await self._make_room()
             try:
                 async with asyncio.timeout(self._timeout):
-                    image_id = await self._build(context, tag, labels, registry_auths, on_line)
+                    image_id = await self._build(
+                        context, tag, labels, registry_auths, on_line, dockerfile=dockerfile
+                    )
             except TimeoutError as error:
                 raise Never(
                     f"the image build was stopped after {self._timeout:g} s; make it shorter or raise"
@@ -119,8 +123,8 @@ class ImageBuilder:
             return await self._checked(image_id, tag)
 
     async def reaches(self, image: str, address: str, port: int) -> bool | None:
-        """Whether a RUN step of a build from `image` can connect to `address`; None if the image has neither python3
-        nor nc to try it with. Raises `Again`."""
+        """Whether a RUN step of a build from `image` can connect to `address`; None if the image has no shell with
+        python3 or nc to try it with. Raises `Again`."""
         dockerfile = _PROBE.format(image=image, address=address, port=port).encode()
         lines: list[str] = []
         tag = f"{LABEL}/probe:{address}-{port}"
@@ -130,9 +134,9 @@ class ImageBuilder:
             try:
                 await self._build(context, tag, {LABEL: "probe"}, {}, lines.append, cached=False)
             except BuildFailed:
-                return False
+                return False if _TRYING in lines else None
         await self._docker.remove_image(tag)
-        return None if "launch-worker-probe-cannot" in lines else True
+        return True
 
     async def _build(
         self,
@@ -142,6 +146,7 @@ class ImageBuilder:
         registry_auths: Mapping[str, RegistryAuth],
         on_line: Callable[[str], None],
         *,
+        dockerfile: str = "Dockerfile",
         cached: bool = True,
     ) -> str:
         return await self._docker.build(
@@ -153,6 +158,7 @@ class ImageBuilder:
             platform=self._foreign_platform,
             registry_auths=registry_auths,
             on_line=on_line,
+            dockerfile=dockerfile,
             cached=cached,
         )
 
