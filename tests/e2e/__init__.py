@@ -3,4 +3,4 @@
 import pytest
 
 # Before the modules are imported: their assertions explain themselves as those of tests do.
-pytest.register_assert_rewrite("tests.e2e.harness", "tests.e2e.audit")
+pytest.register_assert_rewrite("tests.e2e.audit", "tests.e2e.bench", "tests.e2e.process")

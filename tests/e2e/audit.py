@@ -7,7 +7,9 @@ import os
 import socket
 from datetime import UTC, datetime
 
-from tests.e2e.harness import Bench, LaunchCase, until
+from tests.e2e.bench import Bench
+from tests.e2e.launches import LaunchCase
+from tests.e2e.process import until
 from worker.launch.record import LaunchRecord, LaunchState
 from worker.local.logs import TRAINING_JOBS_GROUP
 
@@ -109,10 +111,7 @@ async def in_cloudwatch(bench: Bench, case: LaunchCase) -> dict[str, list[Line]]
     groups = await logs.describe_log_groups(logGroupNamePrefix=TRAINING_JOBS_GROUP)
     if not groups["logGroups"]:
         return lines
-    streams = await logs.describe_log_streams(
-        logGroupName=TRAINING_JOBS_GROUP, logStreamNamePrefix=f"{case.job_name}/"
-    )
-    for stream in sorted(stream["logStreamName"] for stream in streams["logStreams"]):
+    for stream in await bench.streams(case):
         answer = await logs.get_log_events(
             logGroupName=TRAINING_JOBS_GROUP, logStreamName=stream, startFromHead=True, limit=10_000
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.e2e.harness import Bench, Clients, LedgerKind, open_bench, open_clients
+from tests.e2e.bench import Bench, Clients, LedgerKind, open_bench, open_clients
 from worker.local.images import ensure_busybox_image
 from worker.local.stack import LocalServices, running_stack
 
@@ -43,7 +43,6 @@ async def no_faults_left(stack: Stack) -> AsyncIterator[None]:
     yield
     stack.services.wandb.faults.clear()
     stack.services.sagemaker.jobs.refusals.clear()
-    stack.services.sagemaker.jobs.quota = None
 
 
 @pytest_asyncio.fixture(loop_scope="package")

@@ -15,8 +15,9 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.audit import audit, queue_empty
+from tests.e2e.bench import Bench, open_bench
 from tests.e2e.conftest import Stack
-from tests.e2e.harness import Bench, numbered, open_bench
+from tests.e2e.launches import numbered
 from tests.e2e.together import Outcomes, run_together
 from worker.aio import EffectName
 from worker.launch.record import LaunchState
@@ -139,12 +140,12 @@ async def test_crash(outcomes: Outcomes, crash: str) -> None:
 async def test_crash_while_giving_a_duplicate_back(bench: Bench, when: str) -> None:
     """The launch is in leg 1 of another worker: the duplicate is to be hidden, and its worker dies doing that."""
     case = bench.launch(numbered(2), _wandb_api_key="5" * 40)
-    bench.no_room(True)
+    bench.throttle(True)
     first = await bench.started(slots="1")
     await bench.send(case)
     await first.wait_for("submit_again")
     await _killed(bench, f"{when}:release_message", case.body)
-    bench.no_room(False)
+    bench.throttle(False)
     await audit(bench, case)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.audit import audit, queue_empty
-from tests.e2e.harness import Bench, numbered
+from tests.e2e.bench import Bench
+from tests.e2e.launches import numbered
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="package")]
 
@@ -17,7 +18,7 @@ OWN_KEY = "0ddba11" * 6
 
 async def test_the_same_launch_in_many_messages_at_once(bench: Bench) -> None:
     case = bench.launch(numbered(3))
-    await bench.send(*[case] * 5)
+    await bench.send(*[case] * 3)
     await bench.started()
     await audit(bench, case)
 
@@ -33,10 +34,10 @@ async def test_the_same_launch_again_after_its_end(bench: Bench) -> None:
 
 
 async def test_a_duplicate_while_another_worker_is_at_work_on_it(shared_bench: Bench) -> None:
-    """Its own W&B key keeps the launch in leg 1 while there is no room; the duplicate goes to the other worker."""
+    """Its own W&B key keeps the launch in leg 1 while SageMaker throttles; the duplicate goes to the other worker."""
     bench = shared_bench
     case = bench.launch(numbered(3), _wandb_api_key=OWN_KEY)
-    bench.no_room(True)
+    bench.throttle(True)
     first = await bench.started(slots="1")
     await bench.send(case)
     await first.wait_for("submit_again")
@@ -45,7 +46,7 @@ async def test_a_duplicate_while_another_worker_is_at_work_on_it(shared_bench: B
     busy = await second.wait_for("launch_busy", message_id=duplicate)
     assert first.events("worker_started")[0]["worker"] in busy["why"]
     assert await bench.depth() == (0, 2), "hidden, not deleted"
-    bench.no_room(False)
+    bench.throttle(False)
     await audit(bench, case)
 
 
@@ -65,7 +66,7 @@ async def test_fifo_queue(fifo_bench: Bench) -> None:
 async def test_a_launch_with_its_own_key(bench: Bench) -> None:
     tail = 'case "$WANDB_API_KEY" in *0ddba11) echo own;; *) echo other;; esac'
     case = bench.launch(tail=tail, _wandb_api_key=OWN_KEY)
-    bench.no_room(True)
+    bench.throttle(True)
     worker = await bench.started()
     await bench.send(case)
     await worker.wait_for("submit_again")
@@ -75,7 +76,7 @@ async def test_a_launch_with_its_own_key(bench: Bench) -> None:
     assert waiting.request is not None
     assert OWN_KEY not in _ledger_bytes(bench.folder)
     assert await bench.depth() == (0, 1), "the message is kept: only it has the key"
-    bench.no_room(False)
+    bench.throttle(False)
     await worker.wait_for("job_finished")
     described = await bench.clients.sagemaker.describe_training_job(TrainingJobName=case.job_name)
     assert described["Environment"]["WANDB_API_KEY"] == OWN_KEY

@@ -5,15 +5,22 @@ All launches are in work at once; each is a test of its own.
 
 from __future__ import annotations
 
+import itertools
+import json
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 
 import pytest
 import pytest_asyncio
 
-from tests.e2e.audit import audit
+from tests.e2e.audit import audit, ended, in_cloudwatch
+from tests.e2e.bench import Bench, open_bench
 from tests.e2e.conftest import Stack
-from tests.e2e.harness import Bench, LaunchCase, numbered, open_bench
+from tests.e2e.launches import PROJECT, LaunchCase, numbered
+from worker.local.logs import TrainingJobLogs
+from worker.local.stack import ENTITY
+from worker.local.wandb_records import DoubleRun
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="package")]
 
@@ -48,6 +55,9 @@ async def running(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Asy
             ),
             "silent": bench.launch(),
             "burst": replace(burst, printed=[str(number) for number in range(1, _MANY + 1)]),
+            "to files": bench.launch(numbered(3), log_target="files"),
+            "to nowhere": bench.launch(numbered(3), log_target="off"),
+            "to the run": bench.launch(numbered(3), log_target="run"),
             "unknown image": bench.launch(image=missing),
         }
         await bench.send(*cases.values())
@@ -57,7 +67,9 @@ async def running(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Asy
 async def test_success_with_all_kinds_of_lines(bench: Bench) -> None:
     worker = await bench.started()
     lines = ["plain", "Grüße, 世界 🚀", "  indented \t tab", '{"json": "line", "ts": 1}', *numbered(5)]
-    case = bench.launch(lines, pause=0.2, tail=r"echo; printf '10%%\r50%%\r100%%\n'; echo to stderr >&2")
+    case = bench.launch(
+        lines, pause=0.2, tail=r"echo; printf '10%%\r50%%\r100%%\n'; sleep 0.2; echo to stderr >&2"
+    )
     await bench.send(case)
     await worker.wait_for("job_finished", end="completed", launch_id=case.launch_id)
     # CloudWatch takes no empty message: SageMaker's agent writes a blank. A progress bar shows its last state.
@@ -122,6 +134,69 @@ async def test_more_lines_than_one_batch(running: Running) -> None:
 async def test_unknown_image(running: Running) -> None:
     case = running.cases["unknown image"]
     await audit(running.bench, case, end="failed", reason="ClientError", exit_code=1)
+
+
+async def test_log_to_files_alone(running: Running) -> None:
+    run = await _companion_at_the_end(running, "to files")
+    assert run.console() == []
+    (content,) = run.files.values()
+    assert [line.partition(" ")[2] for line in content.decode().splitlines()] == [
+        f"step {number} on algo-1" for number in range(3)
+    ]
+
+
+async def test_log_to_nowhere(running: Running) -> None:
+    run = await _companion_at_the_end(running, "to nowhere")
+    assert (run.console(), run.files) == ([], {})
+
+
+async def test_log_to_the_run_itself(running: Running) -> None:
+    case = running.cases["to the run"]
+    await ended(running.bench, case)
+    run = running.bench.services.wandb.run(ENTITY, PROJECT, case.run_id)
+    assert run is not None
+    assert (run.state, run.exit_code, run.overwrites) == ("finished", 0, [])
+    assert run.console_text() == [f"step {number} on algo-1" for number in range(3)]
+    assert running.bench.companion(case) is None
+
+
+async def _companion_at_the_end(running: Running, name: str) -> DoubleRun:
+    case = running.cases[name]
+    await ended(running.bench, case)
+    run = running.bench.companion(case)
+    assert run is not None
+    assert (run.state, run.summary["sagemaker/end"]) == ("finished", "completed")
+    return run
+
+
+async def test_late_lines_and_a_restarted_host(bench: Bench) -> None:
+    """Events that CloudWatch takes in behind the position, and a host's second stream, come once, at the end."""
+    case = bench.launch(numbered(3), tail="sleep 1.5")
+    await bench.send(case)
+    worker = await bench.started()
+    await bench.lines_in_wandb(case, 3)
+    logs, now = TrainingJobLogs(), int(time.time() * 1000)
+    (stream,) = await bench.streams(case)
+    logs.put(stream, [(now - 60_000, "very late"), (now - 500, "late")])
+    logs.put(f"{case.job_name}/algo-1-{now // 1000 + 10}", [(now, "restarted"), (now, "restarted")])
+    await worker.wait_for("job_finished", launch_id=case.launch_id)
+    run = bench.companion(case)
+    assert run is not None
+    assert (run.overwrites, run.holes()) == ([], {})
+    first = [f"step {number} on algo-1" for number in range(3)]
+    assert run.console_text()[:3] == first
+    assert sorted(run.console_text()[3:]) == ["late", "restarted", "restarted", "very late"]
+    in_wandb = sorted((line["ts"], line["content"]) for line in map(json.loads, run.console()))
+    assert in_wandb == sorted((await in_cloudwatch(bench, case))["algo-1"])
+
+
+async def test_no_more_jobs_than_allowed(bench: Bench) -> None:
+    cases = [bench.launch(numbered(2), pause=0.1) for _ in range(3)]
+    await bench.send(*cases)
+    await bench.started(max_jobs="1")
+    records = await audit(bench, *cases)
+    spans = sorted((record.facts.created_at or 0, record.facts.ended_at or 0) for record in records)
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
 
 
 async def test_ten_launches_at_once(bench: Bench) -> None:

@@ -9,7 +9,9 @@ import aiohttp
 import pytest
 
 from tests.e2e.audit import audit
-from tests.e2e.harness import Bench, numbered, until
+from tests.e2e.bench import Bench
+from tests.e2e.launches import numbered
+from tests.e2e.process import until
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="package")]
 
@@ -34,13 +36,13 @@ async def test_health_pages_over_a_workers_life(bench: Bench) -> None:
         async with http.get("/metrics") as answer:
             assert answer.headers["Content-Type"].startswith("text/plain")
             metrics = await answer.text()
-        assert _value(metrics, "log_lines") == 3
+        assert _value(metrics, "launch_log_lines_total") == 3
         await _drains(bench, worker, page)
 
 
 async def _drains(bench: Bench, worker: Any, page: Any) -> None:
     """After SIGTERM, while a launch in leg 1 has its grace, the worker lives and is not ready."""
-    bench.no_room(True)
+    bench.throttle(True)
     await bench.send(bench.launch(_wandb_api_key="5" * 40))
     await worker.wait_for("submit_again")
     worker.send_signal(signal.SIGTERM)
@@ -51,10 +53,6 @@ async def _drains(bench: Bench, worker: Any, page: Any) -> None:
 
 
 def _value(metrics: str, name: str) -> float:
-    """Sum of a counter's series."""
-    series = [line for line in metrics.splitlines() if name in line.partition("{")[0].partition(" ")[0]]
-    return sum(
-        float(line.rpartition(" ")[2])
-        for line in series
-        if not line.startswith("#") and "_created" not in line
-    )
+    """The value of a metric without labels."""
+    (line,) = [line for line in metrics.splitlines() if line.startswith(f"{name} ")]
+    return float(line.split()[1])

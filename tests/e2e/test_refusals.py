@@ -11,8 +11,10 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.audit import audit, queue_empty
+from tests.e2e.bench import Bench, open_bench
 from tests.e2e.conftest import Stack
-from tests.e2e.harness import Bench, WorkerProcess, numbered, open_bench
+from tests.e2e.launches import numbered
+from tests.e2e.process import WorkerProcess
 from worker.launch.record import LaunchRecord, LaunchState
 from worker.local.stack import ENTITY
 
@@ -101,7 +103,7 @@ async def test_bad_message_of_a_queue_item_is_told_to_wandb(refusing: Refusing) 
     assert record.failure is not None
     assert item.state == "FAILED"
     assert item.error is not None
-    assert record.failure.reason in json.dumps(item.error, ensure_ascii=False)
+    assert (item.error["message"], item.error["stage"]) == (record.failure.reason, "agent")
 
 
 async def test_refused_by_policy(refusing: Refusing) -> None:

@@ -7,7 +7,8 @@ import signal
 import pytest
 
 from tests.e2e.audit import audit
-from tests.e2e.harness import Bench, numbered
+from tests.e2e.bench import Bench
+from tests.e2e.launches import numbered
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="package")]
 
@@ -28,7 +29,7 @@ async def test_killed_in_the_middle_of_a_log(shared_bench: Bench) -> None:
 
 async def test_frozen_and_woken_after_its_jobs_were_claimed(shared_bench: Bench) -> None:
     bench = shared_bench
-    cases = [bench.launch(numbered(30), pause=0.15) for _ in range(2)]
+    cases = [bench.launch(numbered(20), pause=0.2) for _ in range(2)]
     first = await bench.started()
     await bench.send(*cases)
     for case in cases:
@@ -37,7 +38,7 @@ async def test_frozen_and_woken_after_its_jobs_were_claimed(shared_bench: Bench)
     second = await bench.started()
     for case in cases:
         await second.wait_for("launch_claimed", launch_id=case.launch_id)
-        await bench.lines_in_wandb(case, 15)
+        await bench.lines_in_wandb(case, 12)
     first.wake()
     for case in cases:
         await first.wait_for("launch_taken_over", launch_id=case.launch_id)
@@ -66,6 +67,41 @@ async def test_frozen_and_woken_at_once(shared_bench: Bench) -> None:
     assert len(worker.events("job_finished")) == 1
 
 
+async def test_frozen_in_leg_1_past_its_lease(shared_bench: Bench) -> None:
+    """Its message went to another worker, who made the job; woken, it makes no second one."""
+    bench = shared_bench
+    case = bench.launch(numbered(3), _wandb_api_key="5" * 40)
+    bench.throttle(True)
+    first = await bench.started()
+    await bench.send(case)
+    await first.wait_for("submit_again")
+    await first.freeze()
+    second = await bench.started()
+    await second.wait_for("launch_claimed", launch_id=case.launch_id)
+    bench.throttle(False)
+    first.wake()
+    await audit(bench, case)
+    assert first.alive
+    assert first.events("job_finished") == []
+
+
+async def test_frozen_until_everything_is_over(shared_bench: Bench) -> None:
+    """The other worker has told the end in W&B; nothing that the woken one still does may change it."""
+    bench = shared_bench
+    case = bench.launch(numbered(12), pause=0.15)
+    first = await bench.started()
+    await bench.send(case)
+    await bench.lines_in_wandb(case, 2)
+    await first.freeze()
+    await bench.started()
+    await audit(bench, case)
+    first.wake()
+    await first.wait_for("launch_taken_over")
+    another = bench.launch(numbered(1))
+    await bench.send(another)
+    await audit(bench, case, another)
+
+
 async def test_terminated_in_leg_2(shared_bench: Bench) -> None:
     """SIGTERM: the job is released and goes on at once, not after a dead worker's three heartbeats."""
     bench = shared_bench
@@ -86,12 +122,12 @@ async def test_terminated_in_leg_2(shared_bench: Bench) -> None:
 async def test_terminated_in_leg_1(bench: Bench) -> None:
     """A launch that cannot be finished within the grace is given back with its message."""
     case = bench.launch(numbered(3), _wandb_api_key="5" * 40)
-    bench.no_room(True)
+    bench.throttle(True)
     first = await bench.started(shutdown_grace="0.5")
     await bench.send(case)
     await first.wait_for("submit_again")
     first.send_signal(signal.SIGTERM)
     assert await first.exit_code() == 0
-    bench.no_room(False)
+    bench.throttle(False)
     await bench.start()
     await audit(bench, case)

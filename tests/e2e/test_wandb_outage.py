@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.e2e.audit import audit
-from tests.e2e.harness import Bench, numbered
+from tests.e2e.bench import Bench
+from tests.e2e.launches import numbered
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="package")]
 

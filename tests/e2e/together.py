@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import worker_output
+from tests.e2e.process import worker_output
 
 Outcomes = Mapping[str, Exception | None]
 """Scenario → how it failed, or None."""

@@ -1,4 +1,4 @@
-"""The worker as a process of its own, and the world around it; a queue and a ledger for each test."""
+"""What one test works with: a queue, a ledger and workers of its own on the stack that all tests share."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import asyncio
 import contextlib
 import json
 import os
-import shlex
-import signal
 import sys
-import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from moto.sagemaker.models import sagemaker_backends
 
-from worker.launch.identity import launch_id
+from tests.e2e.launches import PROJECT, LaunchCase, Launches
+from tests.e2e.process import WorkerProcess, until, worker_output
 from worker.ledger.dynamodb import create_table_request
 from worker.ledger.opening import open_ledger
 from worker.local.aws import ACCOUNT, REGION
+from worker.local.logs import TRAINING_JOBS_GROUP
+from worker.local.sagemaker_api import Refusal
 from worker.local.stack import ENTITY, WANDB_KEY, LocalServices
 
 if TYPE_CHECKING:
@@ -31,14 +31,10 @@ if TYPE_CHECKING:
     from types_aiobotocore_sqs import SQSClient
 
     from worker.launch.record import LaunchRecord
-    from worker.local.wandb_state import DoubleRun
+    from worker.local.wandb_records import DoubleRun
 
-T = TypeVar("T")
 LedgerKind = Literal["sqlite", "dynamodb"]
 
-PROJECT = "e2e"
-PATIENCE = 40.0
-"""Seconds any wait may take; on a busy machine the usual second becomes ten."""
 FAST = {
     "LAUNCH_HEARTBEAT": "0.4",
     "LAUNCH_LEASE": "3",
@@ -58,16 +54,6 @@ FAST = {
     "LAUNCH_RATE_DESCRIBE_LOG_STREAMS": "50",
 }
 """The local services answer at once and share no quota with anybody."""
-
-
-async def until(condition: Callable[[], Awaitable[T]], what: str, seconds: float = PATIENCE) -> T:
-    """Wait until `condition` gives something true; fails the test after `seconds`, saying `what` was awaited."""
-    deadline = time.monotonic() + seconds
-    while True:
-        if found := await condition():
-            return found
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what} (last: {found!r})"
-        await asyncio.sleep(0.05)
 
 
 @dataclass(frozen=True)
@@ -92,133 +78,12 @@ async def open_clients(services: LocalServices) -> AsyncIterator[Clients]:
         yield Clients(sqs, sagemaker, logs, dynamodb)
 
 
-class WorkerProcess:
-    """`python -m worker run`; what it prints goes to a file, so that nothing blocks it and nothing is lost."""
-
-    def __init__(self, process: asyncio.subprocess.Process, output: Path) -> None:
-        self._process = process
-        self._output = output
-
-    def printed(self) -> str:
-        return self._output.read_text(errors="replace")
-
-    def events(self, name: str = "", **fields: object) -> list[dict[str, Any]]:
-        """Its log events so far: those called `name` (all by default) that have these fields."""
-        found = []
-        for line in self.printed().splitlines(keepends=True):
-            if line.endswith("\n"):
-                found.append(_parsed(line))
-        return [
-            event
-            for event in found
-            if event["event"].startswith(name) and all(event.get(k) == v for k, v in fields.items())
-        ]
-
-    async def wait_for(self, name: str, *, seconds: float = PATIENCE, **fields: object) -> dict[str, Any]:
-        """The first event called `name` with these fields, once it is there."""
-
-        async def look() -> list[dict[str, Any]]:
-            ended = self._process.returncode
-            found = self.events(name, **fields)
-            assert found or ended is None, f"the worker ended ({ended}) without {name} {fields}"
-            return found
-
-        return (await until(look, f"event {name} {fields}", seconds))[0]
-
-    @property
-    def alive(self) -> bool:
-        return self._process.returncode is None
-
-    def send_signal(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
-
-    async def freeze(self) -> None:
-        """SIGSTOP; returns once the kernel has stopped it."""
-        self.send_signal(signal.SIGSTOP)
-
-        async def stopped() -> bool:
-            return _process_state(self._process.pid) == "T"
-
-        await until(stopped, "the worker is frozen")
-
-    def wake(self) -> None:
-        self.send_signal(signal.SIGCONT)
-
-    async def kill(self) -> None:
-        """kill -9."""
-        self.send_signal(signal.SIGKILL)
-        assert await self.exit_code() == -signal.SIGKILL
-
-    async def exit_code(self, seconds: float = PATIENCE) -> int:
-        """Its exit code once it has ended; negative: the signal that ended it."""
-        async with asyncio.timeout(seconds):
-            return await self._process.wait()
-
-    async def end(self) -> None:
-        """Whatever state it is in, it is gone afterwards."""
-        if self.alive:
-            self.send_signal(signal.SIGKILL)
-        await self._process.wait()
-
-
-def _process_state(pid: int) -> str:
-    """The letter of proc(5): T is stopped."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-
-
-def _parsed(line: str) -> dict[str, Any]:
-    with contextlib.suppress(ValueError):
-        event = json.loads(line)
-        if isinstance(event, dict) and "event" in event:
-            return event
-    return {"event": "not an event", "level": "error", "text": line.rstrip()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class LaunchCase:
-    """A launch message, and what must become of it."""
-
-    message: Mapping[str, Any]
-    launch_id: str
-    run_id: str
-    job_name: str
-    printed: Sequence[str]
-    """The console lines of each host; `{host}` stands for its name."""
-    hosts: int = 1
-
-    @property
-    def body(self) -> str:
-        return json.dumps(self.message)
-
-
-def script(lines: Sequence[str], pause: float) -> str:
-    """Shell code that prints `lines` with a pause after each."""
-    host = "'\"$SM_CURRENT_HOST\"'"
-    return "; ".join(
-        f"printf '%s\\n' {shlex.quote(line).replace('{host}', host)}; sleep {pause}" for line in lines
-    )
-
-
-def arguments(code: str) -> list[str]:
-    """`sh -c` arguments that run `code`; SageMaker allows 256 characters each."""
-    size = 240
-    parts = [code[start : start + size] for start in range(0, len(code), size)]
-    return ['eval "$(printf %s "$@")"', "sh", *parts]
-
-
-def numbered(count: int, what: str = "step") -> list[str]:
-    return [f"{what} {number} on {{host}}" for number in range(count)]
-
-
 @dataclass(kw_only=True)
-class Bench:
+class Bench(Launches):
     """One test's queue, ledger and workers on the shared stack."""
 
-    services: LocalServices
     clients: Clients
-    image: str
     folder: Path
-    deployment: str
     queue_url: str
     dlq_url: str
     ledger: str
@@ -257,58 +122,6 @@ class Bench:
         worker = await self.start(**settings)
         await worker.wait_for("worker_started")
         return worker
-
-    def launch(
-        self,
-        lines: Sequence[str] = (),
-        *,
-        pause: float = 0.15,
-        tail: str = "true",
-        hosts: int = 1,
-        max_runtime: int = 120,
-        item_id: str = "",
-        job_name: str = "",
-        image: str = "",
-        instance_type: str = "ml.m5.large",
-        **spec: Any,
-    ) -> LaunchCase:
-        """A launch that prints `lines` and then does `tail`; `spec` goes into the runSpec."""
-        unique = uuid.uuid4().hex[:10]
-        run_id = f"run-{unique}"
-        sagemaker: dict[str, Any] = {
-            "RoleArn": self.services.role_arn,
-            "ResourceConfig": {"InstanceType": instance_type, "InstanceCount": hosts, "VolumeSizeInGB": 1},
-            "OutputDataConfig": {"S3OutputPath": "s3://launch-dev/out"},
-            "StoppingCondition": {"MaxRuntimeInSeconds": max_runtime},
-            **({"TrainingJobName": job_name} if job_name else {}),
-        }
-        code = "; ".join(part for part in (script(lines, pause), tail) if part)
-        message: dict[str, Any] = {
-            "runSpec": {
-                "entity": ENTITY,
-                "project": PROJECT,
-                "run_id": run_id,
-                "docker": {"docker_image": image or self.image},
-                "overrides": {"entry_point": ["sh", "-c"], "args": arguments(code)},
-                "resource": "sagemaker",
-                "resource_args": {"sagemaker": sagemaker},
-                **spec,
-            }
-        }
-        if item_id:
-            message["runQueueItemId"] = item_id
-            identity = launch_id((self.services.wandb.base_url, ENTITY, item_id))
-        else:
-            message["launchId"] = unique
-            identity = launch_id(("direct", self.deployment, unique))
-        return LaunchCase(
-            message=message,
-            launch_id=identity,
-            run_id=run_id,
-            job_name=job_name or run_id,
-            printed=lines,
-            hosts=hosts,
-        )
 
     async def send(self, *cases: LaunchCase | str, **extra: Any) -> list[str]:
         """Put messages on the queue; returns their SQS message ids."""
@@ -387,23 +200,25 @@ class Bench:
 
         await until(look, f"end of training job {case.job_name}")
 
+    async def streams(self, case: LaunchCase) -> list[str]:
+        """The job's log streams, by name."""
+        answer = await self.clients.logs.describe_log_streams(
+            logGroupName=TRAINING_JOBS_GROUP, logStreamNamePrefix=f"{case.job_name}/"
+        )
+        return sorted(stream["logStreamName"] for stream in answer["logStreams"])
+
     def press_stop(self, case: LaunchCase) -> None:
         """Press Stop in the companion run."""
         self.services.wandb.stop(ENTITY, PROJECT, f"{case.run_id}-sagemaker")
 
-    def no_room(self, full: bool) -> None:
-        """Let SageMaker's quota be used up, or not."""
-        self.services.sagemaker.jobs.quota = 0 if full else None
+    def throttle(self, on: bool) -> None:
+        """Let SageMaker refuse all CreateTrainingJob calls as too many, or none."""
+        refusal = Refusal("ThrottlingException", "Rate exceeded", times=10_000)
+        self.services.sagemaker.jobs.refusals[:] = [refusal] if on else []
 
     async def end_workers(self) -> None:
         for worker in self.workers:
             await worker.end()
-
-
-def worker_output(folder: Path) -> str:
-    """All that the workers of a test printed."""
-    files = sorted(folder.glob("worker-*.log"))
-    return "".join(f"--- {file.stem}\n{file.read_text(errors='replace')}\n" for file in files)
 
 
 @contextlib.asynccontextmanager
@@ -441,6 +256,8 @@ async def open_bench(
         sys.stdout.write(worker_output(folder))
     for worker in bench.workers:
         assert WANDB_KEY not in worker.printed()
+        unwanted = [event for event in worker.events() if event.get("level") in ("error", "critical")]
+        assert unwanted == [], "a worker has errors of its own, or prints what is no event"
 
 
 async def _create_queues(sqs: SQSClient, unique: str, *, fifo: bool) -> tuple[str, str]:
