@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 from worker.delivery.job_log import AssignedBatch, JobLog
 from worker.delivery.posting import Posting
+from worker.launch.log_state import StreamPosition
 from worker.tracking.companion import CompanionRuns
 from worker.tracking.log_files import LogFile, NumberedFiles
 from worker.training import cursor
@@ -56,19 +57,25 @@ class Closing:
             if not position.marks:
                 continue
             since = 0 if back_ms is None else max(0, position.timestamp - back_ms)
-            late: list[cursor.LogEvent] = []
-            newest = -1
-            async for page in self._feed.pages([stream], since, position.timestamp):
-                late += cursor.late_events(page, position)
-                newest = max([newest, *(event.ingested for event in page)])
-            taken = cursor.take_late(late)
-            if len(taken) == len(late):
-                log.positions[stream] = cursor.after_deep_sweep(position, newest, since)
+            search = await self._search(stream, position, since)
+            taken = cursor.take_late(search.late)
+            if len(taken) == len(search.late):
+                log.positions[stream] = cursor.after_deep_sweep(position, search.known, since)
             else:
                 log.positions[stream] = cursor.after_late(position, taken)
             if taken:
                 return log.assign(taken)
         return None
+
+    async def _search(self, stream: str, position: StreamPosition, since: int) -> cursor.LateSearch:
+        known = position.marks[-1][1]
+        while True:
+            search = cursor.LateSearch(position, known)
+            async for page in self._feed.pages([stream], since, position.timestamp):
+                search.add(page)
+            if search.settled:
+                return search
+            known = search.newest
 
     async def _full_record(self, log: JobLog) -> AsyncIterator[LogFile]:
         files: dict[str, NumberedFiles] = {}

@@ -1,9 +1,13 @@
 """Which events of a stream are new, and which lines they become: pure.
 
 Order within a stream is FilterLogEvents' own: timestamp, then ingestion time, then PutLogEvents id. A position is
-the last event taken in that order. An event that arrives *behind* a position was ingested after the sweep that
-passed its timestamp; `marks` remember, per sweep, how far the position was and the newest ingestion time seen, so
-that a deep sweep tells late events from taken ones without keeping a list of ids.
+the last event taken in that order. An event that arrives *behind* a position was ingested after the answer that
+made the position pass its timestamp; `marks` remember, step by step, how far the position went and the newest
+ingestion time seen by then, so that a deep sweep tells late events from taken ones without keeping a list of ids.
+
+What is relied on: the events of one PutLogEvents have one ingestion time and appear together, and whatever was
+ingested by then is in an answer. The pages of one read are separate answers: what arrives between two of them may be
+older than what the second one shows.
 """
 
 from __future__ import annotations
@@ -11,7 +15,8 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 from worker.launch.console import ConsoleLine
 from worker.launch.log_state import LogBatch, LogState, StreamPosition
@@ -20,8 +25,13 @@ MAX_BATCH_EVENTS = 4000
 """Events in one assigned batch: 8 bytes of hash each stay far below DynamoDB's 400 KB an item."""
 MAX_BATCH_BYTES = 4 << 20
 """W&B's own clients send up to 10 MB a post; 413 would be fatal for the batch, so stay well below."""
-MAX_MARKS = 32
-"""Marks a position may carry; then a deep sweep is due."""
+MAX_MARKS = 48
+"""Marks a position may carry, about 30 bytes each in the ledger."""
+DEEP_SWEEP_MARKS = 32
+"""From here on a deep sweep is due; the rest is for the pages of the next batch."""
+KEPT_MARKS = 8
+"""Marks that a deep sweep leaves for the time before its window. Each further one costs exactness only for an event
+that came later than the window, and before the sweep that ended the forgotten step's successor."""
 NOTHING_TAKEN = StreamPosition(timestamp=-1, ingested=-1, ties=0)
 
 
@@ -33,6 +43,8 @@ class LogEvent:
     timestamp: int
     ingested: int
     message: str
+    page: int = field(default=0, compare=False)
+    """Which answer of a read it came with: the events of one answer were seen at one moment."""
 
     @property
     def key(self) -> tuple[int, int]:
@@ -57,35 +69,64 @@ def after_position(events: Sequence[LogEvent], position: StreamPosition) -> list
 
 
 def late_events(events: Sequence[LogEvent], position: StreamPosition) -> list[LogEvent]:
-    """The events of one stream, from a deep sweep, that lie behind `position` and came after it had passed."""
+    """The events of one stream, from a deep sweep, that lie behind `position` and came after it had passed.
+
+    At the position's own millisecond nothing is late: newer ingestion sorts behind the position, so it is new."""
     late: list[LogEvent] = []
     for event in events:
-        if event.timestamp > position.timestamp or event.key >= (position.timestamp, position.ingested):
+        if event.timestamp >= position.timestamp:
             continue
-        passed = next((newest for reached, newest in position.marks if event.timestamp <= reached), None)
+        passed = next((newest for reached, newest in position.marks if event.timestamp < reached), None)
         if passed is not None and event.ingested > passed:
             late.append(event)
     return late
 
 
+class LateSearch:
+    """Gathers the late events of one deep sweep over a stream, page by page.
+
+    Only what was ingested by the first page is certain to be on the pages: taking anything newer would hide what
+    arrived, between two pages, on one read already. Then the sweep is not `settled`: search again, from `newest`."""
+
+    def __init__(self, position: StreamPosition, known: int) -> None:
+        """`known`: an ingestion time (ms) that had been seen when the sweep began."""
+        self.late: list[LogEvent] = []
+        self.known = self.newest = known
+        self._position = position
+        self._first = True
+
+    def add(self, page: Sequence[LogEvent]) -> None:
+        """Take in the next page, in the API's order."""
+        self.newest = max([self.newest, *(event.ingested for event in page)])
+        if self._first:
+            self.known, self._first = self.newest, False
+        self.late += late_events(page, self._position)
+
+    @property
+    def settled(self) -> bool:
+        """Nothing that may be late was ingested after `known`: `late` is all there was by then."""
+        return all(event.ingested <= self.known for event in self.late)
+
+
 def advance(position: StreamPosition, taken: Sequence[LogEvent]) -> StreamPosition:
     """The position after taking `taken`, which follow it in the API's order."""
-    if not taken:
-        return position
-    last = taken[-1].key
-    ties = sum(1 for event in taken if event.key == last)
-    if last == (position.timestamp, position.ingested):
+    for _, page in groupby(taken, key=lambda event: event.page):
+        position = _advance_one_page(position, list(page))
+    return position
+
+
+def _advance_one_page(position: StreamPosition, taken: Sequence[LogEvent]) -> StreamPosition:
+    first, last = taken[0], taken[-1]
+    ties = sum(1 for event in taken if event.key == last.key)
+    if last.key == (position.timestamp, position.ingested):
         ties += position.ties
-    newest = max(event.ingested for event in taken)
-    if position.marks:
-        newest = max(newest, position.marks[-1][1])
-    marks = position.marks
-    if marks and (marks[-1][1] == newest or len(marks) >= MAX_MARKS):
-        # Nothing newer was ingested (or no room left): the step grows instead of a new one being added.
-        marks = (*marks[:-1], (last[0], newest))
-    else:
-        marks = (*marks, (last[0], newest))
-    return StreamPosition(last[0], last[1], ties, marks)
+    known = position.marks[-1][1] if position.marks else -1
+    newest = max(known, *(event.ingested for event in taken))
+    marks = (*position.marks[:-1], (last.timestamp, newest))
+    if newest > known:
+        # Up to the first event nothing was taken: that stretch may have been read on an earlier page.
+        marks = (*position.marks[:-1], (first.timestamp, known), (last.timestamp, newest))
+    return StreamPosition(last.timestamp, last.ingested, ties, marks[-MAX_MARKS:])
 
 
 def take_late(late: Sequence[LogEvent]) -> Sequence[LogEvent]:
@@ -105,17 +146,20 @@ def after_late(position: StreamPosition, taken: Sequence[LogEvent]) -> StreamPos
     return replace(position, marks=marks)
 
 
-def after_deep_sweep(position: StreamPosition, newest_seen: int, since: int) -> StreamPosition:
-    """The position once a deep sweep over [`since`, position] has been dealt with; `newest_seen` is the newest
-    ingestion time it saw (-1: none). The marks within collapse to one; one older mark remains for what may still
-    arrive behind `since`."""
+def after_deep_sweep(position: StreamPosition, known: int, since: int) -> StreamPosition:
+    """The position once a deep sweep over [`since`, position] has been dealt with; `known` is the ingestion time up
+    to which it saw everything. The marks within collapse to one; some older ones remain for what came, or may still
+    come, behind `since`."""
     if not position.marks:
         return position
-    newest = max(position.marks[-1][1], newest_seen)
-    kept: tuple[tuple[int, int], ...] = ()
+    older: tuple[tuple[int, int], ...] = ()
     if 0 < since <= position.timestamp:
-        kept = ((since - 1, next(passed for reached, passed in position.marks if reached >= since - 1)),)
-    return replace(position, marks=(*kept, (position.timestamp, newest)))
+        older = tuple(mark for mark in position.marks if mark[0] <= since)
+        cut = next((newest for reached, newest in position.marks if reached > since), None)
+        if cut is not None and (not older or older[-1][0] < since):
+            older = (*older, (since, cut))
+    newest = max(position.marks[-1][1], known)
+    return replace(position, marks=(*older[-KEPT_MARKS:], (position.timestamp, newest)))
 
 
 def skip_silence(position: StreamPosition, until: int) -> StreamPosition:
@@ -131,7 +175,7 @@ def skip_silence(position: StreamPosition, until: int) -> StreamPosition:
 
 def needs_deep_sweep(position: StreamPosition) -> bool:
     """The marks are nearly used up."""
-    return len(position.marks) >= MAX_MARKS - 1
+    return len(position.marks) >= DEEP_SWEEP_MARKS
 
 
 def console_lines(event: LogEvent) -> list[ConsoleLine]:
