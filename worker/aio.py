@@ -10,6 +10,9 @@ from typing import Literal
 
 EffectName = Literal[
     "write_intent",
+    "fetch_source",
+    "build_image",
+    "push_image",
     "write_waiting",
     "delete_message",
     "release_message",

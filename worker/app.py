@@ -3,62 +3,46 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from worker.aio import observe_effects
-from worker.clients.aws import AwsClients, aws_clients, caller_identity
-from worker.clients.wandb_api import WandbApi, wandb_api
+from worker.building import Building
 from worker.delivery.closing import Closing
 from worker.delivery.loop import LogDelivery
 from worker.delivery.posting import Posting
-from worker.errors import SettingsError
+from worker.images.builder import ImageBuilder
+from worker.images.registry import EcrRegistry
 from worker.intake.lease import Leases
 from worker.intake.receiver import Receiver
 from worker.intake.refusal import Refusals
-from worker.intake.sqs import LaunchQueue, queue_facts
 from worker.intake.wandb_queue import QueueItems
 from worker.ledger.adoption import Adoption
+from worker.ledger.build_lock import BuildLocks
 from worker.ledger.held import HeldLaunches
-from worker.ledger.membership import Membership, new_worker_id
-from worker.ledger.opening import open_ledger
-from worker.ledger.port import Ledger, WorkerBeat
+from worker.ledger.membership import Membership
+from worker.ledger.port import WorkerBeat
 from worker.ops.health import serving_health
 from worker.ops.logging import get_logger
-from worker.ops.metrics import Metrics
-from worker.ops.rates import Rates
 from worker.pipeline import Pipeline, PipelineFacts
-from worker.settings import Settings
+from worker.resources import Opened, opened
+from worker.settings import Settings, inherited_environment
+from worker.sources.checkout import SourceLimits
+from worker.sources.fetch import Sources
+from worker.sources.git import GitClient
+from worker.sources.git_command import INHERITED, INHERITED_PREFIXES
+from worker.sources.git_credentials import GitCredentials
 from worker.submission import Submission
 from worker.supervisor import Supervisor, SupervisorFacts
-from worker.tracking.companion import CompanionRuns
 from worker.training.allowed import policy_of
 from worker.training.log_feed import LogFeed
-from worker.training.request import AccountFacts
 from worker.training.sagemaker import SageMaker
 from worker.training.status_feed import StatusFeed
 
 _log = get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """What is open for the life of the process."""
-
-    settings: Settings
-    worker: str
-    metrics: Metrics
-    rates: Rates
-    aws: AwsClients
-    account: AccountFacts
-    wandb: WandbApi
-    queue: LaunchQueue
-    ledger: Ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,31 +81,6 @@ async def serve(settings: Settings) -> None:
             _log.info("worker_stopped", worker=parts.worker)
 
 
-@contextlib.asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[Opened]:
-    """Open every client once, and find out where the worker is."""
-    key = settings.wandb_api_key
-    _require(settings)
-    assert key is not None
-    metrics = Metrics()
-    async with contextlib.AsyncExitStack() as stack:
-        aws = await stack.enter_async_context(aws_clients(settings.aws_region))
-        caller = await caller_identity(aws.sts)
-        yield Opened(
-            settings=settings,
-            worker=new_worker_id(socket.gethostname()),
-            metrics=metrics,
-            rates=Rates(metrics, _rate_bounds(settings)),
-            aws=aws,
-            account=AccountFacts(caller.account, aws.region, caller.partition),
-            wandb=await stack.enter_async_context(
-                wandb_api(settings.wandb_base_url, key.get_secret_value(), metrics)
-            ),
-            queue=LaunchQueue(aws.sqs, await queue_facts(aws.sqs, settings.queue_url, settings.dlq_url)),
-            ledger=await stack.enter_async_context(open_ledger(settings.ledger, aws.dynamodb)),
-        )
-
-
 def wire(parts: Opened) -> Service:
     """Give every part what it needs; nothing is opened and nothing runs here."""
     settings, metrics, aws = parts.settings, parts.metrics, parts.aws
@@ -129,8 +88,8 @@ def wire(parts: Opened) -> Service:
     beat = WorkerBeat(parts.worker, 0, settings.deployment, socket.gethostname(), time.time())
     membership = Membership(parts.ledger, beat, settings.heartbeat)
     held = HeldLaunches(parts.ledger, parts.worker, metrics)
-    refusals = Refusals(QueueItems(parts.wandb), parts.queue)
-    companion = CompanionRuns(parts.wandb, project=settings.companion_project)
+    refusals = Refusals(QueueItems(parts.wandb) if parts.wandb else None, parts.queue)
+    companion = parts.companion
     sagemaker = SageMaker(aws.sagemaker, parts.rates)
     feed = LogFeed(aws.logs, parts.rates, metrics)
     posting = Posting(held=held, feed=feed, companion=companion, metrics=metrics)
@@ -181,6 +140,7 @@ def wire(parts: Opened) -> Service:
         ledger=parts.ledger,
         membership=membership,
         refusals=refusals,
+        building=_building(parts, membership),
         submit=supervisor.submit,
         is_held=supervisor.is_held,
     )
@@ -205,6 +165,45 @@ async def _run(service: Service, stop: asyncio.Event) -> None:
     await service.supervisor.release()
 
 
+def _building(parts: Opened, membership: Membership) -> Building | None:
+    """None: only ready images are run."""
+    settings = parts.settings
+    if parts.docker is None:
+        return None
+    registry = EcrRegistry(
+        parts.aws.ecr, parts.docker, settings.registry, create_repository=settings.create_repository
+    )
+    builder = ImageBuilder(
+        parts.docker,
+        kind="buildkit" if settings.builder == "buildkit" else "docker",
+        network=settings.build_network,
+        timeout=settings.build_timeout,
+        max_builds=settings.max_builds,
+        work_dir=parts.work_dir,
+        low_water_bytes=settings.build_low_water,
+        platform=settings.platform,
+    )
+    git = GitClient(
+        environ=inherited_environment(INHERITED, INHERITED_PREFIXES),
+        credentials=GitCredentials(settings.git_credentials),
+        allowed_hosts=settings.allowed_git_hosts,
+    )
+    limits = SourceLimits(settings.source_max_bytes, settings.source_max_files, settings.fetch_timeout)
+    return Building(
+        sources=Sources(s3=parts.aws.s3, git=git, work_dir=parts.work_dir, limits=limits),
+        builder=builder,
+        registry=registry,
+        locks=BuildLocks(parts.ledger, membership, parts.worker),
+        companion=parts.companion,
+        metrics=parts.metrics,
+        base_image=settings.base_image,
+        platform=settings.platform,
+        deployment=settings.deployment,
+        work_dir=parts.work_dir,
+        cache_mounts=settings.builder == "buildkit",
+    )
+
+
 def _pipeline_facts(parts: Opened, api_key: str) -> PipelineFacts:
     settings = parts.settings
     return PipelineFacts(
@@ -218,29 +217,8 @@ def _pipeline_facts(parts: Opened, api_key: str) -> PipelineFacts:
         log_target=settings.log_target,
         heartbeat=settings.heartbeat,
         max_attempts=settings.max_attempts,
-        secrets=(api_key,),
+        secrets=tuple(filter(None, (api_key,))),
     )
-
-
-def _require(settings: Settings) -> None:
-    missing = []
-    if not settings.queue_url:
-        missing.append("LAUNCH_QUEUE_URL: not set; give the URL of the SQS queue with launch messages")
-    if settings.wandb_api_key is None:
-        missing.append("WANDB_API_KEY: not set; give the API key of the worker's W&B account")
-    if missing:
-        raise SettingsError("\n".join(missing))
-
-
-def _rate_bounds(settings: Settings) -> dict[str, float | None]:
-    return {
-        "CreateTrainingJob": settings.rate_create_training_job,
-        "DescribeTrainingJob": settings.rate_describe_training_job,
-        "ListTrainingJobs": settings.rate_list_training_jobs,
-        "StopTrainingJob": settings.rate_stop_training_job,
-        "FilterLogEvents": settings.rate_filter_log_events,
-        "DescribeLogStreams": settings.rate_describe_log_streams,
-    }
 
 
 def _not_ready(service: Service, stop: asyncio.Event) -> str:

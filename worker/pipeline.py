@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 import structlog
 
 from worker.aio import backoff, effect
+from worker.building import Building, no_builder
 from worker.errors import Again, BadMessage, Never, Stage, WorkerError
 from worker.intake.refusal import MAX_KEPT_BODY, Refusals
 from worker.intake.sqs import SqsMessage
 from worker.launch.identity import identity_parts, launch_id
-from worker.launch.message import Launch, LaunchMessage, interpret, parse_message
+from worker.launch.message import CodeSource, Launch, LaunchMessage, interpret, parse_message
 from worker.launch.outcome import Outcome, Verdict
 from worker.launch.record import Failure, LaunchRecord, LaunchState, RunRef
 from worker.launch.redaction import redact_body
@@ -28,7 +29,7 @@ from worker.ledger.held import HeldLaunch
 from worker.ledger.membership import MISSED_BEATS, Membership
 from worker.ledger.port import FINISHED_TTL, Ledger
 from worker.ops.logging import get_logger
-from worker.training.plan import plan_launch
+from worker.training.plan import Plan, plan_launch
 from worker.training.policy import Policy
 from worker.training.request import AccountFacts
 
@@ -62,15 +63,18 @@ class Pipeline:
         ledger: Ledger,
         membership: Membership,
         refusals: Refusals,
+        building: Building | None,
         submit: Callable[[HeldLaunch], Awaitable[None]],
         is_held: Callable[[str], bool],
     ) -> None:
-        """`submit` hands a launch to leg 2 at once; what it returns can be awaited until SageMaker has the job or
-        the launch is refused. `is_held`: leg 2 of this worker has the launch."""
+        """`building`: None refuses launches that carry code. `submit` hands a launch to leg 2 at once; what it
+        returns can be awaited until SageMaker has the job or the launch is refused. `is_held`: leg 2 of this worker
+        has the launch."""
         self._facts = facts
         self._ledger = ledger
         self._membership = membership
         self._refusals = refusals
+        self._building = building
         self._submit = submit
         self._is_held = is_held
         self._in_work: set[str] = set()
@@ -130,17 +134,10 @@ class Pipeline:
         return Outcome(Verdict.DONE)
 
     async def _make_ready(self, held: HeldLaunch, launch: Launch) -> None:
-        facts = self._facts
-        plan = plan_launch(
-            launch,
-            image=None,
-            account=facts.account,
-            base_url=facts.base_url,
-            deployment=facts.deployment,
-            macros=facts.macros,
-            policy=facts.policy,
-            attempt=held.record.attempt,
-        )
+        image: str | None = None
+        if isinstance(launch.source, CodeSource):
+            image, launch = await self._build(held, launch, launch.source)
+        plan = self._plan(launch, image, held.record.attempt)
         held.api_key = launch.api_key
         held.update(
             state=LaunchState.WAITING,
@@ -161,6 +158,29 @@ class Pipeline:
         )
         with effect("write_waiting"):
             await self._save(held)
+
+    async def _build(self, held: HeldLaunch, launch: Launch, source: CodeSource) -> tuple[str, Launch]:
+        """The image of a code launch, by digest; what can be refused without it is refused before it is fetched."""
+        if self._building is None:
+            raise no_builder(source)
+        self._plan(launch, f"{self._building.repository}:unbuilt", held.record.attempt)
+        made = await self._building.image_of(held.record, launch, source)
+        for warning in made.warnings:
+            await self._refusals.warn(held.record.item_id, warning, Stage.BUILD)
+        return made.uri, replace(launch, entry_point=made.entry_point)
+
+    def _plan(self, launch: Launch, image: str | None, attempt: int) -> Plan:
+        facts = self._facts
+        return plan_launch(
+            launch,
+            image=image,
+            account=facts.account,
+            base_url=facts.base_url,
+            deployment=facts.deployment,
+            macros=facts.macros,
+            policy=facts.policy,
+            attempt=attempt,
+        )
 
     async def _take(self, record: LaunchRecord) -> HeldLaunch | Outcome:
         """Write the intent, or find out who has the launch already."""
@@ -252,7 +272,10 @@ class Pipeline:
             run, item_id = RunRef("", "", identity[:10]), item_id_of(message.body)
         else:
             spec = parsed.run_spec
-            run, item_id = RunRef(spec.entity, spec.project, spec.run_id or identity[:10]), parsed.item_id
+            run, item_id = (
+                RunRef(spec.entity, spec.project.lower(), spec.run_id or identity[:10]),
+                parsed.item_id,
+            )
         return LaunchRecord(
             launch_id=identity,
             state=LaunchState.INTENT,

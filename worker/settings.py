@@ -93,6 +93,14 @@ class Settings(BaseSettings):
     base_image: str = Field("", description="Base image of generated Dockerfiles. Default: python:X.Y-slim.")
     build_network: str = Field("", description="Docker network for builds; one without link-local metadata.")
     build_timeout: Seconds = Field(3600.0, description="Longest time of one image build.")
+    build_low_water: int = Field(
+        5 * 1024**3,
+        ge=0,
+        description="Free disk in bytes below which old images are pruned and nothing is built.",
+    )
+    platform: Literal["linux/amd64", "linux/arm64"] = Field(
+        "linux/amd64", description="What training instances run; arm64 for Graviton."
+    )
     git_credentials: SecretStr | None = Field(
         None,
         description="Logins for private git remotes: `https://USER:TOKEN@HOST`, comma separated or one a line, "
@@ -263,6 +271,12 @@ def load_settings(env_file: Path | None = Path(".env"), environ: Mapping[str, st
         raise SettingsError("\n".join(_explain(problem) for problem in error.errors())) from error
 
 
+def inherited_environment(names: Collection[str], prefixes: tuple[str, ...] = ()) -> dict[str, str]:
+    """Variables of this process that a program started by the worker may see; everything else is kept from it."""
+    environ = os.environ  # noqa: TID251  # the one place that reads it
+    return {name: value for name, value in environ.items() if name in names or name.startswith(prefixes)}
+
+
 def export_aws_variables(env_file: Path | None) -> None:
     """Put the `AWS_*` variables of `env_file` into the process environment, where AWS's SDK looks for them; what
     is set already stays."""
@@ -270,12 +284,6 @@ def export_aws_variables(env_file: Path | None) -> None:
         for name, value in dotenv_values(env_file).items():
             if name.startswith("AWS_") and value:
                 os.environ.setdefault(name, value)  # noqa: TID251  # the one place that touches it
-
-
-def inherited_environment(names: Collection[str], prefixes: tuple[str, ...] = ()) -> dict[str, str]:
-    """Variables of this process that a program started by the worker may see; everything else is kept from it."""
-    environ = os.environ  # noqa: TID251  # the one place that reads it
-    return {name: value for name, value in environ.items() if name in names or name.startswith(prefixes)}
 
 
 def variable_name(field_name: str) -> str:

@@ -129,7 +129,8 @@ class Submission:
     def _request(self, held: HeldLaunch) -> dict[str, Any]:
         key = held.api_key.get_secret_value() if held.api_key else self._api_key
         assert held.record.request is not None
-        return with_api_key(held.record.request, key)
+        # Offline without a key the container gets none either.
+        return with_api_key(held.record.request, key) if key else dict(held.record.request)
 
     async def _wait(self, held: HeldLaunch, error: Again) -> None:
         """Back into the queue; for quota as long as `max_wait`, for other trouble `max_attempts` tries."""

@@ -22,8 +22,8 @@ from worker.ledger.port import FINISHED_TTL
 from worker.ops.logging import get_logger
 from worker.ops.metrics import Metrics
 from worker.submission import Submission
-from worker.tracking.companion import CompanionRuns
 from worker.tracking.facts import companion_config, companion_summary
+from worker.tracking.port import Companion
 from worker.training.sagemaker import SageMaker
 from worker.training.status import Ending, console_links, ending, has_ended
 from worker.training.status_feed import StatusFeed
@@ -54,7 +54,7 @@ class Supervisor:
         sagemaker: SageMaker,
         status_feed: StatusFeed,
         delivery: LogDelivery,
-        companion: CompanionRuns,
+        companion: Companion,
         metrics: Metrics,
     ) -> None:
         self._facts = facts

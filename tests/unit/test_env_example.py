@@ -54,6 +54,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "base_image",
         "build_network",
         "build_timeout",
+        "build_low_water",
+        "platform",
     ),
     "Mirroring W&B launch queues into SQS": ("entity", "wandb_queues", "mirror_backlog"),
     "Who may do what (globs, for example arn:aws:iam::123456789012:role/train-*)": (

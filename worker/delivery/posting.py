@@ -12,7 +12,7 @@ from worker.errors import Again, WorkerError
 from worker.ledger.held import HeldLaunches
 from worker.ops.logging import get_logger
 from worker.ops.metrics import Metrics
-from worker.tracking.companion import CompanionRuns
+from worker.tracking.port import Companion
 from worker.training import cursor
 from worker.training.log_feed import LogFeed
 
@@ -22,9 +22,7 @@ _log = get_logger()
 class Posting:
     """Writes assignments to the ledger and posts them; the same lines at the same place, however often."""
 
-    def __init__(
-        self, *, held: HeldLaunches, feed: LogFeed, companion: CompanionRuns, metrics: Metrics
-    ) -> None:
+    def __init__(self, *, held: HeldLaunches, feed: LogFeed, companion: Companion, metrics: Metrics) -> None:
         self._held = held
         self._feed = feed
         self._companion = companion

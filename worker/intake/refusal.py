@@ -18,13 +18,14 @@ _log = get_logger()
 class Refusals:
     """Reports refusals and passing trouble. Repeating a report is harmless."""
 
-    def __init__(self, items: QueueItems, queue: LaunchQueue) -> None:
+    def __init__(self, items: QueueItems | None, queue: LaunchQueue) -> None:
+        """`items`: None while W&B is offline."""
         self._items = items
         self._queue = queue
 
     async def report(self, record: LaunchRecord, failure: Failure) -> None:
         """Raises `Again` when W&B or SQS does not answer: the refusal stands and is reported later."""
-        if record.item_id:
+        if record.item_id and self._items:
             try:
                 await self._items.fail(record.item_id, failure.reason, failure.stage)
             except WandbRefused as error:
@@ -44,7 +45,7 @@ class Refusals:
 
     async def warn(self, item_id: str, message: str, stage: str) -> None:
         """Show passing trouble on the queue item; never fails, since the trouble may be W&B itself."""
-        if not item_id:
+        if not item_id or self._items is None:
             return
         try:
             await self._items.warn(item_id, message, stage)

@@ -27,6 +27,9 @@ class Metrics:
         self.leg1_seconds = Histogram(
             "launch_leg1_seconds", "Duration of leg 1, start of work to outcome.", registry=registry
         )
+        self.images = Counter(
+            "launch_images", "Images of code launches: built, or found in ECR.", ["how"], registry=registry
+        )
         self.jobs = Gauge(
             "launch_jobs", "Launches this worker holds, by state.", ["state"], registry=registry
         )

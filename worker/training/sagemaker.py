@@ -92,7 +92,7 @@ class SageMaker:
             raise
 
     async def stop(self, name: str) -> bool:
-        """Ask for a stop; False if the job had ended or is stopping already. SageMaker sends SIGTERM and waits 120 s."""
+        """Ask for a stop: SIGTERM, and 120 s to end. False if the job had ended or is stopping already."""
         try:
             with effect("stop_training_job"):
                 await call(
