@@ -45,9 +45,10 @@ class DockerBench:
         return f"{self.mark}/{name}:1"
 
     def context(self, *steps: str, base: str = "", **files: bytes) -> Path:
-        """A context: FROM busybox, then `steps`. Each is new, so that no step comes from the cache."""
+        """A context: FROM busybox, then `steps`; none of them comes from the cache."""
         name = uuid.uuid4().hex
-        lines = (f"FROM {base or self.base}", f"ENV UNIQUE={name}", *steps)
+        # The label makes each build a new one, and what a failed build leaves on the daemon ours to find.
+        lines = (f"FROM {base or self.base}", f"LABEL {self.mark}={name}", *steps)
         return write_context(self.folder / f"{name}.tar", "\n".join(lines) + "\n", **files)
 
 
