@@ -11,6 +11,7 @@ from worker.launch.log_state import StreamPosition
 from worker.ledger.held import HeldLaunch
 from worker.training import cursor
 from worker.training.cursor import LogEvent
+from worker.training.status import makes_new_streams
 
 # Containers that have not started cannot have a stream; asking for it would only spend DescribeLogStreams.
 _NO_CONTAINER_YET = frozenset({"", "Starting", "Pending"})
@@ -53,10 +54,12 @@ class JobLog:
 
     @property
     def expects_streams(self) -> bool:
-        """More streams are to come: containers run, and not each of them has one yet."""
+        """More streams are to come: containers run, and not each of them has one yet. Every restart (spot capacity
+        that came back, RetryStrategy) makes new ones, and not before its containers log."""
         record = self.held.record
+        restarts = sum(makes_new_streams(status) for status, _ in record.facts.transitions)
         return (
-            len(self.positions) < record.instance_count
+            len(self.positions) < record.instance_count * (1 + restarts)
             and record.facts.secondary_status not in _NO_CONTAINER_YET
         )
 

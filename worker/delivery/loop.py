@@ -14,7 +14,7 @@ from worker.aio import backoff
 from worker.delivery.closing import Closing
 from worker.delivery.job_log import AssignedBatch, JobLog
 from worker.delivery.posting import Posting
-from worker.errors import Again
+from worker.errors import Again, WorkerError
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ops.logging import get_logger
 from worker.training import cursor
@@ -79,8 +79,10 @@ class LogDelivery:
                 try:
                     busy = await self._round(tasks, on_delivered)
                     tries = 0
-                except Again as error:
-                    pause = error.retry_after or backoff(tries, cap=30)
+                except WorkerError as error:  # also a refusal: one job's log must not end all others
+                    pause = (error.retry_after if isinstance(error, Again) else None) or backoff(
+                        tries, cap=30
+                    )
                     _log.warning("log_round_failed", error=str(error), again_in=round(pause, 1))
                     tries += 1
                     await asyncio.sleep(pause)
@@ -92,6 +94,9 @@ class LogDelivery:
         self._start_replays(tasks)
         logs = [log for log in self._logs.values() if log.is_read]
         await self._look_for_streams(logs)
+        # Before reading on: a log that has something new each time would never come to it.
+        batches = await self._late_events(logs)
+        logs = [log for log in logs if log.is_read]
         by_stream = {stream: log for log in logs for stream in log.positions}
         asked_ms = int(time.time() * 1000)
         sweep = await self._feed.sweep({stream: log.positions[stream] for stream, log in by_stream.items()})
@@ -100,14 +105,13 @@ class LogDelivery:
         news: dict[JobLog, list[LogEvent]] = {}
         for event in sweep.events:
             news.setdefault(by_stream[event.stream], []).append(event)
-        batches = [log.take(events) for log, events in news.items() if not log.held.lost]
-        cut = any(batch.events < len(news[batch.log]) for batch in batches)
+        taken = [log.take(events) for log, events in news.items() if not log.held.lost]
+        cut = any(batch.events < len(news[batch.log]) for batch in taken)
         _skip_silence(logs, sweep, asked_ms - _SILENCE_MS)
-        batches += await self._late_events([log for log in logs if log.is_read])
-        for batch in await self._posting.make_durable(batches):
+        for batch in await self._posting.make_durable([*batches, *taken]):
             tasks.create_task(self._posting.post(batch), name=f"post {batch.log.held.record.job_name}")
         for log in logs:
-            if log.is_read and self._is_quiet(log):
+            if log.is_read and self._is_quiet(log) and not sweep.cut_at.keys() & log.positions.keys():
                 log.closing = True
                 tasks.create_task(self._close(log, on_delivered), name=f"close {log.held.record.job_name}")
         return cut or bool(sweep.cut_at)
@@ -124,7 +128,8 @@ class LogDelivery:
         for log in sorted(due, key=lambda log: log.look_at)[:_DISCOVERIES]:
             for stream in await self._feed.streams(log.held.record.job_name):
                 if stream not in log.positions:
-                    log.positions[stream] = cursor.NOTHING_TAKEN
+                    # One that was missing for a while goes on where it stood.
+                    log.positions[stream] = log.held.record.log.positions.get(stream, cursor.NOTHING_TAKEN)
                     log.news_at = time.monotonic()
             log.look_at = now + 3 * self._interval
             if log.ended_at is not None and now < log.ended_at + self._quiet / 2:
@@ -133,9 +138,7 @@ class LogDelivery:
 
     async def _late_events(self, logs: Sequence[JobLog]) -> list[AssignedBatch]:
         swept = [
-            await self._closing.sweep_running(log)
-            for log in logs
-            if log.ended_at is None and self._closing.deep_sweep_is_due(log)
+            await self._closing.sweep_running(log) for log in logs if self._closing.deep_sweep_is_due(log)
         ]
         return [batch for batch in swept if batch is not None]
 

@@ -7,11 +7,13 @@ not exist fails the whole call; the log group does not exist before the account'
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from worker.clients.aws import AwsRefused, call
+from worker.errors import Again
 from worker.launch.log_state import StreamPosition
 from worker.ops.logging import get_logger
 from worker.training.cursor import LogEvent, after_position
@@ -83,9 +85,10 @@ class LogFeed:
         for start in range(0, len(by_position), MAX_STREAMS):
             group = by_position[start : start + MAX_STREAMS]
             since = max(0, min(positions[stream].timestamp for stream in group))
-            found, done = await self._read(group, since, None, missing)
-            if not done:
-                cut_at |= dict.fromkeys(group, found[-1].timestamp)
+            found, read_until = await self._read(group, since, positions, missing)
+            if read_until is not None:
+                # Of the two halves that a missing stream leads to, one may not have been read at all.
+                cut_at |= dict.fromkeys(group, 0 if missing.intersection(group) else read_until)
             events += _fresh(found, positions)
         self._metrics.log_events.inc(len(events))
         return Sweep(tuple(events), cut_at, frozenset(missing))
@@ -100,14 +103,18 @@ class LogFeed:
                 yield page
 
     async def _read(
-        self, streams: Sequence[str], since: int, until: int | None, missing: set[str]
-    ) -> tuple[list[LogEvent], bool]:
+        self, streams: Sequence[str], since: int, positions: Mapping[str, StreamPosition], missing: set[str]
+    ) -> tuple[list[LogEvent], int | None]:
+        """Events at or behind their streams' positions; and up to when was read, if there was too much (else None).
+
+        Events that were taken before are dropped page by page: did they count, a silent stream beside busy ones
+        could make every sweep end before the first new event."""
         found: list[LogEvent] = []
-        async for page in self._pages(streams, since, until, missing):
-            found += page
+        async for page in self._pages(streams, since, None, missing):
+            found += [event for event in page if event.key >= _reached(positions[event.stream])]
             if len(found) >= _MAX_EVENTS:
-                return found, False
-        return found, True
+                return found, page[-1].timestamp
+        return found, None
 
     async def _pages(
         self, streams: Sequence[str], since: int, until: int | None, missing: set[str]
@@ -120,14 +127,16 @@ class LogFeed:
         }
         if until is not None:
             request["endTime"] = until
-        while True:
+        for number in itertools.count():
             try:
                 page = await call(
                     "FilterLogEvents", lambda: self._logs.filter_log_events(**request), self._filter_rate
                 )
             except AwsRefused as error:
-                if error.aws_code != "ResourceNotFoundException" or "nextToken" in request:
+                if error.aws_code != "ResourceNotFoundException":
                     raise
+                if "nextToken" in request:
+                    raise Again("a log stream went away while it was being read") from error
                 break
             yield [
                 LogEvent(
@@ -135,6 +144,7 @@ class LogFeed:
                     event["timestamp"],
                     event["ingestionTime"],
                     event.get("message", ""),
+                    number,
                 )
                 for event in page["events"]
             ]
@@ -149,6 +159,10 @@ class LogFeed:
         for half in (streams[:middle], streams[middle:]):
             async for events in self._pages(half, since, until, missing):
                 yield events
+
+
+def _reached(position: StreamPosition) -> tuple[int, int]:
+    return position.timestamp, position.ingested
 
 
 def _fresh(found: Sequence[LogEvent], positions: Mapping[str, StreamPosition]) -> list[LogEvent]:
