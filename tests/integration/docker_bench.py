@@ -61,12 +61,18 @@ async def docker_bench(folder: Path) -> AsyncIterator[DockerBench]:
         try:
             yield bench
         finally:
-            # Every name of an image has to go before the image does.
-            for image in await docker.images.list(filters={"label": [bench.mark]}):
-                names = [*(image["RepoTags"] or ()), image["Id"]]
-                for name in names:
+            await _remove_images(docker, bench.mark)
+
+
+async def _remove_images(docker: aiodocker.Docker, label: str) -> None:
+    """A build that was just given up holds its image for a moment yet."""
+    async with asyncio.timeout(10):
+        while images := await docker.images.list(filters={"label": [label]}):
+            for image in images:
+                for name in (*(image["RepoTags"] or ()), image["Id"]):
                     with contextlib.suppress(aiodocker.DockerError):
                         await docker.images.delete(name, force=True)
+            await asyncio.sleep(0.05)
 
 
 def processes(argument: str) -> list[str]:

@@ -10,6 +10,9 @@ So:
   cannot reach each other nor other containers (no inter-container traffic; docker isolates bridges). Without the
   rule link-local addresses ARE reachable, unless IMDSv2 is enforced with hop limit 1 (the answer's TTL then ends
   before the container).
+  The rule belongs into the raw table: it is passed before ECS's redirect of 169.254.170.2 to an agent on the host,
+  and dockerd leaves that table alone: `iptables -t raw -A PREROUTING -i launch-build0 -d 169.254.0.0/16 -j DROP`,
+  and before it ACCEPT for port 53 of 169.254.169.253 where that is the resolver. IPv6 is off on this network.
 * BuildKit over the API knows only `default`, `none` and `host` (dockerd: 'network mode not supported by buildkit'):
   builds run on docker's default bridge, and the rule has to name that one (`docker0`).
 * `LAUNCH_BUILD_NETWORK` names any other network; `none` is airtight for both builders.
