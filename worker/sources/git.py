@@ -28,6 +28,8 @@ from worker.sources.tree import links_out
 HOST_CODE = "LW-GIT-HOST"
 
 MAX_SUBMODULE_DEPTH = 8
+MAX_SUBMODULES = 500
+"""In all. Repositories that contain each other unfold to any number."""
 _QUIET_SSH: Configuration = (("core.sshCommand", "ssh -oBatchMode=yes -oConnectTimeout=30"),)
 # With an allow-list a redirect would lead to a host that nobody has looked at.
 _NO_REDIRECTS: Configuration = (("http.followRedirects", "false"),)
@@ -71,7 +73,8 @@ class GitClient:
             budget=Budget(limits, code=TOO_LARGE_CODE),
             logins=logins,
             allowed_hosts=self._allowed_hosts,
-            numbers=itertools.count(),
+            repositories=itertools.count(),
+            submodules=itertools.count(),
         )
         commit = await fetch.write(remote, version, tree)
         await run_stoppable(lambda check_stop: _look_over(tree, limits, check_stop))
@@ -97,14 +100,15 @@ class _Fetch:
     budget: Budget
     logins: tuple[Login, ...]
     allowed_hosts: tuple[str, ...]
-    numbers: Iterator[int]
+    repositories: Iterator[int]
+    submodules: Iterator[int]
 
     async def write(self, remote: GitRemote, version: str, tree: Path, depth: int = 0) -> str:
         """Write one repository's commit, and those of its submodules, into `tree`."""
         if self.allowed_hosts and not any(fnmatchcase(remote.host, glob) for glob in self.allowed_hosts):
             allowed = ", ".join(self.allowed_hosts)
             raise Never(f"{remote.origin}: the host is not allowed; use one of {allowed}", code=HOST_CODE)
-        folder = self.scratch / f"repository-{next(self.numbers)}"
+        folder = self.scratch / f"repository-{next(self.repositories)}"
         folder.mkdir()
         repository = GitRepository(self.git, remote, folder)
         modules: Mapping[str, Submodule] = {}
@@ -134,8 +138,10 @@ class _Fetch:
             raise Never(reason, code=SUBMODULE_CODE)
         if module.update == "none":
             return
-        if depth > MAX_SUBMODULE_DEPTH:
-            reason = f"submodules are nested more than {MAX_SUBMODULE_DEPTH} deep; remove some"
+        if depth > MAX_SUBMODULE_DEPTH or next(self.submodules) >= MAX_SUBMODULES:
+            reason = (
+                f"submodules are nested more than {MAX_SUBMODULE_DEPTH} deep, or more than {MAX_SUBMODULES}"
+            )
             raise Never(reason, code=SUBMODULE_CODE)
         if _lies_behind_link(folder):
             raise Never("it lies behind a link; remove the link", code=UNSAFE_CODE)

@@ -86,8 +86,9 @@ _MAX_OUTPUT = 8 << 20
 _MAX_MESSAGES = 64 << 10
 _PIPE_GRACE = 2.0
 _READ = 1 << 16
-# The shell sets a limit that git and all its children inherit; POSIX counts blocks of 512 bytes.
-_LIMITED = 'ulimit -f "$0" && exec "$@"'
+# The shell sets a limit that git and all its children inherit; POSIX counts blocks of 512 bytes. With the signal
+# ignored, git says "File too large" instead of dying without a word.
+_LIMITED = 'trap "" XFSZ && ulimit -f "$0" && exec "$@"'
 _BLOCK = 512
 
 

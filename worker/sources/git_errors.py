@@ -35,7 +35,7 @@ _GIVE_LOGIN = (
 # First match wins. The patterns are git's, curl's and ssh's words, and those of the well-known hosts.
 _NEVER: tuple[tuple[str, str, str], ...] = (
     (r"transport '[^']*' not allowed", SCHEME_CODE, "leads to a transport other than https and ssh"),
-    (r"died of signal 25|File too large", TOO_LARGE_CODE, "is larger than {max_bytes} bytes"),
+    (r"File too large", TOO_LARGE_CODE, "is larger than {max_bytes} bytes"),
     (
         r"returned error: 30\d",
         MOVED_CODE,
@@ -72,6 +72,7 @@ _NEVER: tuple[tuple[str, str, str], ...] = (
 )
 _THROTTLED = re.compile(r"returned error: 429|[Tt]oo many requests")
 _DISK_FULL = re.compile(r"No space left on device|[Dd]isk quota exceeded")
+_NOISE = re.compile(r"(?:hint|warning): |Please make sure you have|and the repository exists")
 _CERTIFICATE = re.compile(r"certificate", re.IGNORECASE)
 
 
@@ -103,8 +104,7 @@ def _summary(messages: str, secrets: Iterable[str]) -> str:
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     lines = [line.strip() for line in re.split(r"[\r\n]+", without_login(text)) if line.strip()]
-    telling = [line for line in lines if re.match(r"(?:fatal|error|remote|ssh)\b", line)] or lines
-    summary = "; ".join(dict.fromkeys(telling)) or "no message"
+    summary = "; ".join(dict.fromkeys(line for line in lines if not _NOISE.match(line))) or "no message"
     printable = "".join(c if c.isprintable() else " " for c in summary)
     return (
         printable if len(printable) <= _SHOWN else f"{printable[: _SHOWN // 2]} … {printable[-_SHOWN // 2 :]}"
