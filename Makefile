@@ -5,18 +5,23 @@ SHELL := /bin/sh
 
 BIN := .venv/bin
 STAMP := .venv/.stamp
+LOCALSTACK_STAMP := .venv-localstack/.stamp
 WITH_DOCKERD := deploy/local/with-dockerd
 
-.PHONY: help setup system demo dev check fmt test clean
+.PHONY: help setup system demo dev check fmt test test-localstack clean
 
 help: ## Show this help
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Install what is missing: Debian packages (as root), .venv with pinned dependencies
 
 # Order-only: the look at the system takes milliseconds, and does not make the virtual environment stale.
 $(STAMP): pyproject.toml constraints.txt | system
 	@deploy/local/setup python
+	@touch $@
+
+$(LOCALSTACK_STAMP): constraints-localstack.txt | system
+	@deploy/local/setup localstack
 	@touch $@
 
 system:
@@ -41,7 +46,15 @@ fmt: $(STAMP) ## Format and fix what can be fixed by itself
 test: check ## All that has to pass: check, then every test
 	$(WITH_DOCKERD) $(BIN)/python -m pytest
 
+# Outside CI not part of `test`: LocalStack is another 500 MB.
+ifeq ($(CI),true)
+test: test-localstack
+endif
+
+test-localstack: $(STAMP) $(LOCALSTACK_STAMP) ## SQS and Logs against LocalStack 4.13, in a venv of its own
+	$(WITH_DOCKERD) $(BIN)/python -m pytest tests/localstack
+
 clean: ## Remove .venv, caches and local state
-	rm -rf .venv .state build dist *.egg-info
+	rm -rf .venv .venv-localstack .state build dist *.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -115,8 +115,9 @@ def test_every_folder_of_code_is_a_package() -> None:
     assert not [str(folder) for folder in folders if not (folder / "__init__.py").is_file()]
 
 
-def test_constraints_are_exact_versions_and_nothing_else() -> None:
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+@pytest.mark.parametrize("name", ["constraints.txt", "constraints-localstack.txt"])
+def test_constraints_are_exact_versions_and_nothing_else(name: str) -> None:
+    lines = (ROOT / name).read_text().splitlines()
     assert not [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*", line)]
 
 
@@ -183,8 +184,8 @@ def test_pre_commit_runs_what_make_check_runs() -> None:
 
 def test_make_explains_every_target() -> None:
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    targets = re.findall(r"^  make ([a-z]+) +\S", shown, re.MULTILINE)
-    assert targets == ["help", "setup", "demo", "dev", "check", "fmt", "test", "clean"]
+    targets = re.findall(r"^  make ([a-z-]+) +\S", shown, re.MULTILINE)
+    assert targets == ["help", "setup", "demo", "dev", "check", "fmt", "test", "test-localstack", "clean"]
 
 
 @pytest.mark.parametrize("name", [".ci/run", "deploy/local/setup", "deploy/local/with-dockerd"])

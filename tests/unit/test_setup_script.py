@@ -151,5 +151,17 @@ def test_python_part_makes_the_environment_once_and_installs_pinned(machine: Mac
     assert "installing pinned dependencies into .venv ... " in result.stdout
 
 
+def test_localstack_part_has_an_environment_of_its_own(machine: Machine) -> None:
+    machine.python()
+    # The interpreter that stands in for all of them makes `.venv` only.
+    machine.program("python3", PYTHON.format(usable=0, minor=11).replace(".venv/", ".venv-localstack/"))
+    result = machine.run("localstack")
+    assert result.returncode == 0, result.stdout + result.stderr
+    (made,) = [call for call in machine.calls if call.startswith("python3 -m venv")]
+    assert made.endswith(" .venv-localstack")
+    (install,) = [call for call in machine.calls if call.startswith("python3 -m pip install")]
+    assert install.endswith("-c constraints-localstack.txt localstack-core[runtime]")
+
+
 def test_wrong_use(machine: Machine) -> None:
     assert machine.run("everything").returncode == 2

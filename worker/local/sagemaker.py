@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from worker.aio import wait_for_event
 from worker.local.executor import EntrypointNotStarted, Executor, Instance, InstanceSpec
@@ -43,6 +43,14 @@ class _StopRequest:
     reason: str = ""
 
 
+class JobLogs(Protocol):
+    """Where containers' output goes: CloudWatch Logs, of this process (`TrainingJobLogs`) or of another."""
+
+    def put(self, stream: str, events: Sequence[tuple[int, str]]) -> None:
+        """As `TrainingJobLogs.put`."""
+        ...
+
+
 class LocalSageMaker:
     """Takes created jobs and runs them, each in a task of the group it was given."""
 
@@ -50,7 +58,7 @@ class LocalSageMaker:
         self,
         jobs: TrainingJobs,
         executor: Executor,
-        logs: TrainingJobLogs,
+        logs: JobLogs,
         tasks: asyncio.TaskGroup,
         *,
         region: str,
@@ -240,14 +248,14 @@ def _first(error: BaseException) -> BaseException:
 
 @contextlib.asynccontextmanager
 async def running_sagemaker(
-    executor: Executor, *, region: str, stop_grace: float = 5.0
+    executor: Executor, *, region: str, stop_grace: float = 5.0, logs: JobLogs | None = None
 ) -> AsyncIterator[LocalSageMaker]:
     """Run the jobs that moto's SageMaker is given, until the context ends; then nothing of them is left."""
     jobs, loop = TrainingJobs(), asyncio.get_running_loop()
     failure: BaseException | None = None
     async with asyncio.TaskGroup() as tasks:
         sagemaker = LocalSageMaker(
-            jobs, executor, TrainingJobLogs(), tasks, region=region, stop_grace=stop_grace
+            jobs, executor, logs or TrainingJobLogs(), tasks, region=region, stop_grace=stop_grace
         )
         # moto's threads hand names over; everything else happens on the event loop.
         jobs.on_created = lambda name: _hand_over(loop, sagemaker.start, name)

@@ -20,7 +20,7 @@ from worker.local.executor_docker import DockerExecutor, DockerNotRunning, docke
 from worker.local.executor_process import ProcessExecutor
 from worker.local.logs import aws_like_logs
 from worker.local.registry_process import RegistryNotRunning
-from worker.local.sagemaker import LocalSageMaker, running_sagemaker
+from worker.local.sagemaker import JobLogs, LocalSageMaker, running_sagemaker
 from worker.local.wandb_double import WandbDouble, running_wandb_double
 
 if TYPE_CHECKING:
@@ -107,11 +107,13 @@ async def running_stack(
     wandb_port: int = 0,
     executor: ExecutorChoice | Executor = "auto",
     stop_grace: float = 5.0,
+    logs: JobLogs | None = None,
 ) -> AsyncIterator[LocalServices]:
     """Start everything on 127.0.0.1; port 0 takes any free one. Nothing is left of it afterwards.
 
     `executor`: `docker` and `process` insist on one way to run training jobs, `auto` takes docker where a daemon
-    answers. Raises `SettingsError` when a port is taken, `DockerNotRunning` when docker is insisted on."""
+    answers. `logs`: another CloudWatch Logs for the containers' output. Raises `SettingsError` when a port is taken,
+    `DockerNotRunning` when docker is insisted on."""
     async with contextlib.AsyncExitStack() as stack:
         aws = await stack.enter_async_context(running_aws(aws_port))
         stack.enter_context(aws_like_logs())
@@ -119,7 +121,7 @@ async def running_stack(
         docker, ecr, missing = await _docker_and_registry(stack, registry_port, executor)
         chosen = await _executor(executor, docker, ecr)
         sagemaker = await stack.enter_async_context(
-            running_sagemaker(chosen, region=REGION, stop_grace=stop_grace)
+            running_sagemaker(chosen, region=REGION, stop_grace=stop_grace, logs=logs)
         )
         urls = await _create_resources(aws, with_repository=ecr is not None)
         yield LocalServices(
