@@ -87,7 +87,7 @@ async def test_a_build_makes_a_labelled_image_and_tells_its_lines(bench: DockerB
 
 @BOTH
 async def test_a_failing_step_is_named_with_its_last_lines(bench: DockerBench, kind: Kind) -> None:
-    context = bench.context("RUN seq 1 50; echo it broke >&2; exit 7")
+    context = bench.context("RUN seq 1 50; echo it broke; exit 7")
     with pytest.raises(BuildFailed) as raised:
         await run_build(bench, image_builder(bench, kind), context)
     assert raised.value.code == "LW-BUILD-FAILED"
