@@ -35,7 +35,8 @@ async def download(s3: S3Client, location: S3Object, target: Path, budget: Budge
     `AwsDenied`, `Unreachable`, `Throttled`, or `Again` when the disk is full."""
     answer = await _open(s3, location)
     digest = hashlib.sha256()
-    async with answer["Body"] as body:
+    body = answer["Body"]
+    async with body:  # what it would name is the bare response, whose `read` takes no size
         budget.require(answer["ContentLength"])
         try:
             with target.open("xb") as file:
