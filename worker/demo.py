@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import sys
+import tarfile
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,15 +23,27 @@ from rich.table import Table
 from rich.text import Text
 
 from worker.errors import SettingsError
-from worker.local.images import ImageNotBuilt, ensure_busybox_image
+from worker.local.images import ImageNotBuilt, ensure_python_image
 from worker.local.stack import ENTITY, LocalServices, running_stack
 
 _LIMIT = 120.0
 """Seconds after which the demo gives up."""
-_TRAINING = (
+_SHELL_TRAINING = (
     'echo "training on $SM_CURRENT_HOST"; for epoch in 1 2 3 4 5; do sleep 0.5;'
     ' echo "epoch $epoch loss=0.$((60 / epoch))"; done; echo "saved the model"'
 )
+_PYTHON_TRAINING = """\
+import argparse, os, time
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--epochs", type=int)
+epochs = parser.parse_args().epochs
+print(f"training on {os.environ['SM_CURRENT_HOST']} with {os.environ['WANDB_CONFIG']}", flush=True)
+for epoch in range(1, epochs + 1):
+    time.sleep(0.4)
+    print(f"epoch {epoch} loss={0.6 / epoch:.2f}", flush=True)
+print("saved the model", flush=True)
+"""
 _HOST_STYLES = ("cyan", "magenta", "green", "yellow")
 
 
@@ -52,19 +66,17 @@ class _Screen:
 async def run_demo(executor: Literal["auto", "docker", "process"], state: Path) -> int:
     """Run the demo; returns the command's exit code. `state`: an absolute folder where downloads are kept."""
     screen = _Screen()
-    screen.stage("stack", "starting AWS (moto), SageMaker and W&B on loopback …")
+    screen.stage("stack", "starting AWS (moto), SageMaker, a registry and W&B on loopback …")
     async with running_stack(executor=executor, stop_grace=1.0) as services:
         for sentence in services.missing:
             screen.stage("note", sentence, "bold yellow")
-        image = await _image(services, state, screen)
-        runs = "docker containers" if services.executor.name == "docker" else "processes on this machine"
-        screen.stage("stack", f"ready; training jobs run as {runs}")
+        sources, base_image = await _prepare(services, state, screen)
         with tempfile.TemporaryDirectory(prefix="launch-demo-") as folder:
-            environment = _environment(services, Path(folder))
+            environment = {**_environment(services, Path(folder)), "LAUNCH_BASE_IMAGE": base_image}
             async with _worker(environment) as worker:
                 try:
                     async with asyncio.timeout(_LIMIT):
-                        success = await _watch(services, worker, environment, image, screen)
+                        success = await _watch(services, worker, environment, sources, screen)
                 except TimeoutError:
                     screen.stage("failed", f"no end after {_LIMIT:.0f} s", "bold red")
                     return 1
@@ -73,20 +85,38 @@ async def run_demo(executor: Literal["auto", "docker", "process"], state: Path) 
     return 0 if success else 1
 
 
-async def _image(services: LocalServices, state: Path, screen: _Screen) -> str:
-    """An image for the job: made here and put into the local ECR; for the process executor its name is enough."""
-    if services.executor.name != "docker" or services.docker is None:
+async def _prepare(services: LocalServices, state: Path, screen: _Screen) -> tuple[list[dict[str, Any]], str]:
+    """What the launches run, as the message's fields for it, and the base image of what is built.
+
+    With docker and a registry: code in S3, launched twice; otherwise a ready image, whose command is a process."""
+    if services.docker is None or services.ecr is None or services.executor.name != "docker":
         screen.stage(
-            "note", "no docker: the job's entrypoint runs as a process, its image is not used", "bold yellow"
+            "stack", "ready; without docker nothing is built, and the training job is a process here"
         )
-        return "123456789012.dkr.ecr.us-east-1.amazonaws.com/launch-dev:demo"
+        command = {"entry_point": ["sh", "-c"], "args": [_SHELL_TRAINING]}
+        image = "123456789012.dkr.ecr.us-east-1.amazonaws.com/launch-dev:demo"
+        return [{"docker": {"docker_image": image}, "overrides": command}], ""
     try:
-        image = await ensure_busybox_image(services.docker, state)
+        base_image = await ensure_python_image(services.docker, state)
     except ImageNotBuilt as error:
-        raise SettingsError(f"the demo's image cannot be made: {error}") from error
-    if services.ecr is None:
-        return image
-    return await services.ecr.seed_image(services.docker, image, "launch-dev", "demo")
+        raise SettingsError(f"the demo's base image cannot be made: {error}") from error
+    session = services.aws.session()
+    async with session.client("s3", endpoint_url=services.aws_endpoint) as s3:
+        await s3.put_object(Bucket=services.bucket, Key="src/train.tar.gz", Body=_archive())
+    uri = f"s3://{services.bucket}/src/train.tar.gz"
+    screen.stage("stack", f"ready; your code is one file, train.py, in {uri}")
+    command = {"entry_point": ["python", "train.py"], "args": ["--epochs", "5"]}
+    return [{"uri": uri, "overrides": command}] * 2, base_image
+
+
+def _archive() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        content = _PYTHON_TRAINING.encode()
+        member = tarfile.TarInfo("train.py")
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
 
 
 def _environment(services: LocalServices, folder: Path) -> dict[str, str]:
@@ -129,62 +159,55 @@ async def _worker(environment: Mapping[str, str]) -> AsyncIterator[asyncio.subpr
             await process.wait()
 
 
-def _message(image: str, role_arn: str) -> str:
-    return json.dumps(
-        {
-            "launchId": f"demo-{time.time_ns()}",
-            "runSpec": {
-                "entity": ENTITY,
-                "project": "demo",
-                "name": "my first launch",
-                "docker": {"docker_image": image},
-                "overrides": {"entry_point": ["sh", "-c"], "args": [_TRAINING], "run_config": {"lr": 0.01}},
-                "resource": "sagemaker",
-                "resource_args": {
-                    "sagemaker": {
-                        "RoleArn": role_arn,
-                        "ResourceConfig": {
-                            "InstanceType": "ml.m5.large",
-                            "InstanceCount": 2,
-                            "VolumeSizeInGB": 10,
-                        },
-                        "OutputDataConfig": {"S3OutputPath": "s3://launch-dev/out"},
-                        "StoppingCondition": {"MaxRuntimeInSeconds": 300},
-                    }
-                },
-            },
-        }
-    )
+def _message(source: Mapping[str, Any], number: int, role_arn: str) -> str:
+    overrides = {**source["overrides"], "run_config": {"lr": 0.01 * number}}
+    resources = {"InstanceType": "ml.m5.large", "InstanceCount": 2, "VolumeSizeInGB": 10}
+    arguments = {
+        "RoleArn": role_arn,
+        "ResourceConfig": resources,
+        "OutputDataConfig": {"S3OutputPath": "s3://launch-dev/out"},
+        "StoppingCondition": {"MaxRuntimeInSeconds": 300},
+    }
+    spec = {
+        **source,
+        "overrides": overrides,
+        "entity": ENTITY,
+        "project": "demo",
+        "name": f"launch {number}",
+        "resource": "sagemaker",
+        "resource_args": {"sagemaker": arguments},
+    }
+    return json.dumps({"launchId": f"demo-{number}-{time.time_ns()}", "runSpec": spec})
 
 
 async def _watch(
     services: LocalServices,
     worker: asyncio.subprocess.Process,
     environment: Mapping[str, str],
-    image: str,
+    sources: Sequence[Mapping[str, Any]],
     screen: _Screen,
 ) -> bool:
-    """Send the launch when the worker is up, show what happens, and at the end what is in W&B."""
-    stdout = worker.stderr
-    assert stdout is not None
+    """Send one launch after the other, show what happens, and at the end what is in W&B."""
+    assert worker.stderr is not None
     shown = _ConsoleTail(services, screen)
-    finished: dict[str, Any] = {}
+    ends: list[str] = []
     async with asyncio.TaskGroup() as tasks:
         tail = tasks.create_task(shown.follow(), name="show log lines")
-        async for raw in stdout:
+        async for raw in worker.stderr:
             event = _parse(raw)
             _show(event, screen)
-            if event.get("event") == "worker_started":
-                screen.stage("send", await _enqueue(_message(image, services.role_arn), environment))
-            if event.get("event") in ("job_finished", "launch_refused"):
-                finished = event
+            if event.get("event") == "worker_started" or "end" in event:
+                ends += [event["end"]] if "end" in event else []
+                shown.show_new()
+                if len(ends) == len(sources):
+                    break
+                message = _message(sources[len(ends)], len(ends) + 1, services.role_arn)
+                screen.stage("send", await _enqueue(message, environment))
+            elif event.get("event") == "launch_refused":
                 break
         tail.cancel()
-    shown.show_new()
-    if finished.get("event") != "job_finished":
-        return False
     _show_results(services, screen)
-    return bool(finished["end"] == "completed")
+    return len(ends) == len(sources) and set(ends) == {"completed"}
 
 
 async def _enqueue(message: str, environment: Mapping[str, str]) -> str:
@@ -234,6 +257,13 @@ def _show(event: Mapping[str, Any], screen: _Screen) -> None:
     stages = {
         "worker_started": ("worker", f"started as a process of its own, {get('worker')}"),
         "launch_received": ("intake", "message received under a lease; intent written to the ledger"),
+        "source_fetched": ("source", f"{get('origin')} fetched, {str(get('content_id'))[:20]}…"),
+        "build_started": ("build", f"image {str(get('tag'))[:12]}…, {get('files')} file(s) in the context"),
+        "image_ready": (
+            "image",
+            f"{str(get('digest'))[:19]}… "
+            + ("built and pushed" if get("built") else "was in the registry already"),
+        ),
         "launch_ready": ("request", f"CreateTrainingJob request built for {get('image')}"),
         "job_accepted": (
             "submit",
@@ -253,7 +283,7 @@ def _show(event: Mapping[str, Any], screen: _Screen) -> None:
 
 
 def _show_results(services: LocalServices, screen: _Screen) -> None:
-    for (entity, project, name), run in services.wandb.runs.items():
+    for (entity, project, name), run in list(services.wandb.runs.items())[:1]:
         table = Table(title=f"In W&B now: {entity}/{project}/{name} ({run.state})", title_justify="left")
         table.add_column("fact", no_wrap=True)
         table.add_column("value", overflow="fold")
