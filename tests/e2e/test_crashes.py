@@ -8,26 +8,22 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
 from typing import get_args
 
 import pytest
 import pytest_asyncio
 
 from tests.e2e.audit import audit, queue_empty
-from tests.e2e.bench import Bench, open_bench
+from tests.e2e.bench import Bench
 from tests.e2e.conftest import Stack
 from tests.e2e.launches import numbered
-from tests.e2e.together import Outcomes, run_together
+from tests.e2e.together import Outcomes, Scenario, Scenarios, run_together
 from worker.aio import EffectName
 from worker.launch.record import LaunchState
 from worker.local.stack import ENTITY
 
 docker = pytest.mark.docker
 on_the_stack = pytest.mark.asyncio(loop_scope="package")
-
-AT_ONCE = 8
-"""Crashes side by side: as many as keep two cores busy."""
 
 OF_A_SUCCESS: tuple[EffectName, ...] = (
     "write_intent",
@@ -43,6 +39,9 @@ OF_A_SUCCESS: tuple[EffectName, ...] = (
     "write_finished",
 )
 OF_A_REFUSAL: tuple[EffectName, ...] = ("write_refused", "fail_queue_item", "copy_to_dlq")
+
+OF_A_BUILD: tuple[EffectName, ...] = ("fetch_source", "build_image", "push_image")
+"""Only launches of code have these; the launches here bring their image."""
 
 
 async def success(bench: Bench, point: str) -> None:
@@ -95,16 +94,22 @@ async def _killed(bench: Bench, point: str, *bodies: str, **settings: str) -> No
     assert await worker.exit_code() == -signal.SIGKILL, f"the worker never came to {point}"
 
 
-Scenario = Callable[[Bench, str], Awaitable[None]]
-_SCENARIOS: Mapping[Scenario, tuple[EffectName, ...]] = {
+def _at(point: str, scenario: Callable[[Bench, str], Awaitable[None]]) -> Scenario:
+    async def play(bench: Bench) -> None:
+        await scenario(bench, point)
+
+    return play
+
+
+_EFFECTS: Mapping[Callable[[Bench, str], Awaitable[None]], tuple[EffectName, ...]] = {
     success: OF_A_SUCCESS,
     refusal: OF_A_REFUSAL,
     stop: ("stop_training_job",),
     takeover: ("claim_launch",),
 }
-CRASHES: Mapping[str, tuple[Scenario, str]] = {
-    f"{scenario.__name__} {when} {effect}": (scenario, f"{when}:{effect}")
-    for scenario, effects in _SCENARIOS.items()
+CRASHES: Scenarios = {
+    f"{scenario.__name__} {when} {effect}": ("sqlite", _at(f"{when}:{effect}", scenario))
+    for scenario, effects in _EFFECTS.items()
     for effect in effects
     for when in ("before", "after")
 }
@@ -115,14 +120,7 @@ async def outcomes(
     stack: Stack, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Outcomes:
     """What came of each crash that is asked for."""
-
-    async def play(name: str, folder: Path) -> None:
-        scenario, point = CRASHES[name]
-        async with open_bench(stack.services, stack.clients, stack.image, folder) as bench:
-            await scenario(bench, point)
-
-    wanted = [name for name in CRASHES if any(f"[{name}]" in item.name for item in request.session.items)]
-    return await run_together(wanted, play, tmp_path_factory, at_once=AT_ONCE)
+    return await run_together(CRASHES, stack, tmp_path_factory, request.session)
 
 
 @docker
@@ -150,5 +148,5 @@ async def test_crash_while_giving_a_duplicate_back(bench: Bench, when: str) -> N
 
 
 def test_every_effect_is_split() -> None:
-    split = {effect for effects in _SCENARIOS.values() for effect in effects} | {"release_message"}
+    split = {effect for effects in _EFFECTS.values() for effect in effects} | {"release_message", *OF_A_BUILD}
     assert split == set(get_args(EffectName))

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="package")]
 
 
 async def test_health_pages_over_a_workers_life(bench: Bench) -> None:
-    worker = await bench.start()
+    worker = await bench.start(shutdown_grace="2")
     started = await worker.wait_for("worker_started")
     async with aiohttp.ClientSession(f"http://127.0.0.1:{started['http_port']}") as http:
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import signal
 
 import pytest
+import pytest_asyncio
 
 from tests.e2e.audit import audit
-from tests.e2e.bench import Bench
+from tests.e2e.bench import Bench, LedgerKind
+from tests.e2e.conftest import Stack
 from tests.e2e.launches import numbered
+from tests.e2e.together import Outcomes, Scenarios, run_together
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="package")]
+_LEDGERS: tuple[LedgerKind, ...] = ("sqlite", "dynamodb")
 
 
-async def test_killed_in_the_middle_of_a_log(shared_bench: Bench) -> None:
-    bench = shared_bench
+async def killed_in_the_middle_of_a_log(bench: Bench) -> None:
     cases = [bench.launch(numbered(20), pause=0.15, hosts=2), bench.launch(numbered(20), pause=0.15)]
     first = await bench.started()
     await bench.send(*cases)
@@ -27,8 +30,7 @@ async def test_killed_in_the_middle_of_a_log(shared_bench: Bench) -> None:
     assert {event["launch_id"] for event in second.events("job_finished")} == {c.launch_id for c in cases}
 
 
-async def test_frozen_and_woken_after_its_jobs_were_claimed(shared_bench: Bench) -> None:
-    bench = shared_bench
+async def frozen_and_woken_after_its_jobs_were_claimed(bench: Bench) -> None:
     cases = [bench.launch(numbered(20), pause=0.2) for _ in range(2)]
     first = await bench.started()
     await bench.send(*cases)
@@ -53,9 +55,8 @@ async def test_frozen_and_woken_after_its_jobs_were_claimed(shared_bench: Bench)
     await audit(bench, another)
 
 
-async def test_frozen_and_woken_at_once(shared_bench: Bench) -> None:
+async def frozen_and_woken_at_once(bench: Bench) -> None:
     """Woken before anybody claimed its jobs, it simply goes on."""
-    bench = shared_bench
     case = bench.launch(numbered(12), pause=0.15)
     worker = await bench.started()
     await bench.send(case)
@@ -65,6 +66,66 @@ async def test_frozen_and_woken_at_once(shared_bench: Bench) -> None:
     worker.wake()
     await audit(bench, case)
     assert len(worker.events("job_finished")) == 1
+
+
+async def frozen_until_everything_is_over(bench: Bench) -> None:
+    """The other worker has told the end in W&B; nothing that the woken one still does may change it."""
+    case = bench.launch(numbered(12), pause=0.15)
+    first = await bench.started()
+    await bench.send(case)
+    await bench.lines_in_wandb(case, 2)
+    await first.freeze()
+    await bench.started()
+    await audit(bench, case)
+    first.wake()
+    await first.wait_for("launch_taken_over")
+    another = bench.launch(numbered(1))
+    await bench.send(another)
+    await audit(bench, case, another)
+
+
+async def terminated_in_leg_2(bench: Bench) -> None:
+    """SIGTERM: the job is released and goes on at once, not after a dead worker's three heartbeats."""
+    case = bench.launch(numbered(20), pause=0.15)
+    first = await bench.started(heartbeat="1")
+    await bench.send(case)
+    await first.wait_for("job_state", secondary_status="Training")
+    second = await bench.started(heartbeat="1")
+    await bench.lines_in_wandb(case, 4)
+    first.send_signal(signal.SIGTERM)
+    assert await first.exit_code() == 0
+    claimed = await second.wait_for("launch_claimed")
+    assert claimed["previous_owner"] == ""
+    assert first.events("worker_stopped")
+    await audit(bench, case)
+
+
+TAKEOVERS: Scenarios = {
+    f"{scenario.__name__} {ledger}": (ledger, scenario)
+    for scenario in (
+        killed_in_the_middle_of_a_log,
+        frozen_and_woken_after_its_jobs_were_claimed,
+        frozen_and_woken_at_once,
+        frozen_until_everything_is_over,
+        terminated_in_leg_2,
+    )
+    for ledger in _LEDGERS
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="package")
+async def outcomes(
+    stack: Stack, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Outcomes:
+    """What came of each takeover that is asked for."""
+    return await run_together(TAKEOVERS, stack, tmp_path_factory, request.session)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("takeover", TAKEOVERS)
+async def test_takeover(outcomes: Outcomes, takeover: str) -> None:
+    if (error := outcomes[takeover]) is not None:
+        raise error
 
 
 async def test_frozen_in_leg_1_past_its_lease(shared_bench: Bench) -> None:
@@ -83,40 +144,6 @@ async def test_frozen_in_leg_1_past_its_lease(shared_bench: Bench) -> None:
     await audit(bench, case)
     assert first.alive
     assert first.events("job_finished") == []
-
-
-async def test_frozen_until_everything_is_over(shared_bench: Bench) -> None:
-    """The other worker has told the end in W&B; nothing that the woken one still does may change it."""
-    bench = shared_bench
-    case = bench.launch(numbered(12), pause=0.15)
-    first = await bench.started()
-    await bench.send(case)
-    await bench.lines_in_wandb(case, 2)
-    await first.freeze()
-    await bench.started()
-    await audit(bench, case)
-    first.wake()
-    await first.wait_for("launch_taken_over")
-    another = bench.launch(numbered(1))
-    await bench.send(another)
-    await audit(bench, case, another)
-
-
-async def test_terminated_in_leg_2(shared_bench: Bench) -> None:
-    """SIGTERM: the job is released and goes on at once, not after a dead worker's three heartbeats."""
-    bench = shared_bench
-    case = bench.launch(numbered(20), pause=0.15)
-    first = await bench.started(heartbeat="1")
-    await bench.send(case)
-    await first.wait_for("job_state", secondary_status="Training")
-    second = await bench.started(heartbeat="1")
-    await bench.lines_in_wandb(case, 4)
-    first.send_signal(signal.SIGTERM)
-    assert await first.exit_code() == 0
-    claimed = await second.wait_for("launch_claimed")
-    assert claimed["previous_owner"] == ""
-    assert first.events("worker_stopped")
-    await audit(bench, case)
 
 
 async def test_terminated_in_leg_1(bench: Bench) -> None:
