@@ -262,7 +262,7 @@ class Supervisor:
                 _log.warning("companion_heartbeat_failed", error=str(error))
 
     async def _keep_alive(self, held: HeldLaunch) -> None:
-        pressed = held.record.log_target != "off" and await self._companion.heartbeat(held.record)
+        pressed = await self._companion.heartbeat(held.record)
         waited = time.time() - held.record.accepted_at
         if pressed:
             await self.stop(held.launch_id, "Stop was pressed in W&B.")
