@@ -47,8 +47,8 @@ class DockerBench:
     def context(self, *steps: str, base: str = "", **files: bytes) -> Path:
         """A context: FROM busybox, then `steps`; none of them comes from the cache."""
         name = uuid.uuid4().hex
-        # The label makes each build a new one, and what a failed build leaves on the daemon ours to find.
-        lines = (f"FROM {base or self.base}", f"LABEL {self.mark}={name}", *steps)
+        # The label lets us find what a failed build leaves on the daemon; the variable makes each step a new one.
+        lines = (f"FROM {base or self.base}", f"LABEL {self.mark}=", f"ENV UNIQUE={name}", *steps)
         return write_context(self.folder / f"{name}.tar", "\n".join(lines) + "\n", **files)
 
 
