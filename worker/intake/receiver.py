@@ -71,6 +71,9 @@ class Receiver:
         self.receiving = True
         while not stop.is_set():
             wanted = await self._take_slots(stop)
+            if stop.is_set():  # while it waited for a slot
+                self._give_slots(wanted)
+                break
             asked_at = time.monotonic()
             try:
                 # A long poll under way at a stop is left to end: cancelled, it could take a message along.
@@ -95,7 +98,9 @@ class Receiver:
         if not self._in_work:
             return
         # The grace runs from the signal: a long poll that was under way has used up some of it.
-        left = max(0.0, self._stopped_at + self._grace - time.monotonic())
+        # A receive that ends with the signal gets here before its time is noted.
+        now = time.monotonic()
+        left = max(0.0, (self._stopped_at or now) + self._grace - now)
         _log.info("draining", in_work=len(self._in_work), seconds_left=round(left, 1))
         _, unfinished = await asyncio.wait(self._in_work, timeout=left)
         for task in unfinished:
