@@ -1,0 +1,48 @@
+"""SageMaker in memory: the worker's three calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from worker.launch.record import JobFacts
+from worker.training.sagemaker import Created, SageMaker, TrainingJob
+
+
+class FakeSageMaker(SageMaker):
+    """Accepts every job, once; the same name again is adopted."""
+
+    def __init__(self) -> None:
+        self.errors: list[Exception] = []
+        """Raised, oldest first, by the next calls of any kind."""
+        self.requests: list[Mapping[str, Any]] = []
+        """Of each CreateTrainingJob that was tried."""
+        self.jobs: dict[str, JobFacts] = {}
+        self.stopped: list[str] = []
+        self.answering = asyncio.Event()
+        """Cleared: CreateTrainingJob gives no answer."""
+        self.answering.set()
+
+    async def create_or_adopt(self, request: Mapping[str, Any]) -> TrainingJob:
+        self.requests.append(request)
+        await self.answering.wait()
+        await self._turn()
+        name = request["TrainingJobName"]
+        how = Created.ADOPTED if name in self.jobs else Created.CREATED
+        facts = self.jobs.setdefault(name, JobFacts("InProgress", "Starting"))
+        return TrainingJob(f"arn:aws:sagemaker:us-east-1:123456789012:training-job/{name}", how, facts)
+
+    async def describe(self, name: str) -> JobFacts:
+        await self._turn()
+        return self.jobs[name]
+
+    async def stop(self, name: str) -> bool:
+        await self._turn()
+        self.stopped.append(name)
+        return True
+
+    async def _turn(self) -> None:
+        await asyncio.sleep(0)
+        if self.errors:
+            raise self.errors.pop(0)

@@ -1,0 +1,1 @@
+"""The words: message, identity, environment, macros."""
