@@ -95,7 +95,8 @@ class LogDelivery:
         logs = [log for log in self._logs.values() if log.is_read]
         await self._look_for_streams(logs)
         # Before reading on: a log that has something new each time would never come to it.
-        batches = await self._late_events(logs)
+        async for late in self._closing.sweep_running(logs):
+            await self._hand_on([late], tasks)
         logs = [log for log in logs if log.is_read]
         by_stream = {stream: log for log in logs for stream in log.positions}
         asked_ms = int(time.time() * 1000)
@@ -108,8 +109,7 @@ class LogDelivery:
         taken = [log.take(events) for log, events in news.items() if not log.held.lost]
         cut = any(batch.events < len(news[batch.log]) for batch in taken)
         _skip_silence(logs, sweep, asked_ms - _SILENCE_MS)
-        for batch in await self._posting.make_durable([*batches, *taken]):
-            tasks.create_task(self._posting.post(batch), name=f"post {batch.log.held.record.job_name}")
+        await self._hand_on(taken, tasks)
         for log in logs:
             if log.is_read and self._is_quiet(log) and not sweep.cut_at.keys() & log.positions.keys():
                 log.closing = True
@@ -136,11 +136,10 @@ class LogDelivery:
                 # A stream may appear after its job's end: look a second time within the quiet period.
                 log.look_at = 0.0
 
-    async def _late_events(self, logs: Sequence[JobLog]) -> list[AssignedBatch]:
-        swept = [
-            await self._closing.sweep_running(log) for log in logs if self._closing.deep_sweep_is_due(log)
-        ]
-        return [batch for batch in swept if batch is not None]
+    async def _hand_on(self, batches: Sequence[AssignedBatch], tasks: asyncio.TaskGroup) -> None:
+        """Batches are written and posted at once: an assignment that a failed call left behind would never be."""
+        for batch in await self._posting.make_durable(batches):
+            tasks.create_task(self._posting.post(batch), name=f"post {batch.log.held.record.job_name}")
 
     def _is_quiet(self, log: JobLog) -> bool:
         if log.ended_at is None:

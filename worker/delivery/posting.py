@@ -40,7 +40,7 @@ class Posting:
                 with effect("assign_log_batch"):
                     await self._held.save(batch.log.held for batch in batches)
                 return [batch for batch in batches if not batch.log.held.lost]
-            except Again as error:
+            except WorkerError as error:
                 _log.warning("ledger_unreachable", error=str(error))
                 await asyncio.sleep(backoff(tries, cap=10))
                 tries += 1

@@ -25,13 +25,13 @@ MAX_BATCH_EVENTS = 4000
 """Events in one assigned batch: 8 bytes of hash each stay far below DynamoDB's 400 KB an item."""
 MAX_BATCH_BYTES = 4 << 20
 """W&B's own clients send up to 10 MB a post; 413 would be fatal for the batch, so stay well below."""
-MAX_MARKS = 48
+MAX_MARKS = 80
 """Marks a position may carry, about 30 bytes each in the ledger."""
-DEEP_SWEEP_MARKS = 32
+DEEP_SWEEP_MARKS = 64
 """From here on a deep sweep is due; the rest is for the pages of the next batch."""
-KEPT_MARKS = 8
-"""Marks that a deep sweep leaves for the time before its window. Each further one costs exactness only for an event
-that came later than the window, and before the sweep that ended the forgotten step's successor."""
+KEPT_MARKS = 20
+"""Marks that a short sweep leaves as they are; a long one leaves half of them for the time before its window. When
+an older one is forgotten, exactness is lost only for an event later than all that these still cover."""
 NOTHING_TAKEN = StreamPosition(timestamp=-1, ingested=-1, ties=0)
 
 
@@ -158,8 +158,9 @@ def after_deep_sweep(position: StreamPosition, known: int, since: int) -> Stream
         cut = next((newest for reached, newest in position.marks if reached > since), None)
         if cut is not None and (not older or older[-1][0] < since):
             older = (*older, (since, cut))
+    keep = KEPT_MARKS if needs_deep_sweep(position) else KEPT_MARKS // 2
     newest = max(position.marks[-1][1], known)
-    return replace(position, marks=(*older[-KEPT_MARKS:], (position.timestamp, newest)))
+    return replace(position, marks=(*older[-keep:], (position.timestamp, newest)))
 
 
 def skip_silence(position: StreamPosition, until: int) -> StreamPosition:
@@ -176,6 +177,12 @@ def skip_silence(position: StreamPosition, until: int) -> StreamPosition:
 def needs_deep_sweep(position: StreamPosition) -> bool:
     """The marks are nearly used up."""
     return len(position.marks) >= DEEP_SWEEP_MARKS
+
+
+def newer_marks_since(position: StreamPosition) -> int:
+    """From when (ms) a short sweep has to look to make all marks but the kept ones one. Its window grows until a
+    long one comes."""
+    return position.marks[KEPT_MARKS - 1][0]
 
 
 def console_lines(event: LogEvent) -> list[ConsoleLine]:

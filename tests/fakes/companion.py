@@ -1,0 +1,92 @@
+"""Companion runs in memory: what W&B would hold, and what it would have had to hold twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from worker.errors import Unreachable
+from worker.launch.console import ConsoleLine
+from worker.launch.record import LaunchRecord
+from worker.tracking.port import RunPath, companion_path
+
+
+class FakeCompanion:
+    """An adapter of the companion's port. Writing other text over a console line is an error at once."""
+
+    def __init__(self) -> None:
+        self.console: dict[str, dict[int, ConsoleLine]] = {}
+        """Run id → line number → line."""
+        self.posts: list[tuple[str, int, int]] = []
+        """(run id, first line, lines) of each post that was acknowledged."""
+        self.files: dict[str, bytes] = {}
+        self.uploads: list[str] = []
+        self.opened: list[Mapping[str, Any]] = []
+        self.summaries: list[Mapping[str, Any]] = []
+        self.finished: list[tuple[Mapping[str, Any], int]] = []
+        self.heartbeats: list[str] = []
+        self.stop_pressed = False
+        self.errors: list[Exception] = []
+        """Raised, oldest first, by the next calls of any kind."""
+        self.answering = asyncio.Event()
+        """Cleared: W&B takes no post and gives no answer."""
+        self.answering.set()
+        self.waiting = 0
+        """Posts that wait for an answer."""
+        self.lost_answers = 0
+        """So many posts reach W&B, but their answers get lost."""
+
+    def path(self, record: LaunchRecord) -> RunPath:
+        return companion_path(record, "")
+
+    def address(self, record: LaunchRecord) -> str:
+        return f"https://wandb.invalid/{self.path(record).run}"
+
+    async def open(self, record: LaunchRecord, config: Mapping[str, Any]) -> None:
+        await self._turn()
+        self.opened.append(config)
+
+    async def post_lines(self, record: LaunchRecord, first_line: int, lines: Sequence[ConsoleLine]) -> None:
+        await self._turn()
+        console = self.console.setdefault(record.launch_id, {})
+        for number, line in enumerate(lines, first_line):
+            assert console.setdefault(number, line) == line, f"line {number} was posted as something else"
+        if self.lost_answers:
+            self.lost_answers -= 1
+            raise Unreachable("the answer got lost")
+        self.posts.append((record.launch_id, first_line, len(lines)))
+
+    async def heartbeat(self, record: LaunchRecord) -> bool:
+        await self._turn()
+        self.heartbeats.append(record.launch_id)
+        return self.stop_pressed
+
+    async def summarize(self, record: LaunchRecord, summary: Mapping[str, Any]) -> None:
+        await self._turn()
+        self.summaries.append(summary)
+
+    async def upload(self, record: LaunchRecord, name: str, content: bytes) -> None:
+        await self._turn()
+        assert self.files.setdefault(name, content) == content, f"{name} was uploaded as something else"
+        self.uploads.append(name)
+
+    async def finish(self, record: LaunchRecord, summary: Mapping[str, Any], exit_code: int) -> None:
+        await self._turn()
+        self.finished.append((summary, exit_code))
+
+    def lines(self, launch_id: str) -> list[str]:
+        """The console of a launch; a gap is an error."""
+        console = self.console.get(launch_id, {})
+        assert sorted(console) == list(range(len(console))), "the console has gaps"
+        return [console[number].content for number in range(len(console))]
+
+    async def _turn(self) -> None:
+        self.waiting += 1
+        try:
+            await self.answering.wait()
+            await asyncio.sleep(0)
+        finally:
+            self.waiting -= 1
+        if self.errors:
+            raise self.errors.pop(0)
