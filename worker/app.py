@@ -83,16 +83,11 @@ async def serve(settings: Settings) -> None:
 
 def wire(parts: Opened) -> Service:
     """Give every part what it needs; nothing is opened and nothing runs here."""
-    settings, metrics, aws = parts.settings, parts.metrics, parts.aws
-    api_key = settings.wandb_api_key.get_secret_value() if settings.wandb_api_key else ""
+    settings, metrics = parts.settings, parts.metrics
     beat = WorkerBeat(parts.worker, 0, settings.deployment, socket.gethostname(), time.time())
     membership = Membership(parts.ledger, beat, settings.heartbeat)
     held = HeldLaunches(parts.ledger, parts.worker, metrics)
     refusals = Refusals(QueueItems(parts.wandb) if parts.wandb else None, parts.queue)
-    companion = parts.companion
-    sagemaker = SageMaker(aws.sagemaker, parts.rates)
-    feed = LogFeed(aws.logs, parts.rates, metrics)
-    posting = Posting(held=held, feed=feed, companion=companion, metrics=metrics)
     adoption = Adoption(
         ledger=parts.ledger,
         membership=membership,
@@ -101,42 +96,9 @@ def wire(parts: Opened) -> Service:
         heartbeat=settings.heartbeat,
         metrics=metrics,
     )
-    supervisor = Supervisor(
-        facts=SupervisorFacts(
-            region=aws.region,
-            status_interval=settings.status_interval,
-            companion_heartbeat=settings.companion_heartbeat,
-            start_timeout=settings.start_timeout,
-        ),
-        held=held,
-        adoption=adoption,
-        submission=Submission(
-            held=held,
-            sagemaker=sagemaker,
-            refusals=refusals,
-            metrics=metrics,
-            api_key=api_key,
-            max_jobs=settings.max_jobs,
-            max_wait=settings.max_wait,
-            max_attempts=settings.max_attempts,
-        ),
-        sagemaker=sagemaker,
-        # An hour back: AWS's clock need not agree with ours.
-        status_feed=StatusFeed(aws.sagemaker, parts.rates, since=time.time() - 3600),
-        delivery=LogDelivery(
-            feed=feed,
-            held=held,
-            posting=posting,
-            closing=Closing(feed=feed, posting=posting, companion=companion),
-            interval=settings.log_interval,
-            quiet=settings.log_quiet,
-            drain_limit=settings.log_drain_limit,
-        ),
-        companion=companion,
-        metrics=metrics,
-    )
+    supervisor = _supervisor(parts, held, adoption, refusals)
     pipeline = Pipeline(
-        facts=_pipeline_facts(parts, api_key),
+        facts=_pipeline_facts(parts),
         ledger=parts.ledger,
         membership=membership,
         refusals=refusals,
@@ -154,6 +116,52 @@ def wire(parts: Opened) -> Service:
         metrics=metrics,
     )
     return Service(receiver, adoption, supervisor)
+
+
+def _supervisor(parts: Opened, held: HeldLaunches, adoption: Adoption, refusals: Refusals) -> Supervisor:
+    settings = parts.settings
+    sagemaker = SageMaker(parts.aws.sagemaker, parts.rates)
+    submission = Submission(
+        held=held,
+        sagemaker=sagemaker,
+        refusals=refusals,
+        metrics=parts.metrics,
+        api_key=_api_key(settings),
+        max_jobs=settings.max_jobs,
+        max_wait=settings.max_wait,
+        max_attempts=settings.max_attempts,
+    )
+    return Supervisor(
+        facts=SupervisorFacts(
+            region=parts.aws.region,
+            status_interval=settings.status_interval,
+            companion_heartbeat=settings.companion_heartbeat,
+            start_timeout=settings.start_timeout,
+        ),
+        held=held,
+        adoption=adoption,
+        submission=submission,
+        sagemaker=sagemaker,
+        # An hour back: AWS's clock need not agree with ours.
+        status_feed=StatusFeed(parts.aws.sagemaker, parts.rates, since=time.time() - 3600),
+        delivery=_delivery(parts, held),
+        companion=parts.companion,
+        metrics=parts.metrics,
+    )
+
+
+def _delivery(parts: Opened, held: HeldLaunches) -> LogDelivery:
+    feed = LogFeed(parts.aws.logs, parts.rates, parts.metrics)
+    posting = Posting(held=held, feed=feed, companion=parts.companion, metrics=parts.metrics)
+    return LogDelivery(
+        feed=feed,
+        held=held,
+        posting=posting,
+        closing=Closing(feed=feed, posting=posting, companion=parts.companion),
+        interval=parts.settings.log_interval,
+        quiet=parts.settings.log_quiet,
+        drain_limit=parts.settings.log_drain_limit,
+    )
 
 
 async def _run(service: Service, stop: asyncio.Event) -> None:
@@ -204,7 +212,11 @@ def _building(parts: Opened, membership: Membership) -> Building | None:
     )
 
 
-def _pipeline_facts(parts: Opened, api_key: str) -> PipelineFacts:
+def _api_key(settings: Settings) -> str:
+    return settings.wandb_api_key.get_secret_value() if settings.wandb_api_key else ""
+
+
+def _pipeline_facts(parts: Opened) -> PipelineFacts:
     settings = parts.settings
     return PipelineFacts(
         worker=parts.worker,
@@ -217,7 +229,7 @@ def _pipeline_facts(parts: Opened, api_key: str) -> PipelineFacts:
         log_target=settings.log_target,
         heartbeat=settings.heartbeat,
         max_attempts=settings.max_attempts,
-        secrets=tuple(filter(None, (api_key,))),
+        secrets=tuple(filter(None, (_api_key(settings),))),
     )
 
 

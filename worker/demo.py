@@ -129,6 +129,7 @@ def _environment(services: LocalServices, folder: Path) -> dict[str, str]:
         "LAUNCH_LEDGER": f"sqlite:///{folder}/ledger.db",
         "LAUNCH_HTTP_PORT": "0",
         "LAUNCH_LOG_FORMAT": "json",
+        "LAUNCH_BUILD_NETWORK": "none",  # the demo's code has no requirements to download
         # The local services answer at once and share no quota with anybody.
         "LAUNCH_LOG_INTERVAL": "0.3",
         "LAUNCH_LOG_QUIET": "1.5",

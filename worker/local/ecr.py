@@ -24,6 +24,7 @@ from aiohttp import web
 from moto.core.responses import ActionResult
 from moto.ecr.models import Image, Repository, ecr_backends
 from moto.ecr.responses import ECRResponse
+from multidict import CIMultiDict
 
 from worker.local.aws import ACCOUNT, REGION, replaced
 from worker.local.ports import LOOPBACK, listening_socket
@@ -159,7 +160,8 @@ class LocalEcr:
             return await _relay(request, answer)
 
     def _send(self, request: web.Request, body: Any) -> Any:
-        headers = {k: v for k, v in request.headers.items() if k.lower() not in _NOT_UPSTREAM}
+        # docker sends one Accept header a media type: all of them have to arrive.
+        headers = CIMultiDict((k, v) for k, v in request.headers.items() if k.lower() not in _NOT_UPSTREAM)
         url = self._upstream + request.raw_path
         return self._http.request(request.method, url, headers=headers, data=body, allow_redirects=False)
 
