@@ -17,10 +17,11 @@ class FakeCompanion:
 
     def __init__(self) -> None:
         self.console: dict[str, dict[int, ConsoleLine]] = {}
-        """Run id → line number → line."""
+        """Launch id → line number → line."""
         self.posts: list[tuple[str, int, int]] = []
-        """(run id, first line, lines) of each post that was acknowledged."""
-        self.files: dict[str, bytes] = {}
+        """(launch id, first line, lines) of each post that was acknowledged."""
+        self.files: dict[str, dict[str, bytes]] = {}
+        """Launch id → file name → content."""
         self.uploads: list[str] = []
         self.opened: list[Mapping[str, Any]] = []
         self.summaries: list[Mapping[str, Any]] = []
@@ -68,7 +69,8 @@ class FakeCompanion:
 
     async def upload(self, record: LaunchRecord, name: str, content: bytes) -> None:
         await self._turn()
-        assert self.files.setdefault(name, content) == content, f"{name} was uploaded as something else"
+        files = self.files.setdefault(record.launch_id, {})
+        assert files.setdefault(name, content) == content, f"{name} was uploaded as something else"
         self.uploads.append(name)
 
     async def finish(self, record: LaunchRecord, summary: Mapping[str, Any], exit_code: int) -> None:
