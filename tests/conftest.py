@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Generator
@@ -38,6 +39,9 @@ def isolate_environment(environ: MutableMapping[str, str]) -> None:
 
 def pytest_configure() -> None:
     isolate_environment(ENVIRON)
+    # looptime asks for the main thread's loop in tests that are not async; asked before there is one, asyncio would
+    # make one that nobody closes.
+    asyncio.set_event_loop(None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
