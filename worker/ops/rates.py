@@ -7,9 +7,9 @@ additive increase, multiplicative decrease shares a bucket fairly without talkin
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Mapping
-
-from aiolimiter import AsyncLimiter
 
 from worker.ops.metrics import Metrics
 
@@ -28,16 +28,25 @@ _STEPS = 20
 """Increases from nothing to the bound."""
 _FLOOR = 0.02
 """Smallest share of the bound: a rate never stops, or it could not find out that there is room again."""
+_ROUND = 1.0
+"""Seconds in which several throttled calls count once: they were all sent at the same, too fast pace."""
 
 
 class Rate:
-    """The budget of one API. `acquire` waits for a turn; the caller then says how the call ended."""
+    """The budget of one API: a token bucket whose pace changes in place, also for those who wait already.
+
+    (aiolimiter's pace is fixed when a limiter is made; replacing one would hand out a new burst each time and leave
+    the waiting at the old pace.) `acquire` waits for a turn; the caller then says how the call ended."""
 
     def __init__(self, api: str, bound: float, metrics: Metrics) -> None:
         self.api = api
         self.bound = bound
         self._metrics = metrics
+        self._tokens = 1.0
+        self._filled_at: float | None = None
+        self._turn = asyncio.Lock()
         self._calls_since_change = 0
+        self._halved_at = -_ROUND
         self._set(bound / 2)
 
     @property
@@ -46,8 +55,12 @@ class Rate:
         return self._per_second
 
     async def acquire(self) -> None:
-        """Wait until one more call may start."""
-        await self._limiter.acquire()
+        """Wait until one more call may start; first come, first served."""
+        async with self._turn:
+            while (missing := 1.0 - self._fill()) > 0:
+                # Not longer than a second at a time: the pace may have grown meanwhile.
+                await asyncio.sleep(min(1.0, missing / self._per_second))
+            self._tokens -= 1.0
         self._metrics.aws_calls.labels(self.api).inc()
 
     def succeeded(self) -> None:
@@ -57,16 +70,26 @@ class Rate:
             self._set(min(self.bound, self._per_second + self.bound / _STEPS))
 
     def throttled(self) -> None:
-        """AWS said to slow down: halve, once per round of calls."""
+        """AWS said to slow down: halve, once per round of calls, and give up what has been saved."""
         self._metrics.aws_throttles.labels(self.api).inc()
-        self._set(max(self.bound * _FLOOR, self._per_second / 2))
+        now = time.monotonic()
+        if now - self._halved_at >= _ROUND:
+            self._halved_at = now
+            self._tokens = min(self._tokens, 0.0)
+            self._set(max(self.bound * _FLOOR, self._per_second / 2))
+
+    def _fill(self) -> float:
+        now = asyncio.get_running_loop().time()
+        if self._filled_at is not None:
+            # At most a second's worth is saved up: AWS's own buckets forgive no more.
+            most = max(1.0, self._per_second)
+            self._tokens = min(most, self._tokens + (now - self._filled_at) * self._per_second)
+        self._filled_at = now
+        return self._tokens
 
     def _set(self, per_second: float) -> None:
         self._per_second = per_second
         self._calls_since_change = 0
-        # A burst of one second's worth at most: AWS's buckets forgive no more.
-        burst = max(1.0, per_second)
-        self._limiter = AsyncLimiter(burst, burst / per_second)
         self._metrics.aws_rate.labels(self.api).set(per_second)
 
 
