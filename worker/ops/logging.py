@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import structlog
@@ -63,24 +63,20 @@ def redact_secrets(secrets: Iterable[str]) -> Processor:
             for secret in known:
                 value = value.replace(secret, REDACTED)
             return value
-        if isinstance(value, MutableMapping):
-            return {key: clean(item) for key, item in value.items()}
+        if isinstance(value, Mapping):
+            return {clean(key): clean(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [clean(item) for item in value]
-        if isinstance(value, BaseException):
-            return clean(str(value)) if _mentions(value, known) else value
-        return value
+        # Whatever else it is, both renderers may write it as its text or its representation.
+        written = f"{value!s} {value!r}"
+        return clean(repr(value)) if any(secret in written for secret in known) else value
 
     def processor(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
         if event.get("exc_info"):
             event = structlog.processors.format_exc_info(_, __, event)
-        return {key: clean(value) for key, value in event.items()}
+        return {clean(key): clean(value) for key, value in event.items()}
 
     return processor
-
-
-def _mentions(error: BaseException, secrets: list[str]) -> bool:
-    return any(secret in str(error) for secret in secrets)
 
 
 Logger = structlog.typing.FilteringBoundLogger
