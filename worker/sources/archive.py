@@ -6,6 +6,7 @@ headers may lie; what the readers themselves keep in memory is bounded too.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import stat
@@ -83,6 +84,8 @@ def _unpack(archive: Path, kind: str, root: Path, limits: SourceLimits, check_st
     except _BROKEN as error:
         raise Never(f"The archive cannot be read as {kind}: {error}; pack it again", code=BAD_CODE) from error
     except OSError as error:
+        if error.errno == errno.EINVAL:  # an offset that no file has
+            raise Never(f"The archive cannot be read as {kind}; pack it again", code=BAD_CODE) from error
         raise storage_error(error) from error
     if not tree.files:
         raise Never("The archive holds no file; pack the code into it", code=BAD_CODE)

@@ -106,7 +106,11 @@ class TreeWriter:
 
     def hard_link(self, name: str, target: str) -> None:
         """Another name for an earlier file. It counts like a copy: that is what the image's layers make of it."""
-        parts, source = self._parts(name), self._parts(target)
+        parts = self._parts(name)
+        try:
+            source = check_path(target)
+        except ValueError as error:
+            raise self.refuse(name, f"a hard link to {target[:200]!r}, {error}") from None
         self._budget.take_file()
         path, existing = self._root.joinpath(*parts), self._root.joinpath(*source)
         self._refuse_behind_link(name, source)
