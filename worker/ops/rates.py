@@ -8,7 +8,6 @@ additive increase, multiplicative decrease shares a bucket fairly without talkin
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping
 
 from worker.ops.metrics import Metrics
@@ -57,7 +56,7 @@ class Rate:
     async def acquire(self) -> None:
         """Wait until one more call may start; first come, first served."""
         async with self._turn:
-            while (missing := 1.0 - self._fill()) > 0:
+            while (missing := 1.0 - self._fill()) > 1e-6:
                 # Not longer than a second at a time: the pace may have grown meanwhile.
                 await asyncio.sleep(min(1.0, missing / self._per_second))
             self._tokens -= 1.0
@@ -72,7 +71,7 @@ class Rate:
     def throttled(self) -> None:
         """AWS said to slow down: halve, once per round of calls, and give up what has been saved."""
         self._metrics.aws_throttles.labels(self.api).inc()
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         if now - self._halved_at >= _ROUND:
             self._halved_at = now
             self._tokens = min(self._tokens, 0.0)

@@ -1,1 +1,1 @@
-"""The words: message, identity, environment, macros."""
+"""Messages under leases, and every outcome settled."""

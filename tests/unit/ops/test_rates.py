@@ -1,0 +1,170 @@
+"""Rates in virtual time: half the bound at first, up step by step, down by half when AWS says so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from worker.ops.metrics import Metrics
+from worker.ops.rates import QUOTAS, Rate, Rates
+
+pytestmark = pytest.mark.looptime
+
+
+def rate(bound: float) -> Rate:
+    return Rate("ListTrainingJobs", bound, Metrics())
+
+
+async def calls_within(seconds: float, rate: Rate, answer: Callable[[], None]) -> list[float]:
+    """Call as fast as the rate allows; the times (s) at which calls started."""
+    loop = asyncio.get_running_loop()
+    started, times = loop.time(), []
+    while True:
+        await rate.acquire()
+        if loop.time() - started >= seconds:
+            return times
+        times.append(loop.time() - started)
+        answer()
+
+
+def most_in_one_second(times: list[float]) -> int:
+    return max(sum(1 for other in times if 0 <= other - time < 1 - 1e-9) for time in times)
+
+
+def nothing() -> None:
+    """The call's end is not told."""
+
+
+async def test_it_starts_at_half_its_bound_and_keeps_that_pace() -> None:
+    slow = rate(10)
+    assert slow.per_second == 5
+    times = await calls_within(20, slow, nothing)
+    assert 0.95 * 5 * 20 <= len(times) <= 5 * 20 + 2
+    assert most_in_one_second(times) <= 6, "no burst at the start"
+
+
+async def test_success_raises_the_pace_step_by_step_to_the_bound_and_no_further() -> None:
+    growing = rate(10)
+    times = await calls_within(60, growing, growing.succeeded)
+    assert growing.per_second == 10
+    assert sum(1 for time in times if time < 1) <= 7, "half the bound at first: a step is no burst"
+    assert most_in_one_second(times) <= 11
+    in_last_half = sum(1 for time in times if time >= 30)
+    assert in_last_half >= 0.95 * 10 * 30, "at least 95 % of the bound is used"
+
+
+async def test_the_climb_takes_seconds_not_calls_at_once() -> None:
+    growing = rate(10)
+    paces = []
+    for _ in range(60):
+        await growing.acquire()
+        growing.succeeded()
+        paces.append(growing.per_second)
+    assert paces == sorted(paces)
+    assert asyncio.get_running_loop().time() > 6
+
+
+async def test_throttling_halves_the_pace_at_once_and_the_next_call_waits() -> None:
+    throttled = rate(10)
+    await throttled.acquire()
+    throttled.throttled()
+    assert throttled.per_second == 2.5
+    before = asyncio.get_running_loop().time()
+    await throttled.acquire()
+    assert asyncio.get_running_loop().time() - before >= 1 / 2.5 - 1e-6
+
+
+async def test_calls_that_were_under_way_together_halve_it_once() -> None:
+    throttled = rate(10)
+    for _ in range(5):
+        throttled.throttled()
+    assert throttled.per_second == 2.5
+    await asyncio.sleep(1)
+    throttled.throttled()
+    assert throttled.per_second == 1.25
+
+
+async def test_the_pace_never_falls_to_nothing() -> None:
+    throttled = rate(1)
+    for _ in range(50):
+        throttled.throttled()
+        await asyncio.sleep(100)
+    assert throttled.per_second == pytest.approx(0.02)
+    async with asyncio.timeout(101):
+        await throttled.acquire()
+        await throttled.acquire()
+
+
+async def test_a_wait_at_a_lowered_pace_reaches_those_who_queue_already() -> None:
+    queued = rate(2)
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(11):
+            tasks.create_task(queued.acquire())
+        await asyncio.sleep(0.1)
+        queued.throttled()
+    assert asyncio.get_running_loop().time() > 15, "at the old pace it would have taken 10 s"
+
+
+async def test_a_cancelled_waiter_takes_no_turn() -> None:
+    one = rate(2)
+    await one.acquire()
+    await one.acquire()
+    waiter = asyncio.ensure_future(one.acquire())
+    await asyncio.sleep(0.01)
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    before = asyncio.get_running_loop().time()
+    await one.acquire()
+    assert asyncio.get_running_loop().time() - before <= 1
+
+
+async def test_a_pause_saves_up_one_second_and_no_more() -> None:
+    idle = rate(10)
+    await idle.acquire()
+    await asyncio.sleep(1000)
+    assert most_in_one_second(await calls_within(5, idle, nothing)) <= 2 * 5 + 1
+
+
+async def test_workers_that_share_a_quota_settle_below_it_and_share_it() -> None:
+    """AWS as a bucket of 10 calls a second; three workers that know nothing of each other."""
+    served: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    async def worker(own: Rate) -> int:
+        done = 0
+        while loop.time() < 300:
+            await own.acquire()
+            if sum(1 for time in served[-30:] if time > loop.time() - 1) >= 10:
+                own.throttled()
+            else:
+                served.append(loop.time())
+                own.succeeded()
+                done += 1
+        return done
+
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(worker(rate(10))) for _ in range(3)]
+    shares = [task.result() for task in running]
+    assert sum(shares) > 0.6 * 10 * 300
+    assert min(shares) > 0.2 * sum(shares)
+
+
+async def test_every_api_has_a_rate_and_a_setting_wins_over_the_quota() -> None:
+    rates = Rates(Metrics(), {"CreateTrainingJob": 4.0, "StopTrainingJob": None})
+    assert rates["CreateTrainingJob"].bound == 4
+    assert rates["StopTrainingJob"].bound == QUOTAS["StopTrainingJob"]
+    assert {rates[api].api for api in QUOTAS} == set(QUOTAS)
+
+
+async def test_pace_calls_and_throttles_are_told() -> None:
+    metrics = Metrics()
+    told = Rate("DescribeTrainingJob", 4, metrics)
+    await told.acquire()
+    told.throttled()
+    text = metrics.text().decode()
+    assert 'launch_aws_calls_total{api="DescribeTrainingJob"} 1.0' in text
+    assert 'launch_aws_throttles_total{api="DescribeTrainingJob"} 1.0' in text
+    assert 'launch_aws_rate{api="DescribeTrainingJob"} 1.0' in text

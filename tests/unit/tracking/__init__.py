@@ -1,0 +1,1 @@
+"""The companion run: what is posted where."""
