@@ -37,6 +37,7 @@ from worker.sources.git_command import INHERITED, INHERITED_PREFIXES
 from worker.sources.git_credentials import GitCredentials
 from worker.submission import Submission
 from worker.supervisor import Supervisor, SupervisorFacts
+from worker.tracking.heartbeats import CompanionHeartbeats
 from worker.training.allowed import policy_of
 from worker.training.log_feed import LogFeed
 from worker.training.sagemaker import SageMaker
@@ -114,6 +115,7 @@ def wire(parts: Opened) -> Service:
         wait=settings.receive_wait,
         grace=settings.shutdown_grace,
         metrics=metrics,
+        may_receive=lambda: adoption.beating,
     )
     return Service(receiver, adoption, supervisor)
 
@@ -129,15 +131,9 @@ def _supervisor(parts: Opened, held: HeldLaunches, adoption: Adoption, refusals:
         api_key=_api_key(settings),
         max_jobs=settings.max_jobs,
         max_wait=settings.max_wait,
-        max_attempts=settings.max_attempts,
     )
     return Supervisor(
-        facts=SupervisorFacts(
-            region=parts.aws.region,
-            status_interval=settings.status_interval,
-            companion_heartbeat=settings.companion_heartbeat,
-            start_timeout=settings.start_timeout,
-        ),
+        facts=SupervisorFacts(parts.aws.region, settings.status_interval),
         held=held,
         adoption=adoption,
         submission=submission,
@@ -146,6 +142,13 @@ def _supervisor(parts: Opened, held: HeldLaunches, adoption: Adoption, refusals:
         status_feed=StatusFeed(parts.aws.sagemaker, parts.rates, since=time.time() - 3600),
         delivery=_delivery(parts, held),
         companion=parts.companion,
+        heartbeats=CompanionHeartbeats(
+            parts.companion,
+            interval=settings.companion_heartbeat,
+            start_timeout=settings.start_timeout,
+            running=lambda: (launch.record for launch in held),
+            is_current=lambda: adoption.is_current,
+        ),
         metrics=parts.metrics,
     )
 

@@ -154,8 +154,8 @@ class Building:
         )
 
 
-def no_builder(source: CodeSource) -> BadMessage:
+def no_builder() -> BadMessage:
     """The refusal of a code launch by a worker that builds nothing."""
-    what = f"is code ({source.uri}), and this worker builds no images"
+    what = "is code, and this worker builds no images"
     remedy = "set LAUNCH_REGISTRY (and LAUNCH_BUILDER other than none), or name a ready image"
     return BadMessage((Problem("$.runSpec.uri", what, remedy),), code="LW-NO-BUILDER")

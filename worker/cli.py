@@ -85,7 +85,9 @@ def validate(
     with _exit_codes():
         settings = load_settings(env_file)
         export_aws_variables(env_file)
-        facts = AccountFacts(account, region or settings.aws_region or "us-east-1", _partition(region))
+        facts = AccountFacts(
+            account, region or settings.aws_region or "us-east-1", _partition(region or settings.aws_region)
+        )
         request = planned_request(_read(file), settings, account=facts, image=image_uri)
         typer.echo(json.dumps(request, indent=2, ensure_ascii=False))
 

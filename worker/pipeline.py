@@ -8,10 +8,9 @@ Everything is named after the launch's identity, so a message may come twice, to
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -20,6 +19,7 @@ from worker.building import Building, no_builder
 from worker.errors import Again, BadMessage, Never, Stage, WorkerError
 from worker.intake.refusal import MAX_KEPT_BODY, Refusals
 from worker.intake.sqs import SqsMessage
+from worker.launch.broken_message import item_id_of, storable
 from worker.launch.identity import identity_parts, launch_id
 from worker.launch.message import CodeSource, Launch, LaunchMessage, interpret, parse_message
 from worker.launch.outcome import Outcome, Verdict
@@ -50,7 +50,7 @@ class PipelineFacts:
     log_target: str
     heartbeat: float
     max_attempts: int
-    secrets: tuple[str, ...]
+    secrets: tuple[str, ...] = field(repr=False)
 
 
 class Pipeline:
@@ -89,9 +89,12 @@ class Pipeline:
         with structlog.contextvars.bound_contextvars(launch_id=identity):
             if identity in self._in_work:
                 return self._busy("this worker is at work on it")
-            self._in_work.add(identity)
             try:
+                self._in_work.add(identity)
                 return await self._handle_once(message, identity, parsed)
+            except Exception as error:  # a defect of ours, or a message that the ledger cannot hold
+                _log.exception("message_failed_unexpectedly")
+                return await self._give_up_or_again(message, identity, error)
             finally:
                 self._in_work.discard(identity)
 
@@ -100,7 +103,7 @@ class Pipeline:
     ) -> Outcome:
         try:
             taken = await self._take(self._intent(message, identity, parsed))
-        except WorkerError as error:
+        except Again as error:
             return self._again(error, message.receive_count)
         if isinstance(taken, Outcome):
             return taken
@@ -117,6 +120,25 @@ class Pipeline:
             if not self._is_held(identity):
                 await self._give_back(taken)
             raise
+
+    async def _give_up_or_again(self, message: SqsMessage, identity: str, error: Exception) -> Outcome:
+        """Outside the ledger, so tries are counted by SQS; the DLQ gets what could be made of the message."""
+        if message.receive_count < self._facts.max_attempts:
+            return self._again(Again(f"{type(error).__name__}: {error}"), message.receive_count)
+        reason = f"Gave up after {message.receive_count} receives: {type(error).__name__}: {error}"
+        failure = Failure(Stage.AGENT, "LW-UNHANDLED", reason)
+        record = LaunchRecord(
+            launch_id=identity,
+            state=LaunchState.REFUSED,
+            run=RunRef("", "", identity[:10]),
+            item_id=item_id_of(message.body),
+            message=storable(redact_body(message.body, self._facts.secrets)[:MAX_KEPT_BODY]),
+        )
+        try:
+            await self._refusals.report(record, failure)
+        except WorkerError as trouble:
+            return self._again(trouble, message.receive_count)
+        return Outcome(Verdict.NEVER, stage=failure.stage, code=failure.code, reason=reason)
 
     async def _carry_out(self, held: HeldLaunch, parsed: LaunchMessage | BadMessage) -> Outcome:
         """What is left to do for a launch that is ours now."""
@@ -162,7 +184,7 @@ class Pipeline:
     async def _build(self, held: HeldLaunch, launch: Launch, source: CodeSource) -> tuple[str, Launch]:
         """The image of a code launch, by digest; what can be refused without it is refused before it is fetched."""
         if self._building is None:
-            raise no_builder(source)
+            raise no_builder()
         self._plan(launch, f"{self._building.repository}:unbuilt", held.record.attempt)
         made = await self._building.image_of(held.record, launch, source)
         for warning in made.warnings:
@@ -216,9 +238,11 @@ class Pipeline:
                     await self._save(held)
                 _log.warning("launch_refused", stage=failure.stage, code=failure.code, reason=failure.reason)
             await self._refusals.report(held.record, failure)
-            held.update(reported=True, message="", owner="")
+            held.update(reported=True, message="", request=None, owner="")
             await self._save(held)
         except Again as error:
+            # Whoever gets the message next shall tell it, also while this worker lives.
+            await self._give_back(held)
             return self._again(error, held.record.tries)
         return Outcome(Verdict.NEVER, stage=failure.stage, code=failure.code, reason=failure.reason)
 
@@ -238,9 +262,8 @@ class Pipeline:
 
     async def _give_back(self, held: HeldLaunch) -> None:
         """Release the launch, so that whoever receives the message next may claim it."""
-        record = replace(held.record, owner="", state=LaunchState.INTENT)
-        if held.record.failure is not None:
-            record = replace(held.record, owner="")
+        state = LaunchState.REFUSED if held.record.failure else LaunchState.INTENT
+        record = replace(held.record, owner="", state=state)
         try:
             async with asyncio.timeout(5):
                 await self._ledger.save([record], owner=self._facts.worker)
@@ -282,7 +305,7 @@ class Pipeline:
             owner=self._facts.worker,
             run=run,
             item_id=item_id,
-            message=redact_body(message.body, self._facts.secrets)[:MAX_KEPT_BODY],
+            message=storable(redact_body(message.body, self._facts.secrets)[:MAX_KEPT_BODY]),
             message_id=message.message_id,
             created_at=time.time(),
         )
@@ -296,13 +319,3 @@ class Pipeline:
         delay = pause or backoff(tries, base=5, cap=900)
         _log.warning("launch_again", error=str(error), again_in=round(delay, 1))
         return Outcome(Verdict.AGAIN, delay=delay, reason=str(error))
-
-
-def item_id_of(body: str) -> str:
-    """The queue item id of a message that is wrong otherwise, so that its refusal reaches W&B; else empty."""
-    try:
-        envelope = json.loads(body)
-    except (ValueError, RecursionError):
-        return ""
-    item_id = envelope.get("runQueueItemId") if isinstance(envelope, dict) else None
-    return item_id if isinstance(item_id, str) else ""

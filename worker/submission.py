@@ -11,12 +11,17 @@ from worker.aio import backoff, effect
 from worker.errors import Again, Never, Stage, Throttled, WorkerError
 from worker.intake.refusal import Refusals
 from worker.launch.record import Failure, LaunchState
+from worker.launch.redaction import is_secret_variable, redact_text
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ledger.port import FINISHED_TTL
 from worker.ops.logging import get_logger
 from worker.ops.metrics import Metrics
 from worker.training.request import with_api_key
-from worker.training.sagemaker import QuotaExceeded, SageMaker
+from worker.training.sagemaker import SageMaker, TrainingJob
+from worker.training.status import has_ended
+
+_TO_DO = frozenset({LaunchState.WAITING, LaunchState.REFUSED})
+"""A held launch that is refused has not been told to everybody yet."""
 
 _log = get_logger()
 
@@ -34,7 +39,6 @@ class Submission:
         api_key: str,
         max_jobs: int,
         max_wait: float,
-        max_attempts: int,
     ) -> None:
         self._held = held
         self._sagemaker = sagemaker
@@ -43,7 +47,6 @@ class Submission:
         self._api_key = api_key
         self._max_jobs = max_jobs
         self._max_wait = max_wait
-        self._max_attempts = max_attempts
         self._submitting: set[str] = set()
         self._settled: dict[str, asyncio.Future[None]] = {}
         self._wake = asyncio.Event()
@@ -71,7 +74,7 @@ class Submission:
     def _due(self) -> list[HeldLaunch]:
         """Waiting launches whose time has come, oldest first, as many as `max_jobs` leaves room for."""
         now = time.time()
-        waiting = [held for held in self._held if held.record.state is LaunchState.WAITING]
+        waiting = [held for held in self._held if held.record.state in _TO_DO]
         due = [
             held
             for held in sorted(waiting, key=lambda held: held.record.waiting_at)
@@ -79,25 +82,36 @@ class Submission:
         ]
         if self._max_jobs < 0:
             return due
-        running = sum(1 for held in self._held if held.record.state is LaunchState.ACCEPTED)
+        running = sum(
+            1
+            for held in self._held
+            if held.record.state is LaunchState.ACCEPTED and not has_ended(held.record.facts)
+        )
         return due[: max(0, self._max_jobs - running - len(self._submitting))]
 
     async def _submit(self, held: HeldLaunch, on_accepted: Callable[[HeldLaunch], None]) -> None:
         try:
+            if held.record.failure is not None:  # adopted from a worker that could not tell it any more
+                await self._tell_refusal(held)
+                return
             await self._create(held)
             on_accepted(held)
             self._settle(held)
         except Never as error:
             self._metrics.submits.labels("never").inc()
-            await self._refuse(held, Failure(error.stage, error.code, str(error)))
-        except Again as error:
+            await self._refuse(held, Failure(error.stage, error.code, self._without_secrets(held, error)))
+        except Exception as error:  # one launch's trouble, also of a kind we did not foresee, ends no other
+            if not isinstance(error, Again):
+                _log.exception("submit_failed_unexpectedly", launch_id=held.launch_id)
             self._metrics.submits.labels("again").inc()
-            await self._wait(held, error)
+            await self._wait(held, error, on_accepted)
         finally:
             self._submitting.discard(held.launch_id)
 
     async def _create(self, held: HeldLaunch) -> None:
-        job = await self._sagemaker.create_or_adopt(self._request(held))
+        await self._accept(held, await self._sagemaker.create_or_adopt(self._request(held)))
+
+    async def _accept(self, held: HeldLaunch, job: TrainingJob) -> None:
         self._metrics.submits.labels(job.how).inc()
         held.update(
             state=LaunchState.ACCEPTED,
@@ -132,29 +146,49 @@ class Submission:
         # Offline without a key the container gets none either.
         return with_api_key(held.record.request, key) if key else dict(held.record.request)
 
-    async def _wait(self, held: HeldLaunch, error: Again) -> None:
-        """Back into the queue; for quota as long as `max_wait`, for other trouble `max_attempts` tries."""
+    async def _wait(
+        self, held: HeldLaunch, error: Exception, on_accepted: Callable[[HeldLaunch], None]
+    ) -> None:
+        """Back into the queue for as long as `max_wait`: nothing but a *never* is the launch's own fault here."""
         record = held.record
         waited = time.time() - record.waiting_at
-        quota = isinstance(error, QuotaExceeded)
-        if quota and waited > self._max_wait:
-            reason = f"Waited {waited / 3600:.1f} h (LAUNCH_MAX_WAIT) for room in SageMaker: {error}"
+        told = self._without_secrets(held, error)
+        if waited > self._max_wait:
+            if await self._accept_lost_answer(held, on_accepted):
+                return
+            reason = f"Waited {waited / 3600:.1f} h (LAUNCH_MAX_WAIT) for SageMaker: {told}"
             await self._refuse(held, Failure(Stage.RUN, "LW-WAITED-TOO-LONG", reason))
             return
-        # Throttling is the rate's business and says nothing about this launch.
-        tries = record.tries + (0 if quota or isinstance(error, Throttled) else 1)
-        if tries >= self._max_attempts:
-            reason = f"Gave up after {tries} tries (LAUNCH_MAX_ATTEMPTS): {error}"
-            await self._refuse(held, Failure(Stage.RUN, "LW-GAVE-UP", reason))
-            return
-        pause = error.retry_after or backoff(max(tries, 2 if quota else 0), base=2, cap=120)
-        held.update(tries=tries, not_before=time.time() + pause)
-        _log.warning("submit_again", launch_id=held.launch_id, error=str(error), again_in=round(pause, 1))
+        pause = (error.retry_after if isinstance(error, Again) else None) or backoff(
+            record.tries, base=4, cap=120
+        )
+        held.update(tries=record.tries + 1, not_before=time.time() + pause)
+        _log.warning("submit_again", launch_id=held.launch_id, error=told, again_in=round(pause, 1))
         if not isinstance(error, Throttled):
-            await self._refusals.warn(record.item_id, f"Waiting to be submitted: {error}", Stage.RUN)
+            await self._refusals.warn(record.item_id, f"Waiting to be submitted: {told}", Stage.RUN)
+
+    async def _accept_lost_answer(self, held: HeldLaunch, on_accepted: Callable[[HeldLaunch], None]) -> bool:
+        """An earlier try may have made the job although its answer was lost: then it is running."""
+        try:
+            job = await self._sagemaker.existing(self._request(held))
+        except WorkerError:
+            return False
+        if job is None:
+            return False
+        await self._accept(held, job)
+        on_accepted(held)
+        self._settle(held)
+        return True
+
+    def _without_secrets(self, held: HeldLaunch, error: Exception) -> str:
+        """AWS quotes the request it refuses, its Environment included."""
+        environment = (held.record.request or {}).get("Environment", {})
+        keys = [key.get_secret_value() for key in (held.api_key,) if key] + [self._api_key]
+        hidden = [value for name, value in environment.items() if is_secret_variable(name)]
+        return redact_text(str(error), (*keys, *hidden))
 
     async def _refuse(self, held: HeldLaunch, failure: Failure) -> None:
-        """Decided in the ledger, then told to W&B and the DLQ, for as long as it takes; then dropped."""
+        """Decided in the ledger; it stays open there until everybody has been told."""
         now = time.time()
         held.update(
             state=LaunchState.REFUSED, failure=failure, finished_at=now, expires_at=now + FINISHED_TTL
@@ -166,13 +200,18 @@ class Submission:
             code=failure.code,
             reason=failure.reason,
         )
+        await self._tell_refusal(held)
+
+    async def _tell_refusal(self, held: HeldLaunch) -> None:
+        """W&B and the DLQ, for as long as it takes; then the launch is dropped."""
+        assert held.record.failure is not None
         tries = 0
         while not held.lost:
             try:
                 with effect("write_refused"):
                     await self._held.save([held])
                 if not held.lost:
-                    await self._refusals.report(held.record, failure)
+                    await self._refusals.report(held.record, held.record.failure)
                     held.update(reported=True, message="", request=None)
                     await self._held.save([held])
                 break

@@ -23,10 +23,15 @@ from worker.ops.logging import get_logger
 from worker.ops.metrics import Metrics
 from worker.submission import Submission
 from worker.tracking.facts import companion_config, companion_summary
+from worker.tracking.heartbeats import CompanionHeartbeats
 from worker.tracking.port import Companion
 from worker.training.sagemaker import SageMaker
 from worker.training.status import Ending, console_links, ending, has_ended
 from worker.training.status_feed import StatusFeed
+
+_LOOK_ANYWAY = 600.0
+"""Seconds after which a running job is looked at although the status feed told nothing."""
+_LOOKS_AT_ONCE = 5
 
 _log = get_logger()
 
@@ -37,8 +42,6 @@ class SupervisorFacts:
 
     region: str
     status_interval: float
-    companion_heartbeat: float
-    start_timeout: float
 
 
 class Supervisor:
@@ -55,6 +58,7 @@ class Supervisor:
         status_feed: StatusFeed,
         delivery: LogDelivery,
         companion: Companion,
+        heartbeats: CompanionHeartbeats,
         metrics: Metrics,
     ) -> None:
         self._facts = facts
@@ -65,10 +69,12 @@ class Supervisor:
         self._status_feed = status_feed
         self._delivery = delivery
         self._companion = companion
+        self._heartbeats = heartbeats
         self._metrics = metrics
         self._tasks: asyncio.TaskGroup
-        self._describing: set[str] = set()
-        self._finishing: set[str] = set()
+        self._describing: set[HeldLaunch] = set()
+        self._changed_meanwhile: set[HeldLaunch] = set()
+        self._finishing: set[HeldLaunch] = set()
 
     async def run(self) -> None:
         """Until cancelled. The first loop that fails ends the process; the platform starts it again."""
@@ -78,7 +84,7 @@ class Supervisor:
             tasks.create_task(self._submission.run(self._accepted), name="submission")
             tasks.create_task(self._follow_states(), name="status feed")
             tasks.create_task(self._delivery.run(self._delivered), name="log delivery")
-            tasks.create_task(self._keep_companions_alive(), name="companion heartbeats")
+            tasks.create_task(self._heartbeats.run(self.stop), name="companion heartbeats")
 
     # Launches come in: from leg 1, or from a worker that is gone.
 
@@ -99,7 +105,7 @@ class Supervisor:
 
     def _adopted(self, held: HeldLaunch) -> None:
         self._held.add(held)
-        if held.record.state is LaunchState.WAITING:
+        if held.record.state is not LaunchState.ACCEPTED:
             self._submission.enqueue(held)
         else:
             # It may have changed or ended while nobody looked; ten minutes forgive a wrong clock.
@@ -138,9 +144,10 @@ class Supervisor:
             try:
                 await self._changes()
                 tries = 0
-            except Again as error:
+            except WorkerError as error:
+                pause = error.retry_after if isinstance(error, Again) else None
                 _log.warning("status_feed_failed", error=str(error))
-                await asyncio.sleep(error.retry_after or backoff(tries, cap=30))
+                await asyncio.sleep(pause or backoff(tries, cap=30))
                 tries += 1
             await asyncio.sleep(self._facts.status_interval)
 
@@ -152,29 +159,46 @@ class Supervisor:
             return
         for name, summary in (await self._status_feed.changes()).items():
             held = running.get(name)
-            if held is None or held.launch_id in self._describing:
+            if held is None:
                 continue
             known = (held.record.facts.status, held.record.facts.secondary_status)
             if (summary.status, summary.secondary_status) != known:
-                self._tasks.create_task(self._look_at(held), name=f"describe {name}")
+                self._start_look(held)
+        # The feed tells every change; this is for the one that a wrong clock or a lost answer has hidden.
+        overdue = [held for held in running.values() if time.monotonic() - held.looked_at > _LOOK_ANYWAY]
+        for held in overdue[:_LOOKS_AT_ONCE]:
+            self._start_look(held)
+
+    def _start_look(self, held: HeldLaunch) -> None:
+        if held in self._describing:
+            self._changed_meanwhile.add(held)
+        elif not has_ended(held.record.facts):
+            self._describing.add(held)
+            self._tasks.create_task(self._look_at(held), name=f"describe {held.record.job_name}")
 
     async def _look_at(self, held: HeldLaunch) -> None:
         """DescribeTrainingJob, and what follows from the answer."""
-        if held.launch_id in self._describing:
-            return
-        self._describing.add(held.launch_id)
         try:
             await self._until_done(held, "describe_training_job", lambda: self._describe(held))
-            if not (held.lost or has_ended(held.record.facts)):
-                await self._tell(held)
+            while held in self._changed_meanwhile:
+                self._changed_meanwhile.discard(held)
+                await self._until_done(held, "describe_training_job", lambda: self._describe(held))
         finally:
-            self._describing.discard(held.launch_id)
+            self._describing.discard(held)
+        if not (held.lost or has_ended(held.record.facts)):
+            await self._tell(held)
 
     async def _describe(self, held: HeldLaunch) -> None:
+        held.looked_at = time.monotonic()
         before = held.record.facts
         facts = await self._sagemaker.describe(held.record.job_name)
         held.update(facts=facts)
         if (facts.status, facts.secondary_status) != (before.status, before.secondary_status):
+            try:
+                await self._held.save([held])
+            except WorkerError:
+                held.update(facts=before)  # so that the next try sees the change again
+                raise
             _log.info(
                 "job_state",
                 launch_id=held.launch_id,
@@ -182,13 +206,14 @@ class Supervisor:
                 status=facts.status,
                 secondary_status=facts.secondary_status,
             )
-            await self._held.save([held])
         self._delivery.job_changed(held)
-        if has_ended(facts):
+        if has_ended(facts) and not held.lost:
             self._ended(held)
 
     async def _tell(self, held: HeldLaunch) -> None:
         """The new state, for those who watch the companion; the end tells everything again."""
+        if not self._adoption.is_current:
+            return
         try:
             await self._companion.summarize(held.record, self._summary(held))
         except WorkerError as error:
@@ -216,8 +241,8 @@ class Supervisor:
             self._delivery.job_ended(held)
 
     def _delivered(self, held: HeldLaunch) -> None:
-        if held.launch_id not in self._finishing:
-            self._finishing.add(held.launch_id)
+        if held not in self._finishing:
+            self._finishing.add(held)
             self._tasks.create_task(self._finish(held), name=f"finish {held.record.job_name}")
 
     async def _finish(self, held: HeldLaunch) -> None:
@@ -250,25 +275,6 @@ class Supervisor:
 
     # What is shared.
 
-    async def _keep_companions_alive(self) -> None:
-        while True:
-            await asyncio.sleep(self._facts.companion_heartbeat)
-            try:
-                for held in self._held:
-                    if held.record.state is LaunchState.ACCEPTED and not held.lost:
-                        await self._keep_alive(held)
-            except WorkerError as error:
-                # W&B or AWS is in trouble: the others would fail alike; the next round tries again.
-                _log.warning("companion_heartbeat_failed", error=str(error))
-
-    async def _keep_alive(self, held: HeldLaunch) -> None:
-        pressed = await self._companion.heartbeat(held.record)
-        waited = time.time() - held.record.accepted_at
-        if pressed:
-            await self.stop(held.launch_id, "Stop was pressed in W&B.")
-        elif 0 < self._facts.start_timeout < waited and held.record.facts.started_at is None:
-            await self.stop(held.launch_id, f"It did not start within {waited:.0f} s (LAUNCH_START_TIMEOUT).")
-
     def _summary(self, held: HeldLaunch, end: Ending | None = None) -> dict[str, object]:
         record = held.record
         return companion_summary(
@@ -285,7 +291,11 @@ class Supervisor:
         while not held.lost:
             try:
                 return await step()
-            except WorkerError as error:
+            except (
+                Exception
+            ) as error:  # one launch's trouble, also of a kind we did not foresee, ends no other
+                if not isinstance(error, WorkerError):
+                    _log.exception("step_failed_unexpectedly", step=what, launch_id=held.launch_id)
                 pause = (error.retry_after if isinstance(error, Again) else None) or backoff(tries, cap=60)
                 _log.warning(
                     "step_failed",

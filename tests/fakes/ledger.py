@@ -60,7 +60,7 @@ class MemoryLedger:
     async def open_records(self, owner: str) -> list[LaunchRecord]:
         await self._turn()
         records = map(record_from_json, self._records.values())
-        return [record for record in records if record.owner == owner and record.state.is_open]
+        return [record for record in records if record.owner == owner and record.is_open]
 
     async def beat(self, beat: WorkerBeat) -> None:
         await self._turn()
@@ -100,4 +100,4 @@ class MemoryLedger:
 
 
 def _claim_key(record: LaunchRecord) -> tuple[str, int, bool]:
-    return record.owner, record.epoch, record.state.is_open
+    return record.owner, record.epoch, record.is_open

@@ -1,6 +1,6 @@
 """AWS: one session with refreshing credentials, one client a service, errors translated by code.
 
-botocore's own retries are off: retry is in one place (`AwsApi.call`), so that a rate sees every throttle.
+botocore's own retries are off: a caller that tries again asks its rate again, so that a rate sees every throttle.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from botocore.exceptions import (
     HTTPClientError,
     NoCredentialsError,
     NoRegionError,
+    ParamValidationError,
     PartialCredentialsError,
     ProfileNotFound,
 )
+from botocore.parsers import ResponseParserError
 
 from worker.errors import Again, Never, SettingsError, Stage, Throttled, Unreachable, WorkerError
 from worker.ops.rates import Rate
@@ -87,6 +89,8 @@ def translate(operation: str, error: Exception) -> WorkerError:
     """The `WorkerError` that says what to do about an error of aiobotocore; the original goes along as its cause."""
     if isinstance(error, ClientError):
         return _translate_client_error(operation, error)
+    if isinstance(error, ParamValidationError):
+        return AwsRefused(operation, "ParamValidation", str(error))
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return AwsDenied(f"{operation}: no AWS credentials found; give the task or instance a role")
     if isinstance(error, HTTPClientError | aiohttp.ClientError | TimeoutError | OSError):
@@ -118,7 +122,7 @@ async def call(operation: str, send: Callable[[], Awaitable[T]], rate: Rate | No
         await rate.acquire()
     try:
         answer = await send()
-    except (ClientError, BotoCoreError, aiohttp.ClientError, OSError) as error:
+    except (ClientError, BotoCoreError, ResponseParserError, aiohttp.ClientError, OSError) as error:
         translated = translate(operation, error)
         if rate is not None and isinstance(translated, Throttled):
             rate.throttled()

@@ -7,11 +7,12 @@ it needs an acknowledgement for each post and CloudWatch's own time on each line
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
+from yarl import URL
 
 from worker.errors import Never, Throttled, Unreachable, WorkerError
 from worker.ops.metrics import Metrics
@@ -51,13 +52,15 @@ class WandbApi:
         self, entity: str, project: str, run: str, body: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Post to a run's file stream; a return is W&B's acknowledgement. `{}` as body is a heartbeat."""
-        url = f"{self.base_url}/files/{entity}/{project}/{run}/file_stream"
+        path = "/".join(quote(part, safe="") for part in (entity, project, run))
+        url = f"{self.base_url}/files/{path}/file_stream"
         return await self._post(url, "file_stream", body)
 
     async def put_file(self, url: str, content: bytes, headers: Mapping[str, str]) -> None:
         """Upload a run file to the address that CreateRunFiles gave. Writing the same content again is harmless."""
         # Signed storage addresses refuse a second kind of credentials; W&B's own want ours.
-        ours = self._authorization if url.startswith(self.base_url) else {}
+        same_server = URL(url).origin() == URL(self.base_url).origin()
+        ours = self._authorization if same_server else {}
         send = self._session.put(url, data=content, headers={**headers, **ours}, timeout=_TIMEOUT)
         async with self._translated("upload"), send as response:
             await self._check("upload", response)
@@ -68,7 +71,9 @@ class WandbApi:
             query = "query ServerFeaturesQuery { serverInfo { features { name isEnabled } } }"
             try:
                 data = await self.graphql("ServerFeaturesQuery", query, {})
-            except WandbRefused:
+            except WandbRefused as error:
+                if error.status != 200:
+                    raise
                 data = {}  # servers older than the query have none of the features
             listed = (data.get("serverInfo") or {}).get("features") or []
             self._features = frozenset(flag["name"] for flag in listed if flag["isEnabled"])
@@ -101,7 +106,7 @@ class WandbApi:
             yield
         except WorkerError:
             raise
-        except (aiohttp.ClientError, TimeoutError, OSError, json.JSONDecodeError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             self._metrics.wandb_posts.labels(type(error).__name__).inc()
             raise Unreachable(f"{what}: no answer from W&B: {type(error).__name__}: {error}") from error
 

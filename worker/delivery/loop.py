@@ -154,7 +154,9 @@ class LogDelivery:
             on_delivered(log.held)
 
     def _forget(self, held: HeldLaunch) -> None:
-        self._logs.pop(held.launch_id, None)
+        log = self._logs.get(held.launch_id)
+        if log is not None and log.held is held:  # it may have been claimed anew meanwhile
+            del self._logs[held.launch_id]
 
 
 def _skip_silence(logs: Iterable[JobLog], sweep: Sweep, until_ms: int) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from worker.errors import Again
+from worker.errors import WorkerError
 from worker.intake.sqs import MAX_VISIBILITY, LaunchQueue, SqsMessage
 from worker.ops.logging import get_logger
 from worker.ops.metrics import Metrics
@@ -71,7 +71,7 @@ class Leases:
             asked_at = time.monotonic()
             try:
                 lost = await self._queue.extend([lease.message for lease in batch], self._length)
-            except Again as error:
+            except WorkerError as error:
                 # The next round tries again; a lease that nobody renewed in time is lost by `_expire`.
                 _log.warning("lease_renewal_failed", error=str(error), leases=len(batch))
                 continue

@@ -34,7 +34,10 @@ class Receiver:
         wait: float,
         grace: float,
         metrics: Metrics,
+        may_receive: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`may_receive`: False while a launch could not be written down anyway; nothing is taken then."""
+        self._may_receive = may_receive
         self._queue = queue
         self._leases = leases
         self._handle = handle
@@ -70,6 +73,9 @@ class Receiver:
         failures = 0
         self.receiving = True
         while not stop.is_set():
+            if not self._may_receive():
+                await wait_for_event(stop, 0.2)
+                continue
             wanted = await self._take_slots(stop)
             if stop.is_set():  # while it waited for a slot
                 self._give_slots(wanted)

@@ -79,7 +79,7 @@ class LaunchQueue:
                     ),
                 )
         except AwsRefused as error:
-            if error.aws_code not in _LOST_CODES:
+            if error.aws_code.rpartition(".")[2] not in _LOST_CODES:
                 raise
 
     async def extend(self, messages: Sequence[SqsMessage], seconds: float) -> frozenset[str]:
@@ -154,13 +154,12 @@ class LaunchQueue:
 
 
 async def queue_facts(client: SQSClient, url: str, dlq_url: str) -> QueueFacts:
-    """Ask SQS about the queue. Raises `SettingsError` if there is no such queue."""
+    """Ask SQS about the queue. FIFO queues are told by their name, which ends in `.fifo` (CreateQueue); a standard
+    queue answers a question for `FifoQueue` with an error. Raises `SettingsError` if there is no such queue."""
     try:
         answer = await call(
             "GetQueueAttributes",
-            lambda: client.get_queue_attributes(
-                QueueUrl=url, AttributeNames=["QueueArn", "RedrivePolicy", "FifoQueue"]
-            ),
+            lambda: client.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn", "RedrivePolicy"]),
         )
     except AwsRefused as error:
         raise SettingsError(f"LAUNCH_QUEUE_URL: {url}: {error.aws_message}") from error
@@ -168,7 +167,7 @@ async def queue_facts(client: SQSClient, url: str, dlq_url: str) -> QueueFacts:
     if not dlq_url and (policy := attributes.get("RedrivePolicy")):
         dlq_name = json.loads(policy)["deadLetterTargetArn"].rpartition(":")[2]
         dlq_url = (await call("GetQueueUrl", lambda: client.get_queue_url(QueueName=dlq_name)))["QueueUrl"]
-    return QueueFacts(url, attributes["QueueArn"], attributes.get("FifoQueue") == "true", dlq_url)
+    return QueueFacts(url, attributes["QueueArn"], url.endswith(".fifo"), dlq_url)
 
 
 def _message(raw: Mapping[str, Any]) -> SqsMessage:

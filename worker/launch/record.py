@@ -28,7 +28,7 @@ class LaunchState(StrEnum):
 
     @property
     def is_open(self) -> bool:
-        """Somebody still has to do something about it."""
+        """It is not over; `LaunchRecord.is_open` also knows whether its end has been told."""
         return self in (LaunchState.INTENT, LaunchState.WAITING, LaunchState.ACCEPTED)
 
 
@@ -115,6 +115,11 @@ class LaunchRecord:
     log: LogState = field(default_factory=LogState)
     expires_at: float = 0.0
     """Epoch seconds after which the ledger may forget it; 0: never. Longer than SQS keeps messages (14 days)."""
+
+    @property
+    def is_open(self) -> bool:
+        """Somebody still has to do something about it: a refusal that nobody was told is not over."""
+        return self.state.is_open or (self.state is LaunchState.REFUSED and not self.reported)
 
 
 _CODEC = TypeAdapter(LaunchRecord)

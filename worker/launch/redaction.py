@@ -24,7 +24,7 @@ _SECRET_VARIABLE = re.compile(_KEYWORDS, re.IGNORECASE)
 _URL_LOGIN = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]{0,20}://)(?!git@)[^/?#\s\"'<>\\]+@")
 _SIGNATURE = re.compile(r"(X-Amz-(?:Signature|Credential|Security-Token)=)[^&\s\"'\\]+", re.IGNORECASE)
 _OPTION = re.compile(
-    r"(--?[\w-]{0,40}(?:api[_-]?key|token|secret|password|credentials?)(?:=|\s+))(?!-)[^\s\"'\\]+",
+    r"((?<![\w-])--?[\w-]{0,40}(?:api[_-]?key|token|secret|password|credentials?)(?:=|\s+))(?!-)[^\s\"'\\]+",
     re.IGNORECASE,
 )
 # `"NAME": "value"` in text that is no JSON (any more); quotes may be escaped, as in a runSpec given as text.
@@ -46,6 +46,16 @@ def redact_body(body: str, secrets: Iterable[str] = ()) -> str:
         return _dumps(_redact(json.loads(body), literals))
     except (ValueError, RecursionError):
         return _redact_text(body, literals)
+
+
+def redact_text(text: str, secrets: Iterable[str] = ()) -> str:
+    """Any text, an error of AWS for example, without `secrets` and without what looks like one."""
+    return _redact_text(text, {secret for secret in secrets if secret})
+
+
+def is_secret_variable(name: str) -> bool:
+    """An environment variable of this name holds a secret, by the look of it."""
+    return _is_secret(name, variables=True)
 
 
 def redact_request(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,6 +40,8 @@ def _wandb_name(text: str, refused: str) -> str:
     _required(text)
     if text != text.strip():
         raise _refusal("starts or ends with white space, which W&B refuses", "trim it")
+    if not text.strip("."):
+        raise _refusal("consists of dots, which an address cannot hold", "give it a name")
     if len(text) > _MAX_WANDB_NAME:
         raise _refusal(f"has {len(text)} characters, W&B takes {_MAX_WANDB_NAME}", "shorten it")
     if found := sorted({c for c in text if c in refused}):
@@ -48,7 +50,7 @@ def _wandb_name(text: str, refused: str) -> str:
 
 
 Line = Annotated[str, AfterValidator(_line)]
-Entity = Annotated[str, AfterValidator(_required)]
+Entity = Annotated[str, AfterValidator(lambda text: _wandb_name(text, _NOT_IN_PROJECT))]
 Project = Annotated[str, AfterValidator(lambda text: _wandb_name(text, _NOT_IN_PROJECT))]
 RunId = Annotated[str, AfterValidator(lambda text: _wandb_name(text, _NOT_IN_RUN_ID))]
 LogTarget = Literal["companion", "run", "files", "off"]

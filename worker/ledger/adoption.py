@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from worker.aio import backoff, effect
-from worker.errors import Again
+from worker.errors import WorkerError
 from worker.launch.record import LaunchRecord, LaunchState
 from worker.ledger.held import HeldLaunch, HeldLaunches
-from worker.ledger.membership import Membership
+from worker.ledger.membership import MISSED_BEATS, Membership
 from worker.ledger.port import Ledger
 from worker.ops.logging import get_logger
 from worker.ops.metrics import Metrics
@@ -36,8 +37,10 @@ class Adoption:
         self._worker = worker
         self._heartbeat = heartbeat
         self._metrics = metrics
-        self._unsure = False
-        """A claim got no answer: it may have happened."""
+        self._unanswered: set[str] = set()
+        """Launch ids of claims whose answer was lost."""
+        self._gap = False
+        self._beaten_at = time.monotonic()
         self.beating = False
         """The last heartbeat reached the ledger: for /readyz."""
 
@@ -48,7 +51,7 @@ class Adoption:
             try:
                 await self._round(on_adopted)
                 self.beating, tries = True, 0
-            except Again as error:
+            except WorkerError as error:
                 self.beating = False
                 _log.warning("heartbeat_failed", error=str(error))
                 await asyncio.sleep(min(self._heartbeat, backoff(tries)))
@@ -57,28 +60,43 @@ class Adoption:
             self._count()
             await asyncio.sleep(self._heartbeat)
 
+    @property
+    def is_current(self) -> bool:
+        """No peer can have taken this worker for dead: what it posts about its launches is its own to say."""
+        return time.monotonic() - self._beaten_at < MISSED_BEATS * self._heartbeat
+
     async def _round(self, on_adopted: Callable[[HeldLaunch], None]) -> None:
+        asked_at = time.monotonic()
         beat = await self._membership.beat_once()
-        if beat.gap:
+        self._gap = self._gap or beat.gap
+        if self._gap:
             # Frozen or cut off for so long that peers may have claimed our launches: the ledger knows.
             _log.warning("heartbeat_gap", launches=len(self._held))
             await self._held.save(self._held)
-        unsure, self._unsure = self._unsure, False
-        for owner in ("", *sorted(beat.dead), *((self._worker,) if unsure else ())):
+            self._gap = False
+        self._beaten_at = asked_at
+        await self._look_up_unanswered(on_adopted)
+        for owner in ("", *sorted(beat.dead)):
             records = await self._ledger.open_records(owner)
             for record in filter(_can_be_adopted, records):
-                if record.launch_id not in self._held:
-                    await self._claim(record, on_adopted)
+                await self._claim(record, on_adopted)
             if owner and not records:
                 await self._ledger.forget_worker(owner)
 
+    async def _look_up_unanswered(self, on_adopted: Callable[[HeldLaunch], None]) -> None:
+        """Claims that got no answer may have happened: then the launch is ours, and nobody else would take it."""
+        for launch_id in list(self._unanswered):
+            record = await self._ledger.read(launch_id)
+            self._unanswered.discard(launch_id)
+            ours = record is not None and record.owner == self._worker and launch_id not in self._held
+            if record is not None and ours and _can_be_adopted(record):
+                await self._claim(record, on_adopted)
+
     async def _claim(self, record: LaunchRecord, on_adopted: Callable[[HeldLaunch], None]) -> None:
-        try:
-            with effect("claim_launch"):
-                claimed = await self._ledger.claim(record, self._worker)
-        except Again:
-            self._unsure = True
-            raise
+        self._unanswered.add(record.launch_id)
+        with effect("claim_launch"):
+            claimed = await self._ledger.claim(record, self._worker)
+        self._unanswered.discard(record.launch_id)
         if claimed is None:
             return
         self._metrics.claims.inc()
@@ -98,7 +116,8 @@ class Adoption:
 
 
 def _can_be_adopted(record: LaunchRecord) -> bool:
-    """Leg 1 of a dead worker comes back with its SQS message, and so does a launch whose key only that has."""
+    """Leg 1 of a dead worker comes back with its SQS message, and so does a launch whose key only that has. A refusal
+    that nobody was told is told by whoever finds it."""
     if record.state is LaunchState.WAITING:
         return not record.private_key
-    return record.state is LaunchState.ACCEPTED
+    return record.is_open and record.state is not LaunchState.INTENT

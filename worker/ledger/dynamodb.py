@@ -112,7 +112,7 @@ class DynamoDbLedger:
 
     async def claim(self, seen: LaunchRecord, worker: str) -> LaunchRecord | None:
         # `holder` may be set on open records only, so the claim also depends on the record still being open.
-        is_open = seen.state.is_open
+        is_open = seen.is_open
         names = _IS_OURS_NAMES | {"#holder": "holder"}
         values = {
             ":owner": {"S": seen.owner},

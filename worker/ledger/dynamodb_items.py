@@ -103,7 +103,7 @@ def launch_item(record: LaunchRecord) -> Item:
         "owner": {"S": record.owner},
         "epoch": {"N": str(record.epoch)},
     }
-    if record.state.is_open:
+    if record.is_open:
         return item | {"holder": {"S": record.owner or RELEASED}}
     if record.expires_at > 0:
         return item | {"expires": {"N": str(math.ceil(record.expires_at))}}

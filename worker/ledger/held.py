@@ -7,6 +7,7 @@ state over a newer one; writes of other workers are fenced off by (owner, epoch)
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
@@ -23,12 +24,14 @@ _log = get_logger()
 class HeldLaunch:
     """A launch this worker holds. `record` is replaced, never changed; it may be ahead of the ledger."""
 
-    __slots__ = ("api_key", "lost", "record")
+    __slots__ = ("api_key", "looked_at", "lost", "record")
 
     def __init__(self, record: LaunchRecord, api_key: SecretStr | None = None) -> None:
         self.record = record
         self.api_key = api_key
         """The launch's own W&B key, in memory only."""
+        self.looked_at = time.monotonic()
+        """When its job's state was last asked for, monotonic seconds."""
         self.lost = False
         """Another worker has taken it over: write nothing, post nothing new."""
 
@@ -72,7 +75,8 @@ class HeldLaunches:
 
     def drop(self, held: HeldLaunch) -> None:
         """Hold it no longer: it is finished, refused, released or lost."""
-        self._launches.pop(held.launch_id, None)
+        if self._launches.get(held.launch_id) is held:  # it may have been claimed anew meanwhile
+            del self._launches[held.launch_id]
 
     async def save(self, launches: Iterable[HeldLaunch]) -> None:
         """Write the newest records of `launches`, together. Those that another worker took over are marked `lost`,

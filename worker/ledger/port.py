@@ -54,7 +54,7 @@ class Ledger(Protocol):
         ...
 
     async def open_records(self, owner: str) -> list[LaunchRecord]:
-        """All open records (`LaunchState.is_open`) of a worker; "" for released ones. May lag by a second or two
+        """All open records (`LaunchRecord.is_open`) of a worker; "" for released ones. May lag by a second or two
         (an index): claims and saves are conditional, so that is harmless."""
         ...
 

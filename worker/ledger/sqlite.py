@@ -97,7 +97,7 @@ class SqliteLedger:
                     record.launch_id,
                     record.owner,
                     record.epoch,
-                    record.state.is_open,
+                    record.is_open,
                     record.expires_at,
                     record_to_json(record),
                 )
@@ -122,7 +122,7 @@ class SqliteLedger:
         rows = {  # made before the transaction, to keep other processes waiting no longer than needed
             record.launch_id: (
                 record.owner,
-                record.state.is_open,
+                record.is_open,
                 record.expires_at,
                 record_to_json(record),
                 record.launch_id,
@@ -225,7 +225,7 @@ class SqliteLedger:
 
 
 def _claim_key(record: LaunchRecord) -> tuple[str, int, bool]:
-    return record.owner, record.epoch, record.state.is_open
+    return record.owner, record.epoch, record.is_open
 
 
 def _record(owner: str, epoch: int, body: str) -> LaunchRecord:

@@ -56,7 +56,7 @@ class Rate:
     async def acquire(self) -> None:
         """Wait until one more call may start; first come, first served."""
         async with self._turn:
-            while (missing := 1.0 - self._fill()) > 1e-6:
+            while (missing := 1.0 - self._fill()) > 1e-6:  # noqa: ASYNC110  # time fills it, no event does
                 # Not longer than a second at a time: the pace may have grown meanwhile.
                 await asyncio.sleep(min(1.0, missing / self._per_second))
             self._tokens -= 1.0

@@ -12,6 +12,7 @@ from typing import Any
 
 from worker.aio import effect
 from worker.clients.wandb_api import WandbApi
+from worker.errors import Unreachable
 from worker.launch.console import ConsoleLine
 from worker.launch.record import LaunchRecord
 from worker.tracking import file_stream
@@ -96,7 +97,11 @@ class CompanionRuns:
         path = self.path(record)
         variables = {"entity": path.entity, "project": path.project, "run": path.run, "files": [name]}
         with effect("upload_log_file"):
-            answer = (await self._api.graphql("CreateRunFiles", _CREATE_FILES, variables))["createRunFiles"]
+            answer = (await self._api.graphql("CreateRunFiles", _CREATE_FILES, variables)).get(
+                "createRunFiles"
+            )
+            if not answer or not answer.get("files"):
+                raise Unreachable(f"CreateRunFiles: W&B gave no place for {name}")
             headers = dict(header.split(":", 1) for header in answer.get("uploadHeaders") or ())
             await self._api.put_file(answer["files"][0]["uploadUrl"], content, headers)
             await self._post(record, file_stream.uploaded_body([name]))

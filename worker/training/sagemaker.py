@@ -69,6 +69,13 @@ class SageMaker:
             raise
         return TrainingJob(answer["TrainingJobArn"], Created.CREATED, JobFacts("InProgress", "Starting"))
 
+    async def existing(self, request: Mapping[str, Any]) -> TrainingJob | None:
+        """The job of this request, if it exists and is ours."""
+        try:
+            return await self._adopt(request)
+        except Never:
+            return None
+
     async def _adopt(self, request: Mapping[str, Any]) -> TrainingJob:
         name = request["TrainingJobName"]
         description = await self._describe(name)

@@ -43,15 +43,18 @@ class StatusFeed:
         self._sagemaker = sagemaker
         self._rate = rates["ListTrainingJobs"]
         self._seen_until = since
+        self._look_back = since
 
     def look_back_to(self, moment: float) -> None:
         """Let the next look start at `moment` (epoch seconds) at the latest: an adopted job may have changed then."""
-        self._seen_until = min(self._seen_until, moment)
+        self._look_back = min(self._look_back, moment)
 
     async def changes(self) -> Mapping[str, Summary]:
         """Job name → state of every job of the account that changed since the last look, and a little more."""
-        newest = self._seen_until
-        after = datetime.fromtimestamp(max(0.0, self._seen_until - _OVERLAP), UTC)
+        newest, since = self._seen_until, min(self._seen_until, self._look_back)
+        # A wish to look back that comes while this look is under way is for the next one.
+        self._look_back = newest
+        after = datetime.fromtimestamp(max(0.0, since - _OVERLAP), UTC)
         request: dict[str, Any] = {"LastModifiedTimeAfter": after, "MaxResults": 100}
         found: dict[str, Summary] = {}
         while True:

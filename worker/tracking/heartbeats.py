@@ -1,0 +1,69 @@
+"""Signs of life of companion runs, and what their answers bring: a Stop that was pressed in W&B."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+
+from worker.errors import WorkerError
+from worker.launch.record import LaunchRecord, LaunchState
+from worker.ops.logging import get_logger
+from worker.tracking.port import Companion
+
+_AT_ONCE = 20
+
+_log = get_logger()
+
+StopJob = Callable[[str, str], Awaitable[bool]]
+"""Launch id and reason."""
+
+
+class CompanionHeartbeats:
+    """One loop for the companions of all running jobs."""
+
+    def __init__(
+        self,
+        companion: Companion,
+        *,
+        interval: float,
+        start_timeout: float,
+        running: Callable[[], Iterable[LaunchRecord]],
+        is_current: Callable[[], bool],
+    ) -> None:
+        """`running`: the launches this worker holds; `is_current`: no other worker can have taken them over."""
+        self._companion = companion
+        self._interval = interval
+        self._start_timeout = start_timeout
+        self._running = running
+        self._is_current = is_current
+
+    async def run(self, stop: StopJob) -> None:
+        """Until cancelled; `stop` is asked to stop a job, with the reason."""
+        while True:
+            await asyncio.sleep(self._interval)
+            running = [record for record in self._running() if record.state is LaunchState.ACCEPTED]
+            for start in range(0, len(running), _AT_ONCE):
+                async with asyncio.TaskGroup() as tasks:
+                    for record in running[start : start + _AT_ONCE]:
+                        tasks.create_task(self._beat(record, stop), name=f"heartbeat {record.job_name}")
+
+    async def _beat(self, record: LaunchRecord, stop: StopJob) -> None:
+        # A worker that may have been taken for dead must not revive a run that another one has ended.
+        if not self._is_current():
+            return
+        try:
+            pressed = await self._companion.heartbeat(record)
+            if record.facts.status != "Stopping" and (reason := self._reason(record, pressed)):
+                await stop(record.launch_id, reason)
+        except WorkerError as error:
+            _log.warning("companion_heartbeat_failed", launch_id=record.launch_id, error=str(error))
+
+    def _reason(self, record: LaunchRecord, pressed: bool) -> str:
+        """Why the job has to be stopped; empty: it need not be."""
+        if pressed:
+            return "Stop was pressed in W&B."
+        waited = time.time() - record.accepted_at
+        if 0 < self._start_timeout < waited and record.facts.started_at is None:
+            return f"It did not start within {waited:.0f} s (LAUNCH_START_TIMEOUT)."
+        return ""
