@@ -20,7 +20,8 @@ def rate(bound: float) -> Rate:
 async def calls_within(seconds: float, rate: Rate, answer: Callable[[], None]) -> list[float]:
     """Call as fast as the rate allows; the times (s) at which calls started."""
     loop = asyncio.get_running_loop()
-    started, times = loop.time(), []
+    started = loop.time()
+    times: list[float] = []
     while True:
         await rate.acquire()
         if loop.time() - started >= seconds:
