@@ -34,7 +34,11 @@ _GIVE_LOGIN = (
 
 # First match wins. The patterns are git's, curl's and ssh's words, and those of the well-known hosts.
 _NEVER: tuple[tuple[str, str, str], ...] = (
-    (r"transport '[^']*' not allowed", SCHEME_CODE, "leads to a transport other than https and ssh"),
+    (
+        r"transport '[^']*' not allowed|Protocol \S+ (?:not supported|disabled)",
+        SCHEME_CODE,
+        "leads to a transport other than https and ssh",
+    ),
     (r"File too large", TOO_LARGE_CODE, "is larger than {max_bytes} bytes"),
     (
         r"returned error: 30\d",
