@@ -17,14 +17,12 @@ import structlog
 from worker.aio import backoff, effect
 from worker.building import Building, no_builder
 from worker.errors import Again, BadMessage, Never, Stage, WorkerError
-from worker.intake.refusal import MAX_KEPT_BODY, Refusals
+from worker.intake.refusal import Refusals
 from worker.intake.sqs import SqsMessage
-from worker.launch.broken_message import item_id_of, storable
-from worker.launch.identity import identity_parts, launch_id
-from worker.launch.message import CodeSource, Launch, LaunchMessage, interpret, parse_message
+from worker.launch.intent import identity_of, intent_record, read_message
+from worker.launch.message import CodeSource, Launch, LaunchMessage, interpret
 from worker.launch.outcome import Outcome, Verdict
-from worker.launch.record import Failure, LaunchRecord, LaunchState, RunRef
-from worker.launch.redaction import redact_body
+from worker.launch.record import Failure, LaunchRecord, LaunchState
 from worker.ledger.held import HeldLaunch
 from worker.ledger.membership import MISSED_BEATS, Membership
 from worker.ledger.port import FINISHED_TTL, Ledger
@@ -81,11 +79,15 @@ class Pipeline:
 
     async def handle(self, message: SqsMessage) -> Outcome:
         """The whole of leg 1. Never raises but for cancellation; the outcome says what becomes of the message."""
-        try:
-            parsed: LaunchMessage | BadMessage = parse_message(message.body)
-        except BadMessage as error:
-            parsed = error
-        identity = self._identity(message, parsed)
+        parsed = read_message(message.body)
+        facts = self._facts
+        identity = identity_of(
+            parsed,
+            base_url=facts.base_url,
+            deployment=facts.deployment,
+            queue_arn=facts.queue_arn,
+            message_id=message.message_id,
+        )
         with structlog.contextvars.bound_contextvars(launch_id=identity):
             if identity in self._in_work:
                 return self._busy("this worker is at work on it")
@@ -122,18 +124,12 @@ class Pipeline:
             raise
 
     async def _give_up_or_again(self, message: SqsMessage, identity: str, error: Exception) -> Outcome:
-        """Outside the ledger, so tries are counted by SQS; the DLQ gets what could be made of the message."""
+        """Outside the ledger, so SQS counts the tries; the DLQ gets what could be made of the message."""
         if message.receive_count < self._facts.max_attempts:
             return self._again(Again(f"{type(error).__name__}: {error}"), message.receive_count)
         reason = f"Gave up after {message.receive_count} receives: {type(error).__name__}: {error}"
         failure = Failure(Stage.AGENT, "LW-UNHANDLED", reason)
-        record = LaunchRecord(
-            launch_id=identity,
-            state=LaunchState.REFUSED,
-            run=RunRef("", "", identity[:10]),
-            item_id=item_id_of(message.body),
-            message=storable(redact_body(message.body, self._facts.secrets)[:MAX_KEPT_BODY]),
-        )
+        record = self._intent(message, identity, BadMessage(()))
         try:
             await self._refusals.report(record, failure)
         except WorkerError as trouble:
@@ -232,8 +228,8 @@ class Pipeline:
         """Decide in the ledger first, tell W&B and the DLQ, then let the message go."""
         try:
             if held.record.failure is None:
-                held.update(state=LaunchState.REFUSED, failure=failure, finished_at=time.time())
-                held.update(expires_at=time.time() + FINISHED_TTL)
+                ends = {"finished_at": time.time(), "expires_at": time.time() + FINISHED_TTL}
+                held.update(state=LaunchState.REFUSED, failure=failure, **ends)
                 with effect("write_refused"):
                     await self._save(held)
                 _log.warning("launch_refused", stage=failure.stage, code=failure.code, reason=failure.reason)
@@ -275,39 +271,15 @@ class Pipeline:
         if lost:
             raise Again("another worker took this launch over")
 
-    def _identity(self, message: SqsMessage, parsed: LaunchMessage | BadMessage) -> str:
-        facts = self._facts
-        if isinstance(parsed, BadMessage):
-            # Nothing in it can be trusted to identify it, but the message itself has an identity.
-            return launch_id(("sqs", facts.queue_arn, message.message_id))
-        return launch_id(
-            identity_parts(
-                parsed,
-                base_url=facts.base_url,
-                deployment=facts.deployment,
-                queue_arn=facts.queue_arn,
-                message_id=message.message_id,
-            )
-        )
-
     def _intent(self, message: SqsMessage, identity: str, parsed: LaunchMessage | BadMessage) -> LaunchRecord:
-        if isinstance(parsed, BadMessage):
-            run, item_id = RunRef("", "", identity[:10]), item_id_of(message.body)
-        else:
-            spec = parsed.run_spec
-            run, item_id = (
-                RunRef(spec.entity, spec.project.lower(), spec.run_id or identity[:10]),
-                parsed.item_id,
-            )
-        return LaunchRecord(
+        return intent_record(
+            parsed,
+            message.body,
             launch_id=identity,
-            state=LaunchState.INTENT,
-            owner=self._facts.worker,
-            run=run,
-            item_id=item_id,
-            message=storable(redact_body(message.body, self._facts.secrets)[:MAX_KEPT_BODY]),
             message_id=message.message_id,
-            created_at=time.time(),
+            owner=self._facts.worker,
+            secrets=self._facts.secrets,
+            now=time.time(),
         )
 
     def _busy(self, why: str) -> Outcome:

@@ -7,6 +7,7 @@ it needs an acknowledgement for each post and CloudWatch's own time on each line
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import quote
@@ -34,6 +35,7 @@ class WandbApi:
     def __init__(self, session: aiohttp.ClientSession, base_url: str, api_key: str, metrics: Metrics) -> None:
         self._session = session
         self._authorization = {"Authorization": aiohttp.encode_basic_auth("api", api_key)}
+        self._headers = {**self._authorization, "Content-Type": "application/json"}
         self.base_url = base_url.rstrip("/")
         self._metrics = metrics
         self._features: frozenset[str] | None = None
@@ -82,7 +84,7 @@ class WandbApi:
     async def _post(self, url: str, what: str, body: Mapping[str, Any]) -> dict[str, Any]:
         async with (
             self._translated(what),
-            self._session.post(url, json=body, headers=self._authorization, timeout=_TIMEOUT) as response,
+            self._session.post(url, data=_encode(body), headers=self._headers, timeout=_TIMEOUT) as response,
         ):
             await self._check(what, response)
             answer = await response.json(content_type=None)
@@ -109,6 +111,11 @@ class WandbApi:
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             self._metrics.wandb_posts.labels(type(error).__name__).inc()
             raise Unreachable(f"{what}: no answer from W&B: {type(error).__name__}: {error}") from error
+
+
+def _encode(body: Mapping[str, Any]) -> bytes:
+    """JSON in UTF-8: escaping every other script would make its logs several times as large."""
+    return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float | None:

@@ -45,9 +45,13 @@ class Closing:
                     for durable in await self._posting.make_durable([batch]):
                         await self._posting.post(durable)
 
+        uploaded: set[str] = set()
+
         async def files() -> None:
             async for file in self._full_record(log):
-                await self._companion.upload(log.held.record, file.name, file.content)
+                if file.name not in uploaded:
+                    await self._companion.upload(log.held.record, file.name, file.content)
+                    uploaded.add(file.name)
 
         if await self._posting.until_done(log, late):
             await self._posting.until_done(log, files)

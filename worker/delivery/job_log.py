@@ -44,6 +44,10 @@ class JobLog:
     """When to look for streams again."""
     deep_swept_at: float = 0.0
     news_at: float = 0.0
+    looked_at: float = 0.0
+    """When the newest complete look for streams began."""
+    swept_at: float = 0.0
+    """When the newest sweep that read all streams to their end began."""
     ended_at: float | None = None
     closing: bool = False
 

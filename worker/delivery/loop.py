@@ -99,7 +99,7 @@ class LogDelivery:
             await self._hand_on([late], tasks)
         logs = [log for log in logs if log.is_read]
         by_stream = {stream: log for log in logs for stream in log.positions}
-        asked_ms = int(time.time() * 1000)
+        asked_at, asked_ms = time.monotonic(), int(time.time() * 1000)
         sweep = await self._feed.sweep({stream: log.positions[stream] for stream, log in by_stream.items()})
         for stream in sweep.missing:
             del by_stream[stream].positions[stream]
@@ -109,9 +109,12 @@ class LogDelivery:
         taken = [log.take(events) for log, events in news.items() if not log.held.lost]
         cut = any(batch.events < len(news[batch.log]) for batch in taken)
         _skip_silence(logs, sweep, asked_ms - _SILENCE_MS)
+        for log in logs:
+            if not sweep.cut_at.keys() & log.positions.keys():
+                log.swept_at = asked_at
         await self._hand_on(taken, tasks)
         for log in logs:
-            if log.is_read and self._is_quiet(log) and not sweep.cut_at.keys() & log.positions.keys():
+            if log.is_read and self._is_quiet(log):
                 log.closing = True
                 tasks.create_task(self._close(log, on_delivered), name=f"close {log.held.record.job_name}")
         return cut or bool(sweep.cut_at)
@@ -125,12 +128,14 @@ class LogDelivery:
     async def _look_for_streams(self, logs: Sequence[JobLog]) -> None:
         now = time.monotonic()
         due = [log for log in logs if log.look_at <= now and (log.expects_streams or log.look_at == 0.0)]
-        for log in sorted(due, key=lambda log: log.look_at)[:_DISCOVERIES]:
+        for log in sorted(due, key=lambda log: log.looked_at)[:_DISCOVERIES]:
+            asked_at = time.monotonic()
             for stream in await self._feed.streams(log.held.record.job_name):
                 if stream not in log.positions:
                     # One that was missing for a while goes on where it stood.
                     log.positions[stream] = log.held.record.log.positions.get(stream, cursor.NOTHING_TAKEN)
                     log.news_at = time.monotonic()
+            log.looked_at = asked_at
             log.look_at = now + 3 * self._interval
             if log.ended_at is not None and now < log.ended_at + self._quiet / 2:
                 # A stream may appear after its job's end: look a second time within the quiet period.
@@ -142,10 +147,13 @@ class LogDelivery:
             tasks.create_task(self._posting.post(batch), name=f"post {batch.log.held.record.job_name}")
 
     def _is_quiet(self, log: JobLog) -> bool:
-        if log.ended_at is None:
+        """Nothing came for the quiet time, and that was looked at: neither waiting nor a full round counts as quiet."""
+        if log.ended_at is None or log.looked_at < log.ended_at:
             return False
-        now = time.monotonic()
-        return now - log.news_at >= self._quiet or now - log.ended_at >= self._drain_limit
+        found_nothing = (
+            log.swept_at - log.news_at >= self._quiet and log.looked_at >= log.ended_at + self._quiet / 2
+        )
+        return found_nothing or log.swept_at - log.ended_at >= self._drain_limit
 
     async def _close(self, log: JobLog, on_delivered: Callable[[HeldLaunch], None]) -> None:
         await self._closing.close(log)

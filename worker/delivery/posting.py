@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from worker.aio import backoff, effect
 from worker.delivery.job_log import AssignedBatch, JobLog
-from worker.errors import Again, WorkerError
+from worker.errors import Again, Never, WorkerError
 from worker.ledger.held import HeldLaunches
 from worker.ops.logging import get_logger
 from worker.ops.metrics import Metrics
@@ -40,6 +40,12 @@ class Posting:
                 with effect("assign_log_batch"):
                     await self._held.save(batch.log.held for batch in batches)
                 return [batch for batch in batches if not batch.log.held.lost]
+            except Never as error:
+                # A record that the ledger cannot hold: the others are durable if they are written on their own.
+                if len(batches) == 1:
+                    _log.error("log_stands_still", launch_id=batches[0].log.held.launch_id, error=str(error))
+                    return []
+                return [durable for batch in batches for durable in await self.make_durable([batch])]
             except WorkerError as error:
                 _log.warning("ledger_unreachable", error=str(error))
                 await asyncio.sleep(backoff(tries, cap=10))
@@ -62,6 +68,7 @@ class Posting:
         record = log.held.record
         batch = record.log.batch
         assert batch is not None
+        wanted = frozenset(cursor.batch_hashes(batch))
         since = min(first for first, _ in batch.streams.values())
         until = max(last for _, last in batch.streams.values())
 
@@ -70,6 +77,7 @@ class Posting:
                 event
                 async for page in self._feed.pages(sorted(batch.streams), since, until)
                 for event in page
+                if cursor.event_hash(event) in wanted
             ]
             lines = [line for event in cursor.replay(batch, found) for line in cursor.console_lines(event)]
             if cursor.lines_digest(lines) != batch.digest:
@@ -78,7 +86,7 @@ class Posting:
 
         try:
             done = await self.until_done(log, send)
-        except LookupError as error:
+        except cursor.EventsGone as error:
             # Retention or a deleted stream: most likely W&B has the lines; holding the rest back would help nobody.
             _log.error("log_replay_impossible", launch_id=record.launch_id, error=str(error))
             done = True
@@ -93,7 +101,11 @@ class Posting:
             try:
                 await send()
                 return True
-            except WorkerError as error:
+            except cursor.EventsGone:
+                raise
+            except Exception as error:  # one job's trouble, also of a kind we did not foresee, ends no other
+                if not isinstance(error, WorkerError):
+                    _log.exception("log_delivery_failed_unexpectedly", launch_id=log.held.launch_id)
                 pause = (error.retry_after if isinstance(error, Again) else None) or backoff(tries, cap=30)
                 _log.warning(
                     "log_delivery_delayed",

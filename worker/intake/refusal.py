@@ -6,11 +6,9 @@ from worker.clients.wandb_api import WandbRefused
 from worker.errors import Again
 from worker.intake.sqs import LaunchQueue
 from worker.intake.wandb_queue import QueueItems
+from worker.launch.intent import MAX_KEPT_BODY
 from worker.launch.record import Failure, LaunchRecord
 from worker.ops.logging import get_logger
-
-MAX_KEPT_BODY = 100_000
-"""Characters of the message that the ledger keeps while it may still be refused and copied to the DLQ."""
 
 _log = get_logger()
 

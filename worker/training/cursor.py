@@ -32,6 +32,8 @@ DEEP_SWEEP_MARKS = 64
 KEPT_MARKS = 20
 """Marks that a short sweep leaves as they are; a long one leaves half of them for the time before its window. When
 an older one is forgotten, exactness is lost only for an event later than all that these still cover."""
+MAX_STORED_MARKS = 4000
+"""Marks of all streams together in one ledger record: 120 KB of DynamoDB's 400 KB an item."""
 NOTHING_TAKEN = StreamPosition(timestamp=-1, ingested=-1, ties=0)
 
 
@@ -50,6 +52,10 @@ class LogEvent:
     def key(self) -> tuple[int, int]:
         """Its place in the stream, but for ties."""
         return (self.timestamp, self.ingested)
+
+
+class EventsGone(Exception):
+    """Events of an assigned batch are no longer in CloudWatch."""
 
 
 def after_position(events: Sequence[LogEvent], position: StreamPosition) -> list[LogEvent]:
@@ -217,27 +223,43 @@ def assign(
         events=base64.b64encode(b"".join(map(event_hash, events))).decode(),
         digest=lines_digest(lines),
     )
-    return LogState(state.next_line + len(lines), {**state.positions, **positions}, batch), lines
+    stored = _within_marks({**state.positions, **positions})
+    return LogState(state.next_line + len(lines), stored, batch), lines
+
+
+def _within_marks(positions: Mapping[str, StreamPosition]) -> Mapping[str, StreamPosition]:
+    """Positions that fit into a ledger record: with very many streams each keeps fewer, its newest marks."""
+    most = max(2, MAX_STORED_MARKS // max(1, len(positions)))
+    return {
+        stream: replace(position, marks=position.marks[-most:]) if len(position.marks) > most else position
+        for stream, position in positions.items()
+    }
 
 
 def replay(batch: LogBatch, events: Iterable[LogEvent]) -> list[LogEvent]:
     """The batch's own events, in its order, out of whatever its streams hold in its span now.
 
-    Raises LookupError when one is gone (log retention, deleted stream)."""
+    Raises `EventsGone` when one is missing (log retention, deleted stream)."""
     found = {event_hash(event): event for event in events}
-    raw = base64.b64decode(batch.events)
-    wanted = [raw[start : start + 8] for start in range(0, len(raw), 8)]
+    wanted = batch_hashes(batch)
     missing = sum(1 for key in wanted if key not in found)
     if missing:
-        raise LookupError(f"{missing} of {len(wanted)} events of the batch are no longer in CloudWatch")
+        raise EventsGone(f"{missing} of {len(wanted)} events of the batch are no longer in CloudWatch")
     return [found[key] for key in wanted]
+
+
+def batch_hashes(batch: LogBatch) -> list[bytes]:
+    """The hashes of a batch's events, in console order."""
+    raw = base64.b64decode(batch.events)
+    return [raw[start : start + 8] for start in range(0, len(raw), 8)]
 
 
 def take(events: Sequence[LogEvent]) -> Sequence[LogEvent]:
     """As many of `events`, from the front, as one batch may hold; at least one."""
     size = 0
     for index, event in enumerate(events[:MAX_BATCH_EVENTS]):
-        size += len(event.message) + 100
+        # In the post a line is JSON within JSON: quotes and backslashes are escaped twice.
+        size += 2 * len(event.message.encode("utf-8", "replace")) + 100
         if size > MAX_BATCH_BYTES and index:
             return events[:index]
     return events[:MAX_BATCH_EVENTS]

@@ -28,7 +28,8 @@ LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 """Where SageMaker sends what training containers print (SageMaker developer guide, 'CloudWatch logs')."""
 MAX_STREAMS = 100
 _MAX_EVENTS = 20_000
-"""Events one sweep of a group may hold in memory; the rest waits in CloudWatch."""
+_MAX_CHARACTERS = 32 << 20
+"""What one sweep of a group may hold in memory; the rest waits in CloudWatch."""
 
 _log = get_logger()
 
@@ -110,9 +111,11 @@ class LogFeed:
         Events that were taken before are dropped page by page: did they count, a silent stream beside busy ones
         could make every sweep end before the first new event."""
         found: list[LogEvent] = []
+        characters = 0
         async for page in self._pages(streams, since, None, missing):
             found += [event for event in page if event.key >= _reached(positions[event.stream])]
-            if len(found) >= _MAX_EVENTS:
+            characters += sum(len(event.message) for event in page)
+            if len(found) >= _MAX_EVENTS or characters >= _MAX_CHARACTERS:
                 return found, page[-1].timestamp
         return found, None
 
