@@ -543,7 +543,7 @@ def arguments_of_processes(folder: Path) -> list[str]:
                 lines.append(process.joinpath("cmdline").read_text().replace("\0", " "))
         except OSError:
             continue
-    return lines
+    return [line for line in lines if line]  # the killed that are not buried yet have none
 
 
 # --- the network

@@ -88,7 +88,8 @@ _PIPE_GRACE = 2.0
 _READ = 1 << 16
 # The shell sets a limit that git and all its children inherit; POSIX counts blocks of 512 bytes. With the signal
 # ignored, git says "File too large" instead of dying without a word.
-_LIMITED = 'trap "" XFSZ && ulimit -f "$0" && exec "$@"'
+# Where the host allows less than that, its limit stays.
+_LIMITED = 'trap "" XFSZ; ulimit -f "$0" 2>/dev/null; exec "$@"'
 _BLOCK = 512
 
 

@@ -39,7 +39,11 @@ _NEVER: tuple[tuple[str, str, str], ...] = (
         SCHEME_CODE,
         "leads to a transport other than https and ssh",
     ),
-    (r"File too large", TOO_LARGE_CODE, "is larger than {max_bytes} bytes"),
+    (
+        r"File too large",
+        TOO_LARGE_CODE,
+        "is larger than {max_bytes} bytes; leave data out of it, or raise LAUNCH_SOURCE_MAX_BYTES",
+    ),
     (
         r"returned error: 30\d",
         MOVED_CODE,

@@ -56,6 +56,8 @@ def explain(messages: str, version: str = "main", secrets: tuple[str, ...] = ())
         ("fatal: remote error: upload-pack: not our ref 0123", "LW-GIT-REF"),
         ("error: Server does not allow request for unadvertised object 0123", "LW-GIT-REF"),
         ("fatal: transport 'file' not allowed", "LW-SOURCE-SCHEME"),
+        (f'{UNABLE}Protocol "http" not supported or disabled in libcurl', "LW-SOURCE-SCHEME"),
+        (f'{UNABLE}Protocol "http" disabled', "LW-SOURCE-SCHEME"),
         (
             "fatal: write error: File too large\nfatal: fetch-pack: invalid index-pack output",
             "LW-GIT-TOO-LARGE",
