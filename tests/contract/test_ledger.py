@@ -148,7 +148,7 @@ class TestClaim:
     async def test_a_record_closed_since_is_not_claimed_by_mistake(self, ledger: Ledger) -> None:
         seen = a_record()
         await ledger.create(seen)
-        closed = replace(seen, state=LaunchState.REFUSED)
+        closed = replace(seen, state=LaunchState.REFUSED, reported=True)
         await ledger.save([closed], owner="w1")
         assert await ledger.claim(seen, "w2") is None
         assert await ledger.claim(closed, "w2") == replace(closed, owner="w2", epoch=2), "to report it, say"
@@ -194,10 +194,19 @@ class TestSave:
     ) -> None:
         record = a_record()
         await ledger.create(record)
-        closed = replace(record, state=state, expires_at=4_000_000_000.5)
+        closed = replace(record, state=state, reported=True, expires_at=4_000_000_000.5)
         await ledger.save([closed], owner="w1")
         assert await ledger.open_records("w1") == []
         assert await ledger.read("aaaa") == closed
+
+    async def test_a_refusal_that_nobody_was_told_is_still_open(self, ledger: Ledger) -> None:
+        record = a_record()
+        await ledger.create(record)
+        refused = replace(record, state=LaunchState.REFUSED)
+        await ledger.save([refused], owner="w1")
+        assert await ledger.open_records("w1") == [refused]
+        await ledger.save([replace(refused, reported=True)], owner="w1")
+        assert await ledger.open_records("w1") == []
 
     async def test_more_records_than_a_transaction_takes(self, ledger: Ledger) -> None:
         records = [a_record(f"launch-{n:03}") for n in range(250)]

@@ -344,7 +344,7 @@ def test_a_batch_whose_events_are_gone_cannot_be_replayed() -> None:
     events = [event(1, 1), event(2, 2, "gone")]
     state, _ = cursor.assign(LogState(), {}, events)
     assert state.batch is not None
-    with pytest.raises(LookupError, match="1 of 2 events"):
+    with pytest.raises(cursor.EventsGone, match="1 of 2 events"):
         cursor.replay(state.batch, events[:1])
 
 
