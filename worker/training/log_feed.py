@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from worker.clients.aws import AwsRefused, call
@@ -43,6 +43,15 @@ class Sweep:
     """Streams that were not read to their end → event time (ms) up to which they were; the rest comes next time."""
     missing: frozenset[str]
     """Streams that are gone (deleted, or retention)."""
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What went on while a group of streams was read."""
+
+    missing: set[str] = field(default_factory=set)
+    split: bool = False
+    """A stream was missing, so that the group was read in parts, one after the other."""
 
 
 class LogFeed:
@@ -86,10 +95,12 @@ class LogFeed:
         for start in range(0, len(by_position), MAX_STREAMS):
             group = by_position[start : start + MAX_STREAMS]
             since = max(0, min(positions[stream].timestamp for stream in group))
-            found, read_until = await self._read(group, since, positions, missing)
+            reading = _Reading()
+            found, read_until = await self._read(group, since, positions, reading)
+            missing |= reading.missing
             if read_until is not None:
                 # Of the two halves that a missing stream leads to, one may not have been read at all.
-                cut_at |= dict.fromkeys(group, 0 if missing.intersection(group) else read_until)
+                cut_at |= dict.fromkeys(group, 0 if reading.split else read_until)
             events += _fresh(found, positions)
         self._metrics.log_events.inc(len(events))
         return Sweep(tuple(events), cut_at, frozenset(missing))
@@ -100,11 +111,12 @@ class LogFeed:
         """All events of some streams in [since, until] ms (None: to the end), in the API's order, page by page,
         whatever was taken before."""
         for start in range(0, len(streams), MAX_STREAMS):
-            async for page in self._pages(streams[start : start + MAX_STREAMS], max(0, since), until, set()):
+            group = streams[start : start + MAX_STREAMS]
+            async for page in self._pages(group, max(0, since), until, _Reading()):
                 yield page
 
     async def _read(
-        self, streams: Sequence[str], since: int, positions: Mapping[str, StreamPosition], missing: set[str]
+        self, streams: Sequence[str], since: int, positions: Mapping[str, StreamPosition], reading: _Reading
     ) -> tuple[list[LogEvent], int | None]:
         """Events at or behind their streams' positions; and up to when was read, if there was too much (else None).
 
@@ -112,7 +124,7 @@ class LogFeed:
         could make every sweep end before the first new event."""
         found: list[LogEvent] = []
         characters = 0
-        async for page in self._pages(streams, since, None, missing):
+        async for page in self._pages(streams, since, None, reading):
             found += [event for event in page if event.key >= _reached(positions[event.stream])]
             characters += sum(len(event.message) for event in page)
             if len(found) >= _MAX_EVENTS or characters >= _MAX_CHARACTERS:
@@ -120,7 +132,7 @@ class LogFeed:
         return found, None
 
     async def _pages(
-        self, streams: Sequence[str], since: int, until: int | None, missing: set[str]
+        self, streams: Sequence[str], since: int, until: int | None, reading: _Reading
     ) -> AsyncIterator[list[LogEvent]]:
         """Pages of one call; where a stream is missing, of the two halves."""
         request: dict[str, Any] = {
@@ -156,11 +168,12 @@ class LogFeed:
             request["nextToken"] = page["nextToken"]
         if len(streams) == 1:
             _log.warning("log_stream_missing", stream=streams[0])
-            missing.add(streams[0])
+            reading.missing.add(streams[0])
             return
+        reading.split = True
         middle = len(streams) // 2
         for half in (streams[:middle], streams[middle:]):
-            async for events in self._pages(half, since, until, missing):
+            async for events in self._pages(half, since, until, reading):
                 yield events
 
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 LAUNCH_ID_VARIABLE = "LAUNCH_ID"
 """In the job's Environment: DescribeTrainingJob shows it, while tags need a call of their own."""
 
+_GONE_CODES = frozenset({"ValidationException", "ResourceNotFound"})
+"""No such job, or none that can still be stopped: the first is what AWS answers, the second what its API documents."""
+
 
 class QuotaExceeded(Again):
     """ResourceLimitExceeded: the account has no room now; wait in the ledger."""
@@ -94,7 +97,7 @@ class SageMaker:
         try:
             return job_facts(await self._describe(name))
         except AwsRefused as error:
-            if error.aws_code == "ValidationException":
+            if error.aws_code in _GONE_CODES:
                 return JobFacts(status="Stopped", secondary_status="Deleted")
             raise
 
@@ -108,7 +111,7 @@ class SageMaker:
                     self._rates["StopTrainingJob"],
                 )
         except AwsRefused as error:
-            if error.aws_code == "ValidationException":
+            if error.aws_code in _GONE_CODES:
                 return False
             raise
         return True

@@ -7,12 +7,14 @@ a change, and their filters are applied after paging, so every page is read (Sag
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from worker.clients.aws import call
+from worker.errors import WorkerError
 
 if TYPE_CHECKING:
     from types_aiobotocore_sagemaker import SageMakerClient
@@ -43,7 +45,7 @@ class StatusFeed:
         self._sagemaker = sagemaker
         self._rate = rates["ListTrainingJobs"]
         self._seen_until = since
-        self._look_back = since
+        self._look_back = math.inf
 
     def look_back_to(self, moment: float) -> None:
         """Let the next look start at `moment` (epoch seconds) at the latest: an adopted job may have changed then."""
@@ -51,9 +53,17 @@ class StatusFeed:
 
     async def changes(self) -> Mapping[str, Summary]:
         """Job name → state of every job of the account that changed since the last look, and a little more."""
-        newest, since = self._seen_until, min(self._seen_until, self._look_back)
+        since = min(self._seen_until, self._look_back)
         # A wish to look back that comes while this look is under way is for the next one.
-        self._look_back = newest
+        self._look_back = math.inf
+        try:
+            return await self._look(since)
+        except WorkerError:
+            self.look_back_to(since)
+            raise
+
+    async def _look(self, since: float) -> Mapping[str, Summary]:
+        newest = self._seen_until
         after = datetime.fromtimestamp(max(0.0, since - _OVERLAP), UTC)
         request: dict[str, Any] = {"LastModifiedTimeAfter": after, "MaxResults": 100}
         found: dict[str, Summary] = {}

@@ -1,0 +1,113 @@
+"""The status feed on the wire: every page, a little overlap, and no change lost to a failed look."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.fakes.aws_server import AwsError, AwsServer, quick_rates
+from worker.clients.aws import AwsClients
+from worker.errors import Throttled
+from worker.training.status_feed import StatusFeed, Summary
+
+T = 1_700_000_000.0
+
+
+def summary(name: str, modified: float | None, status: str = "InProgress", **more: Any) -> dict[str, Any]:
+    value: dict[str, Any] = {
+        "TrainingJobName": name,
+        "TrainingJobArn": f"arn:aws:sagemaker:us-east-1:123456789012:training-job/{name}",
+        "CreationTime": T - 100,
+        "TrainingJobStatus": status,
+        **more,
+    }
+    return value if modified is None else {**value, "LastModifiedTime": modified}
+
+
+class Jobs:
+    """ListTrainingJobs: pages as given, whatever is asked."""
+
+    def __init__(self, server: AwsServer, *pages: list[dict[str, Any]]) -> None:
+        self.pages = pages
+        server.answers["ListTrainingJobs"] = self.answer
+
+    def answer(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        number = int(parameters.get("NextToken", 0))
+        answer: dict[str, Any] = {"TrainingJobSummaries": self.pages[number]}
+        return answer if number + 1 == len(self.pages) else {**answer, "NextToken": str(number + 1)}
+
+
+def asked_since(server: AwsServer) -> list[float]:
+    """`LastModifiedTimeAfter` of each call."""
+    return [request["LastModifiedTimeAfter"] for request in server.requests("ListTrainingJobs")]
+
+
+@pytest.fixture
+def feed(aws: AwsClients) -> StatusFeed:
+    return StatusFeed(aws.sagemaker, quick_rates(), since=T)
+
+
+async def test_every_page_is_read_also_behind_an_empty_one(feed: StatusFeed, aws_server: AwsServer) -> None:
+    Jobs(
+        aws_server,
+        [summary("a", T + 1)],
+        [],
+        [summary("b", T + 2, "Completed", SecondaryStatus="Completed"), summary("c", None)],
+    )
+    assert await feed.changes() == {
+        "a": Summary("a", "InProgress", "", T + 1),
+        "b": Summary("b", "Completed", "Completed", T + 2),
+        "c": Summary("c", "InProgress", "", T - 100),
+    }
+    assert len(aws_server.requests("ListTrainingJobs")) == 3
+    assert {request["MaxResults"] for request in aws_server.requests("ListTrainingJobs")} == {100}
+
+
+async def test_each_look_overlaps_the_one_before_and_only_awss_own_clock_moves_it(
+    feed: StatusFeed, aws_server: AwsServer
+) -> None:
+    jobs = Jobs(aws_server, [summary("a", T + 50)])
+    await feed.changes()
+    jobs.pages = ([summary("a", T + 40)],)
+    await feed.changes()
+    await feed.changes()
+    assert asked_since(aws_server) == [T - 5, T + 45, T + 45]
+
+
+async def test_the_newest_of_two_summaries_of_a_job_wins_over_the_pages(
+    feed: StatusFeed, aws_server: AwsServer
+) -> None:
+    Jobs(aws_server, [summary("a", T + 1)], [summary("a", T + 9, "Completed")])
+    assert (await feed.changes())["a"].status == "Completed"
+
+
+async def test_an_adopted_job_may_have_changed_before(feed: StatusFeed, aws_server: AwsServer) -> None:
+    Jobs(aws_server, [summary("a", T + 50)])
+    await feed.changes()
+    feed.look_back_to(T - 1000)
+    feed.look_back_to(T + 49)
+    await feed.changes()
+    await feed.changes()
+    assert asked_since(aws_server)[1:] == [T - 1005, T + 45], "once"
+
+
+@pytest.mark.parametrize("failing_page", [0, 1])
+async def test_a_failed_look_is_repeated_from_where_it_began(
+    feed: StatusFeed, aws_server: AwsServer, failing_page: int
+) -> None:
+    jobs = Jobs(aws_server, [summary("a", T + 50)], [summary("b", T + 60)])
+    answer = jobs.answer
+
+    def fail_once(parameters: dict[str, Any]) -> dict[str, Any]:
+        if int(parameters.get("NextToken", 0)) == failing_page:
+            aws_server.answers["ListTrainingJobs"] = answer
+            raise AwsError("ThrottlingException")
+        return answer(parameters)
+
+    aws_server.answers["ListTrainingJobs"] = fail_once
+    feed.look_back_to(T - 1000)
+    with pytest.raises(Throttled):
+        await feed.changes()
+    assert set(await feed.changes()) == {"a", "b"}
+    assert asked_since(aws_server)[-1] == T - 1005
