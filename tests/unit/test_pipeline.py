@@ -1,0 +1,408 @@
+"""Leg 1, decision by decision: an in-memory ledger, real heartbeats, and a queue that remembers what it was told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from tests.fakes.launch_queue import QUEUE_ARN, FakeLaunchQueue, FakeQueueItems, a_message
+from tests.fakes.ledger import MemoryLedger
+from tests.unit.launches import ACCOUNT, BASE_URL, BUILT, message
+from tests.unit.waiting import until
+from worker.building import Building, LaunchImage
+from worker.errors import Again, Throttled, Unreachable
+from worker.intake.refusal import Refusals
+from worker.intake.sqs import SqsMessage
+from worker.launch.identity import launch_id
+from worker.launch.message import CodeSource, Launch
+from worker.launch.outcome import Verdict
+from worker.launch.intent import item_id_of
+from worker.launch.record import LaunchRecord, LaunchState
+from worker.ledger.held import HeldLaunch
+from worker.ledger.membership import Membership
+from worker.ledger.port import WorkerBeat
+from worker.pipeline import Pipeline, PipelineFacts
+from worker.training.policy import Policy
+
+HEARTBEAT = 10.0
+MAX_ATTEMPTS = 3
+OWN_KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+class FakeBuilding(Building):
+    """Makes the same image of every code, or fails as told."""
+
+    def __init__(self) -> None:
+        self.errors: list[Exception] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.asked = 0
+
+    @property
+    def repository(self) -> str:
+        return BUILT.partition("@")[0]
+
+    async def image_of(self, record: LaunchRecord, launch: Launch, source: CodeSource) -> LaunchImage:
+        self.asked += 1
+        await self.gate.wait()
+        if self.errors:
+            raise self.errors.pop(0)
+        return LaunchImage(BUILT, ("python", "train.py"), built=True, warnings=("no lock file",))
+
+
+@dataclass
+class Worker:
+    """One worker's leg 1; leg 2 only notes what it is given."""
+
+    pipeline: Pipeline
+    membership: Membership
+    submitted: list[HeldLaunch]
+    waiting: dict[str, asyncio.Future[None]]
+    """Launch id → what leg 1 may wait for."""
+
+    async def handle(self, body: Any, *, message_id: str = "m-1") -> Any:
+        text = body if isinstance(body, str) else json.dumps(body)
+        return await self.pipeline.handle(a_message(message_id, text))
+
+
+@dataclass
+class Bench:
+    ledger: MemoryLedger = field(default_factory=MemoryLedger)
+    queue: FakeLaunchQueue = field(default_factory=FakeLaunchQueue)
+    building: FakeBuilding = field(default_factory=FakeBuilding)
+    now: float = 1000.0
+
+    def __post_init__(self) -> None:
+        self.items = FakeQueueItems(self.queue.told)
+
+    def worker(self, name: str, *, builds: bool = True) -> Worker:
+        beat = WorkerBeat(name, 0, "default", "host", 0.0)
+        membership = Membership(self.ledger, beat, HEARTBEAT, clock=lambda: self.now)
+        submitted: list[HeldLaunch] = []
+        waiting: dict[str, asyncio.Future[None]] = {}
+
+        def submit(held: HeldLaunch) -> Awaitable[None]:
+            submitted.append(held)
+            return waiting.setdefault(held.launch_id, asyncio.get_running_loop().create_future())
+
+        pipeline = Pipeline(
+            facts=PipelineFacts(
+                worker=name,
+                queue_arn=QUEUE_ARN,
+                deployment="default",
+                base_url=BASE_URL,
+                account=ACCOUNT,
+                policy=Policy(),
+                macros={},
+                log_target="companion",
+                heartbeat=HEARTBEAT,
+                max_attempts=MAX_ATTEMPTS,
+                secrets=(),
+            ),
+            ledger=self.ledger,
+            membership=membership,
+            refusals=Refusals(self.items, self.queue),
+            building=self.building if builds else None,
+            submit=submit,
+            is_held=lambda identity: any(held.launch_id == identity for held in submitted),
+        )
+        return Worker(pipeline, membership, submitted, waiting)
+
+    async def only_record(self) -> LaunchRecord:
+        (record,) = await self.records()
+        return record
+
+    async def records(self) -> list[LaunchRecord]:
+        found = [await self.ledger.read(identity) for identity in self.ledger._records]
+        return [record for record in found if record is not None]
+
+    async def edit(self, **changes: Any) -> LaunchRecord:
+        record = replace(await self.only_record(), **changes)
+        self.ledger._put(record)
+        return record
+
+
+@pytest.fixture
+async def bench() -> Bench:
+    return Bench()
+
+
+def code(**spec: Any) -> dict[str, Any]:
+    return message(docker={}, uri="https://git.example.com/acme/vision.git", **spec)
+
+
+async def test_done_means_that_the_ledger_holds_it_ready_to_submit(bench: Bench) -> None:
+    worker = bench.worker("w1")
+    outcome = await worker.handle(message(run_id="r1"))
+    assert outcome.verdict is Verdict.DONE
+    record = await bench.only_record()
+    assert (record.state, record.owner, record.epoch) == (LaunchState.WAITING, "w1", 1)
+    assert (record.run.run_id, record.job_name, record.item_id) == ("r1", "r1", "item-1")
+    assert record.request is not None
+    assert record.request["Environment"]["LAUNCH_ID"] == record.launch_id
+    assert [held.record for held in worker.submitted] == [record]
+    assert (bench.items.failed, bench.queue.copied) == ([], [])
+
+
+async def test_code_is_built_and_submitted_by_digest(bench: Bench) -> None:
+    worker = bench.worker("w1")
+    assert (await worker.handle(code())).verdict is Verdict.DONE
+    record = await bench.only_record()
+    assert record.image == BUILT
+    assert bench.items.warned == [("item-1", "no lock file", "build")]
+
+
+async def test_code_without_a_builder_is_refused_with_the_remedy(bench: Bench) -> None:
+    outcome = await bench.worker("w1", builds=False).handle(code())
+    assert (outcome.verdict, outcome.code) == (Verdict.NEVER, "LW-NO-BUILDER")
+    assert "LAUNCH_REGISTRY" in outcome.reason
+
+
+@pytest.mark.parametrize(
+    "state", [LaunchState.WAITING, LaunchState.ACCEPTED, LaunchState.FINISHED, LaunchState.REFUSED]
+)
+async def test_a_duplicate_of_a_launch_past_leg_1_is_done(bench: Bench, state: LaunchState) -> None:
+    await bench.worker("w1").handle(message())
+    before = await bench.edit(state=state, reported=True)
+    second = bench.worker("w2")
+    assert (await second.handle(message())).verdict is Verdict.DONE
+    assert await bench.only_record() == before
+    assert second.submitted == []
+
+
+async def test_a_live_worker_at_work_on_it_means_busy_beyond_its_heartbeat_limit(bench: Bench) -> None:
+    first, second = bench.worker("w1"), bench.worker("w2")
+    bench.building.gate.clear()
+    async with asyncio.TaskGroup() as tasks:
+        working = tasks.create_task(first.handle(code()))
+        await until(lambda: bench.building.asked)
+        same, other = await first.handle(code()), await second.handle(code())
+        assert (same.verdict, other.verdict) == (Verdict.BUSY, Verdict.BUSY)
+        assert same.delay == other.delay
+        assert other.delay > 3 * HEARTBEAT
+        bench.building.gate.set()
+    assert working.result().verdict is Verdict.DONE
+    assert bench.building.asked == 1
+    assert second.submitted == []
+
+
+async def test_a_dead_workers_launch_is_claimed(bench: Bench) -> None:
+    await bench.worker("w1").handle(message())
+    await bench.edit(state=LaunchState.INTENT)
+    second = bench.worker("w2")
+    assert (await second.handle(message())).verdict is Verdict.BUSY
+    for _ in range(4):
+        await second.membership.beat_once()
+        bench.now += HEARTBEAT
+    await second.membership.beat_once()
+    assert (await second.handle(message())).verdict is Verdict.DONE
+    record = await bench.only_record()
+    assert (record.owner, record.epoch, record.state) == ("w2", 2, LaunchState.WAITING)
+
+
+async def test_two_workers_that_claim_at_once_are_one(bench: Bench) -> None:
+    await bench.worker("w1").handle(message())
+    await bench.edit(state=LaunchState.INTENT, owner="")
+    workers = [bench.worker("w2"), bench.worker("w3")]
+    outcomes = await asyncio.gather(*(worker.handle(message()) for worker in workers))
+    assert sorted(outcome.verdict for outcome in outcomes) == [Verdict.BUSY, Verdict.DONE]
+    assert sum(len(worker.submitted) for worker in workers) == 1
+    assert (await bench.only_record()).epoch == 2
+
+
+async def test_again_counts_the_try_releases_the_launch_and_warns(bench: Bench) -> None:
+    bench.building.errors = [Unreachable("the registry is away")]
+    outcome = await bench.worker("w1").handle(code())
+    assert outcome.verdict is Verdict.AGAIN
+    assert 5 <= outcome.delay <= 10
+    record = await bench.only_record()
+    assert (record.state, record.owner, record.tries) == (LaunchState.INTENT, "", 1)
+    ((item, text, stage),) = bench.items.warned
+    assert (item, stage) == ("item-1", "agent")
+    assert "the registry is away" in text
+
+
+async def test_the_wait_grows_with_the_tries_and_obeys_the_peer(bench: Bench) -> None:
+    worker = bench.worker("w1")
+    bench.building.errors = [Unreachable("a"), Throttled("b", retry_after=77)]
+    first, second = await worker.handle(code()), await worker.handle(code())
+    assert (first.verdict, second.verdict, second.delay) == (Verdict.AGAIN, Verdict.AGAIN, 77)
+    assert (await bench.only_record()).tries == 2
+
+
+async def test_an_unknown_exception_is_again_with_the_try_counted(bench: Bench) -> None:
+    bench.building.errors = [KeyError("a defect of ours")]
+    outcome = await bench.worker("w1").handle(code())
+    assert outcome.verdict is Verdict.AGAIN
+    assert "KeyError" in outcome.reason
+    assert (await bench.only_record()).tries == 1
+
+
+async def test_too_many_tries_are_a_refusal(bench: Bench) -> None:
+    workers = [bench.worker("w1"), bench.worker("w2"), bench.worker("w3")]
+    bench.building.errors = [Again("no luck")] * MAX_ATTEMPTS
+    outcomes = [await worker.handle(code()) for worker in workers]
+    assert [outcome.verdict for outcome in outcomes] == [Verdict.AGAIN, Verdict.AGAIN, Verdict.NEVER]
+    assert outcomes[-1].code == "LW-GAVE-UP"
+    record = await bench.only_record()
+    assert record.state is LaunchState.REFUSED
+    assert record.failure is not None
+    assert (record.failure.code, record.reported) == ("LW-GAVE-UP", True)
+    assert "after 3 tries" in record.failure.reason
+
+
+async def test_a_refusal_is_decided_in_the_ledger_then_told_to_wandb_then_to_the_dlq(bench: Bench) -> None:
+    class Watching(FakeQueueItems):
+        async def fail(self, item_id: str, message: str, stage: str) -> None:
+            states.append((await bench.only_record()).state)
+            await super().fail(item_id, message, stage)
+
+    states: list[LaunchState] = []
+    bench.items = Watching(bench.queue.told)
+    outcome = await bench.worker("w1").handle(message(resource_args={"sagemaker": {}}))
+    assert (outcome.verdict, outcome.code) == (Verdict.NEVER, "LW-BAD-MESSAGE")
+    assert states == [LaunchState.REFUSED]
+    assert bench.queue.told == ["wandb", "dlq"]
+    record = await bench.only_record()
+    assert (record.reported, record.owner, record.message) == (True, "", "")
+    assert record.expires_at > record.finished_at
+    ((body, identity, attributes),) = bench.queue.copied
+    assert json.loads(body)["runQueueItemId"] == "item-1"
+    assert identity == attributes["launchId"] == record.launch_id
+    assert (attributes["stage"], attributes["code"]) == ("agent", "LW-BAD-MESSAGE")
+    assert bench.items.failed == [("item-1", attributes["reason"], "agent")]
+
+
+@pytest.mark.parametrize("where", ["wandb", "dlq"])
+async def test_a_refusal_whose_report_failed_is_finished_on_redelivery(bench: Bench, where: str) -> None:
+    """By whichever worker gets the message next, also while the first one lives."""
+    (bench.items.errors if where == "wandb" else bench.queue.dlq_errors).append(
+        Unreachable(f"{where} is away")
+    )
+    wrong = message(resource_args={"sagemaker": {}})
+    outcome = await bench.worker("w1").handle(wrong)
+    assert outcome.verdict is Verdict.AGAIN
+    record = await bench.only_record()
+    assert (record.state, record.reported) == (LaunchState.REFUSED, False)
+    assert bench.queue.copied == []
+    second = await bench.worker("w2").handle(wrong)
+    assert (second.verdict, second.code) == (Verdict.NEVER, "LW-BAD-MESSAGE")
+    assert len(bench.queue.copied) == 1
+    assert (await bench.only_record()).reported
+
+
+async def test_a_ledger_that_does_not_answer_is_again_and_starts_nothing(bench: Bench) -> None:
+    worker = bench.worker("w1")
+    bench.ledger.failing = Unreachable("the ledger is away")
+    outcome = await worker.handle(code())
+    assert outcome.verdict is Verdict.AGAIN
+    assert (bench.building.asked, worker.submitted) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("body", "item"),
+    [
+        ('{"runQueueItemId": "item-9", "runSpec": 3}', "item-9"),
+        ('{"runQueueItemId": 9}', ""),
+        ("[1]", ""),
+        ("not json", ""),
+        ("[" * 100_000, ""),
+    ],
+    ids=["bad spec", "bad id", "list", "text", "deep"],
+)
+async def test_the_item_id_is_taken_out_of_a_broken_message(bench: Bench, body: str, item: str) -> None:
+    assert item_id_of(body) == item
+    outcome = await bench.worker("w1").handle(body, message_id="sqs-7")
+    assert outcome.verdict is Verdict.NEVER
+    record = await bench.only_record()
+    assert record.item_id == item
+    assert record.launch_id == launch_id(("sqs", QUEUE_ARN, "sqs-7"))
+    assert [failed[0] for failed in bench.items.failed] == ([item] if item else [])
+    assert len(bench.queue.copied) == 1
+
+
+async def test_what_the_ledger_and_the_dlq_keep_of_a_message_has_no_secret(bench: Bench) -> None:
+    await bench.worker("w1").handle(message(resource_args={"sagemaker": {}}, _wandb_api_key=OWN_KEY))
+    assert len(bench.queue.copied) == 1
+    assert OWN_KEY not in repr(bench.queue.copied) + repr(bench.ledger._records)
+
+
+async def test_a_launch_with_its_own_key_keeps_its_message_until_the_job_exists(bench: Bench) -> None:
+    worker = bench.worker("w1")
+    body = message(_wandb_api_key=OWN_KEY)
+    async with asyncio.TaskGroup() as tasks:
+        working = tasks.create_task(worker.handle(body))
+        await until(lambda: worker.submitted)
+        await asyncio.sleep(0.02)
+        assert not working.done()
+        record = await bench.only_record()
+        assert (record.state, record.private_key) == (LaunchState.WAITING, True)
+        assert OWN_KEY not in repr(bench.ledger._records)
+        (held,) = worker.submitted
+        assert held.api_key is not None
+        assert held.api_key.get_secret_value() == OWN_KEY
+        # Redelivered meanwhile, here or elsewhere: it is in good hands.
+        assert (await bench.worker("w2").handle(body)).verdict is Verdict.BUSY
+        worker.waiting[record.launch_id].set_result(None)
+    assert working.result().verdict is Verdict.DONE
+
+
+async def test_a_released_launch_with_its_own_key_is_taken_up_by_whoever_has_the_message(
+    bench: Bench,
+) -> None:
+    first, second = bench.worker("w1"), bench.worker("w2")
+    body = message(_wandb_api_key=OWN_KEY)
+    async with asyncio.TaskGroup() as tasks:
+        working = tasks.create_task(first.handle(body))
+        await until(lambda: first.submitted)
+        working.cancel()
+    released = await bench.edit(owner="")  # as leg 2 does at shutdown
+    assert released.state is LaunchState.WAITING
+    async with asyncio.TaskGroup() as tasks:
+        working = tasks.create_task(second.handle(body))
+        await until(lambda: second.submitted)
+        second.waiting[released.launch_id].set_result(None)
+    assert working.result().verdict is Verdict.DONE
+    assert (await bench.only_record()).epoch == 2
+
+
+async def test_a_cancellation_gives_the_launch_back(bench: Bench) -> None:
+    """A lost lease or the end of the grace: the next worker to get the message need not wait for this one's death."""
+    first, second = bench.worker("w1"), bench.worker("w2")
+    bench.building.gate.clear()
+    async with asyncio.TaskGroup() as tasks:
+        working = tasks.create_task(first.handle(code()))
+        await until(lambda: bench.building.asked)
+        working.cancel()
+    assert working.cancelled()
+    record = await bench.only_record()
+    assert (record.state, record.owner, record.tries) == (LaunchState.INTENT, "", 0)
+    bench.building.gate.set()
+    assert (await second.handle(code())).verdict is Verdict.DONE
+
+
+async def test_a_launch_taken_over_meanwhile_is_not_written(bench: Bench) -> None:
+    first = bench.worker("w1")
+    bench.building.gate.clear()
+    async with asyncio.TaskGroup() as tasks:
+        working = tasks.create_task(first.handle(code()))
+        await until(lambda: bench.building.asked)
+        theirs = await bench.edit(owner="w2", epoch=2)
+        bench.building.gate.set()
+    assert working.result().verdict is Verdict.AGAIN
+    assert await bench.only_record() == theirs
+    assert first.submitted == []
+
+
+async def test_side_by_side_messages_are_launches_of_their_own(bench: Bench) -> None:
+    worker = bench.worker("w1")
+    bodies = [{**message(), "runQueueItemId": f"item-{i}"} for i in range(20)]
+    sent: list[SqsMessage] = [a_message(f"m-{i}", json.dumps(body)) for i, body in enumerate(bodies)]
+    outcomes = await asyncio.gather(*map(worker.pipeline.handle, sent))
+    assert {outcome.verdict for outcome in outcomes} == {Verdict.DONE}
+    assert len({held.launch_id for held in worker.submitted}) == 20
