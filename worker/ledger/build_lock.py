@@ -35,8 +35,9 @@ class BuildLocks:
         counted.waiting += 1
         try:
             async with counted.lock:
-                await self._take(tag)
                 try:
+                    # Inside: a try that was cancelled, or whose answer got lost, may have taken it.
+                    await self._take(tag)
                     yield
                 finally:
                     await self._give_back(tag)
