@@ -228,7 +228,8 @@ class Supervisor:
             return False
         if not held.record.stop_reason:
             held.update(stop_reason=reason)
-            await self._held.save([held])
+        # Each time: the write of an earlier try may have failed.
+        await self._held.save([held])
         _log.info("job_stopping", launch_id=launch_id, training_job=held.record.job_name, reason=reason)
         return not held.lost and await self._sagemaker.stop(held.record.job_name)
 
