@@ -19,9 +19,9 @@ from worker.errors import Again, Throttled, Unreachable
 from worker.intake.refusal import Refusals
 from worker.intake.sqs import SqsMessage
 from worker.launch.identity import launch_id
+from worker.launch.intent import item_id_of
 from worker.launch.message import CodeSource, Launch
 from worker.launch.outcome import Verdict
-from worker.launch.intent import item_id_of
 from worker.launch.record import LaunchRecord, LaunchState
 from worker.ledger.held import HeldLaunch
 from worker.ledger.membership import Membership
