@@ -16,6 +16,7 @@ from worker.ops.metrics import Metrics
 from worker.ops.rates import QUOTAS, Rates
 
 _JSON = "application/x-amz-json-1.1"
+_XML = "<ErrorResponse><Error><Code>{}</Code><Message>{}</Message></Error></ErrorResponse>"
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
 """From a request's parameters to the answer's; raises `AwsError`."""
 
@@ -30,7 +31,11 @@ class AwsError(Exception):
 
 
 class HangUp(Exception):
-    """The connection is closed without an answer."""
+    """The connection is closed without an answer, or after the first bytes of one."""
+
+    def __init__(self, first: bytes = b"") -> None:
+        super().__init__()
+        self.first = first
 
 
 @dataclass
@@ -59,11 +64,17 @@ class AwsServer:
         self.calls.append((operation, parameters))
         try:
             answer = self._answer(operation, parameters)
-        except HangUp:
+        except HangUp as torn:
+            response = web.StreamResponse(headers={"Content-Length": "1000", "Content-Type": _JSON})
+            if torn.first:
+                await response.prepare(request)
+                await response.write(torn.first)
             assert request.transport is not None
             request.transport.close()
-            return web.Response()
+            return response
         except AwsError as error:
+            if not operation:
+                return web.Response(status=error.status, text=_XML.format(error.code, error))
             body = {"__type": f"com.amazonaws.service#{error.code}", "message": str(error)}
             return web.json_response(body, status=error.status, content_type=_JSON)
         return answer if isinstance(answer, web.Response) else web.json_response(answer, content_type=_JSON)
