@@ -1,0 +1,188 @@
+"""The command: what a newcomer and a script see; exit codes 0, 1 and 2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import worker
+from tests.unit.launches import EXAMPLES, IMAGE, message, sagemaker_args
+from worker.cli import app
+
+COMMANDS = ("run", "validate", "enqueue", "dev", "demo")
+
+
+def invoke(*arguments: str, stdin: str = "", env: Mapping[str, str] | None = None) -> Result:
+    return CliRunner().invoke(app, list(arguments), input=stdin, env=env)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No `.env` of the developer's is read."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def written(folder: Path, body: dict[str, Any] | str) -> str:
+    file = folder / "message.json"
+    file.write_text(body if isinstance(body, str) else json.dumps(body))
+    return str(file)
+
+
+def test_help_lists_every_command() -> None:
+    result = invoke("--help")
+    assert result.exit_code == 0
+    assert all(command in result.stdout for command in COMMANDS)
+    assert all(invoke(command, "--help").exit_code == 0 for command in COMMANDS)
+
+
+def test_without_a_command_it_explains_itself_and_that_is_wrong_use() -> None:
+    result = invoke()
+    assert result.exit_code == 2
+    assert "validate" in result.output
+    assert invoke("no-such-command").exit_code == 2
+    assert invoke("validate").exit_code == 2
+
+
+def test_the_module_is_the_command(elsewhere: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "worker", "--version"],
+        cwd=elsewhere,
+        env={"PYTHONPATH": str(Path(worker.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, worker.__version__, "")
+
+
+def test_validate_needs_no_environment_and_loads_no_sdk(elsewhere: Path) -> None:
+    program = (
+        "import sys; sys.argv = ['launch-worker', 'validate', sys.argv[1]]\n"
+        "from worker.cli import main\n"
+        "try:\n    main()\n"
+        "finally:\n    print(sorted({'wandb', 'moto', 'aiodocker'} & sys.modules.keys()), file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, written(elsewhere, message())],
+        cwd=elsewhere,
+        env={"PYTHONPATH": str(Path(worker.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["AlgorithmSpecification"]["TrainingImage"] == IMAGE
+    assert done.stderr.strip() == "[]"
+
+
+def test_validate_prints_the_request_from_a_file_or_standard_input(elsewhere: Path) -> None:
+    from_file = invoke("validate", written(elsewhere, message()))
+    from_stdin = invoke("validate", "-", stdin=json.dumps(message()))
+    assert (from_file.exit_code, from_stdin.exit_code) == (0, 0)
+    assert from_file.stdout == from_stdin.stdout
+    assert from_file.stderr == ""
+    request = json.loads(from_file.stdout)
+    assert request["Environment"]["LAUNCH_ID"]
+    assert request["TrainingJobName"]
+
+
+def test_validate_shows_no_secret(elsewhere: Path) -> None:
+    body = message(sagemaker_args(Environment={"API_TOKEN": "hush-hush", "LR": "0.1"}))
+    body["runSpec"]["_wandb_api_key"] = "0123456789abcdef0123456789abcdef01234567"
+    result = invoke("validate", written(elsewhere, body), env={"WANDB_API_KEY": "f" * 40})
+    assert result.exit_code == 0, result.output
+    environment = json.loads(result.stdout)["Environment"]
+    assert (environment["WANDB_API_KEY"], environment["API_TOKEN"], environment["LR"]) == (
+        "***",
+        "***",
+        "0.1",
+    )
+    assert "hush-hush" not in result.output
+    assert "0123456789abcdef" not in result.output
+    assert "ffff" not in result.output
+
+
+def test_account_region_and_image_can_be_given(elsewhere: Path) -> None:
+    body = message(sagemaker_args(RoleArn="trainer"))
+    file = written(elsewhere, body)
+    result = invoke("validate", file, "--account", "210987654321", "--region", "cn-north-1")
+    assert json.loads(result.stdout)["RoleArn"] == "arn:aws-cn:iam::210987654321:role/trainer"
+    by_setting = invoke("validate", file, env={"AWS_REGION": "us-gov-west-1"})
+    assert json.loads(by_setting.stdout)["RoleArn"] == "arn:aws-us-gov:iam::123456789012:role/trainer"
+    code = json.loads((EXAMPLES / "direct_git_source.json").read_text())
+    built = invoke("validate", written(elsewhere, code), "--image-uri", IMAGE)
+    assert json.loads(built.stdout)["AlgorithmSpecification"]["TrainingImage"] == IMAGE
+
+
+def test_every_problem_is_told_on_a_line_of_its_own(elsewhere: Path) -> None:
+    body = message(sagemaker_args(ResourceConfig=None, StoppingCondition={"MaxRuntimeInSeconds": 0}))
+    result = invoke("validate", written(elsewhere, body))
+    assert (result.exit_code, result.stdout) == (1, "")
+    lines = result.stderr.splitlines()
+    assert len(lines) >= 2
+    assert all(line.startswith("$.runSpec") for line in lines)
+    assert all(": " in line and "; " in line for line in lines), "path: what; what to do"
+
+
+def test_square_brackets_in_a_problem_are_no_markup(elsewhere: Path) -> None:
+    body = message(sagemaker_args(**{"[bold]Tags[/bold]": []}))
+    result = invoke("validate", written(elsewhere, body))
+    assert result.exit_code == 1
+    assert "[bold]" in result.stderr
+
+
+@pytest.mark.parametrize("body", ["", "{", "[]", "null", "\xff\xfe"])
+def test_what_is_no_message_is_refused_without_a_traceback(elsewhere: Path, body: str) -> None:
+    result = invoke("validate", "-", stdin=body)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("$")
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "told"),
+    [
+        (("validate", "nowhere.json"), {}, "nowhere.json: No such file"),
+        (("validate", "."), {}, "Is a directory"),
+        (("validate", "-"), {"LAUNCH_SLOTS": "0"}, "LAUNCH_SLOTS"),
+        (("enqueue", "nowhere.json"), {}, "nowhere.json: No such file"),
+        (("run",), {"LAUNCH_LEASE": "soon"}, "LAUNCH_LEASE"),
+        (("run",), {"WANDB_API_KEY": "k" * 40}, "LAUNCH_QUEUE_URL"),
+    ],
+)
+def test_wrong_use_and_wrong_settings_exit_with_two(
+    arguments: tuple[str, ...], env: dict[str, str], told: str
+) -> None:
+    result = invoke(*arguments, env=env)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert told in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_enqueue_checks_the_message_and_wants_a_queue(elsewhere: Path) -> None:
+    wrong = invoke("enqueue", "-", stdin="{}", env={"LAUNCH_QUEUE_URL": "http://127.0.0.1:1/q"})
+    assert wrong.exit_code == 1
+    assert wrong.stderr.startswith("$")
+    nowhere = invoke("enqueue", written(elsewhere, message()))
+    assert nowhere.exit_code == 2
+    assert "LAUNCH_QUEUE_URL" in nowhere.stderr
+
+
+def test_settings_come_from_a_file_and_the_environment_wins(elsewhere: Path) -> None:
+    (elsewhere / "mine.env").write_text("LAUNCH_DEPLOYMENT=from-file\n")
+    file = written(elsewhere, message())
+    tags = {
+        tag["Key"]: tag["Value"]
+        for tag in json.loads(invoke("validate", file, "--env-file", "mine.env").stdout)["Tags"]
+    }
+    assert tags["LaunchWorker"] == "from-file"
+    won = invoke("validate", file, "--env-file", "mine.env", env={"LAUNCH_DEPLOYMENT": "from-environment"})
+    assert '"from-environment"' in won.stdout
