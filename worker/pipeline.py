@@ -23,6 +23,7 @@ from worker.launch.intent import identity_of, intent_record, read_message
 from worker.launch.message import CodeSource, Launch, LaunchMessage, interpret
 from worker.launch.outcome import Outcome, Verdict
 from worker.launch.record import Failure, LaunchRecord, LaunchState
+from worker.launch.redaction import redact_text
 from worker.ledger.held import HeldLaunch
 from worker.ledger.membership import MISSED_BEATS, Membership
 from worker.ledger.port import FINISHED_TTL, Ledger
@@ -103,25 +104,37 @@ class Pipeline:
     async def _handle_once(
         self, message: SqsMessage, identity: str, parsed: LaunchMessage | BadMessage
     ) -> Outcome:
+        intent = self._intent(message, identity, parsed)
+        taken: HeldLaunch | Outcome = HeldLaunch(intent)
         try:
-            taken = await self._take(self._intent(message, identity, parsed))
-        except Again as error:
-            return self._again(error, message.receive_count)
-        if isinstance(taken, Outcome):
-            return taken
-        try:
-            return await self._carry_out(taken, parsed)
-        except Never as error:
-            return await self._refuse(taken, Failure(error.stage, error.code, str(error)))
-        except Again as error:
-            return await self._try_again(taken, error)
-        except Exception as error:  # a defect of ours must not take the launch away from its owner
-            _log.exception("launch_failed_unexpectedly")
-            return await self._try_again(taken, Again(f"{type(error).__name__}: {error}"))
+            try:
+                taken = await self._take(intent)
+            except Again as error:
+                return self._again(error, message.receive_count)
+            if isinstance(taken, Outcome):
+                return taken
+            return await self._conclude(taken, parsed)
         except asyncio.CancelledError:
-            if not self._is_held(identity):
+            # Left with this worker, the launch would be busy for all others for as long as it lives.
+            if isinstance(taken, HeldLaunch) and not self._is_held(identity):
                 await self._give_back(taken)
             raise
+
+    async def _conclude(self, held: HeldLaunch, parsed: LaunchMessage | BadMessage) -> Outcome:
+        try:
+            return await self._carry_out(held, parsed)
+        except Never as error:
+            return await self._refuse(held, Failure(error.stage, error.code, self._told(held, error)))
+        except Again as error:
+            return await self._try_again(held, error)
+        except Exception as error:  # a defect of ours must not take the launch away from its owner
+            _log.exception("launch_failed_unexpectedly")
+            return await self._try_again(held, Again(f"{type(error).__name__}: {error}"))
+
+    def _told(self, held: HeldLaunch, error: Exception) -> str:
+        """An error as everybody may read it: its text may quote what the message or a service said."""
+        own = (held.api_key.get_secret_value(),) if held.api_key else ()
+        return redact_text(str(error), (*own, *self._facts.secrets))
 
     async def _give_up_or_again(self, message: SqsMessage, identity: str, error: Exception) -> Outcome:
         """Outside the ledger, so SQS counts the tries; the DLQ gets what could be made of the message."""
@@ -143,6 +156,7 @@ class Pipeline:
         if isinstance(parsed, BadMessage):
             raise parsed
         launch = interpret(parsed, launch_id=held.launch_id, default_log_target=self._facts.log_target)
+        held.api_key = launch.api_key
         await self._make_ready(held, launch)
         _log.info("launch_ready", training_job=held.record.job_name, image=held.record.image)
         settled = self._submit(held)
@@ -156,7 +170,6 @@ class Pipeline:
         if isinstance(launch.source, CodeSource):
             image, launch = await self._build(held, launch, launch.source)
         plan = self._plan(launch, image, held.record.attempt)
-        held.api_key = launch.api_key
         held.update(
             state=LaunchState.WAITING,
             run=launch.run,
@@ -172,7 +185,6 @@ class Pipeline:
             log_target=launch.log_target,
             private_key=launch.api_key is not None,
             waiting_at=time.time(),
-            tries=0,
         )
         with effect("write_waiting"):
             await self._save(held)
@@ -238,6 +250,7 @@ class Pipeline:
             await self._save(held)
         except Again as error:
             # Whoever gets the message next shall tell it, also while this worker lives.
+            held.update(tries=held.record.tries + 1)
             await self._give_back(held)
             return self._again(error, held.record.tries)
         return Outcome(Verdict.NEVER, stage=failure.stage, code=failure.code, reason=failure.reason)
@@ -246,13 +259,15 @@ class Pipeline:
         """Count the try and give the launch back; too many tries are a refusal."""
         tries = held.record.tries + 1
         if tries >= self._facts.max_attempts:
-            reason = f"Gave up after {tries} tries (LAUNCH_MAX_ATTEMPTS): {error}"
+            reason = f"Gave up after {tries} tries (LAUNCH_MAX_ATTEMPTS): {self._told(held, error)}"
             return await self._refuse(held, Failure(Stage.AGENT, "LW-GAVE-UP", reason))
         held.update(tries=tries, state=LaunchState.INTENT)
         await self._give_back(held)
         outcome = self._again(error, tries)
         await self._refusals.warn(
-            held.record.item_id, f"Try {tries} failed, next in {outcome.delay:.0f} s: {error}", Stage.AGENT
+            held.record.item_id,
+            f"Try {tries} failed, next in {outcome.delay:.0f} s: {self._told(held, error)}",
+            Stage.AGENT,
         )
         return outcome
 
