@@ -15,7 +15,7 @@ class FakeSageMaker(SageMaker):
 
     def __init__(self) -> None:
         self.errors: list[Exception] = []
-        """Raised, oldest first, by the next calls of any kind."""
+        """Raised, oldest first, by the next calls but `existing`."""
         self.requests: list[Mapping[str, Any]] = []
         """Of each CreateTrainingJob that was tried."""
         self.jobs: dict[str, JobFacts] = {}
@@ -31,7 +31,12 @@ class FakeSageMaker(SageMaker):
         name = request["TrainingJobName"]
         how = Created.ADOPTED if name in self.jobs else Created.CREATED
         facts = self.jobs.setdefault(name, JobFacts("InProgress", "Starting"))
-        return TrainingJob(f"arn:aws:sagemaker:us-east-1:123456789012:training-job/{name}", how, facts)
+        return TrainingJob(_arn(name), how, facts)
+
+    async def existing(self, request: Mapping[str, Any]) -> TrainingJob | None:
+        await asyncio.sleep(0)
+        name = request["TrainingJobName"]
+        return TrainingJob(_arn(name), Created.ADOPTED, self.jobs[name]) if name in self.jobs else None
 
     async def describe(self, name: str) -> JobFacts:
         await self._turn()
@@ -46,3 +51,7 @@ class FakeSageMaker(SageMaker):
         await asyncio.sleep(0)
         if self.errors:
             raise self.errors.pop(0)
+
+
+def _arn(name: str) -> str:
+    return f"arn:aws:sagemaker:us-east-1:123456789012:training-job/{name}"

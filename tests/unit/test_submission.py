@@ -1,0 +1,380 @@
+"""Submitting, in virtual time: room, quota, refusals, lost answers, and what is told to whom."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from tests.fakes.launch_queue import FakeLaunchQueue, FakeQueueItems
+from tests.fakes.ledger import MemoryLedger
+from tests.fakes.sagemaker import FakeSageMaker
+from tests.unit.records import OTHER, WORKER, waiting
+from worker.clients.aws import AwsDenied, AwsRefused
+from worker.errors import Never, Stage, Throttled, Unreachable
+from worker.intake.refusal import Refusals
+from worker.launch.record import Failure, JobFacts, LaunchRecord, LaunchState
+from worker.ledger.held import HeldLaunch, HeldLaunches
+from worker.ops.metrics import Metrics
+from worker.submission import Submission
+from worker.training.sagemaker import QuotaExceeded
+
+pytestmark = pytest.mark.looptime
+
+HOUR = 3600.0
+NOW = 1_800_000_000.0
+WANDB_KEY = "0123456789abcdef" * 2 + "01234567"
+
+
+class VirtualClock:
+    """`time`, as far as submission uses it, in the loop's time."""
+
+    @staticmethod
+    def time() -> float:
+        return NOW + asyncio.get_running_loop().time()
+
+
+class Bench:
+    """One worker's submission on fakes."""
+
+    def __init__(self, *, max_jobs: int = -1, max_wait: float = 24 * HOUR) -> None:
+        self.metrics = Metrics()
+        self.ledger = MemoryLedger()
+        self.held = HeldLaunches(self.ledger, WORKER, self.metrics)
+        self.sagemaker = FakeSageMaker()
+        self.queue = FakeLaunchQueue()
+        self.items = FakeQueueItems(self.queue.told)
+        self.accepted: list[str] = []
+        self.submission = Submission(
+            held=self.held,
+            sagemaker=self.sagemaker,
+            refusals=Refusals(self.items, self.queue),
+            metrics=self.metrics,
+            api_key=WANDB_KEY,
+            max_jobs=max_jobs,
+            max_wait=max_wait,
+        )
+
+    async def add(
+        self, record: LaunchRecord, key: str | None = None
+    ) -> tuple[HeldLaunch, asyncio.Future[None]]:
+        await self.ledger.create(record)
+        held = HeldLaunch(record, SecretStr(key) if key else None)
+        self.held.add(held)
+        return held, self.submission.enqueue(held)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        run = self.submission.run(lambda held: self.accepted.append(held.launch_id))
+        task = asyncio.ensure_future(run)
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def stored(self, launch_id: str = "launch-1") -> LaunchRecord:
+        found = await self.ledger.read(launch_id)
+        assert found is not None
+        return found
+
+    def submits(self, result: str) -> float:
+        return self.metrics.registry.get_sample_value("launch_submits_total", {"result": result}) or 0
+
+
+@pytest.fixture(autouse=True)
+def virtual_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.submission.time", VirtualClock())
+
+
+def new(launch_id: str = "launch-1", **changes: Any) -> LaunchRecord:
+    return waiting(launch_id, **({"waiting_at": NOW} | changes))
+
+
+async def test_a_waiting_launch_becomes_a_job_at_once() -> None:
+    bench = Bench()
+    async with bench.running():
+        _, settled = await bench.add(new())
+        await settled
+    assert asyncio.get_running_loop().time() < 1
+    stored = await bench.stored()
+    assert stored.state is LaunchState.ACCEPTED
+    assert stored.job_arn.endswith("/job-1")
+    assert stored.facts == JobFacts("InProgress", "Starting")
+    assert stored.accepted_at >= NOW
+    assert (stored.request, stored.message, stored.tries) == (None, "", 0)
+    assert bench.accepted == ["launch-1"]
+    assert bench.submits("created") == 1
+
+
+async def test_the_key_is_put_in_at_the_last_moment_and_never_written() -> None:
+    bench = Bench()
+    async with bench.running():
+        for name, key in (("launch-1", None), ("launch-2", "a-key-of-its-own")):
+            await (await bench.add(new(name), key))[1]
+    keys = [request["Environment"]["WANDB_API_KEY"] for request in bench.sagemaker.requests]
+    assert keys == [WANDB_KEY, "a-key-of-its-own"]
+    assert WANDB_KEY not in str(bench.ledger._records)
+
+
+async def test_launches_are_submitted_oldest_first_and_not_before_their_time() -> None:
+    bench = Bench()
+    await bench.add(new("launch-1", waiting_at=NOW - 1))
+    await bench.add(new("launch-2", waiting_at=NOW - 3))
+    await bench.add(new("launch-3", waiting_at=NOW - 9, not_before=NOW + 100))
+    async with bench.running():
+        await asyncio.sleep(90)
+        assert bench.accepted == ["launch-2", "launch-1"]
+        await asyncio.sleep(12)
+        assert bench.accepted == ["launch-2", "launch-1", "launch-3"]
+
+
+async def test_a_full_worker_lets_launches_wait_until_a_job_has_ended() -> None:
+    bench = Bench(max_jobs=2)
+    jobs = [await bench.add(new(f"launch-{n}", waiting_at=NOW - 9 + n)) for n in range(4)]
+    async with bench.running():
+        await asyncio.sleep(60)
+        assert bench.accepted == ["launch-0", "launch-1"]
+        jobs[0][0].update(facts=JobFacts("Completed", "Completed"))
+        await asyncio.sleep(5)
+        assert bench.accepted == ["launch-0", "launch-1", "launch-2"], (
+            "an ended job's last log lines need no room"
+        )
+        bench.held.drop(jobs[1][0])
+        await asyncio.sleep(5)
+        assert len(bench.accepted) == 4
+
+
+async def test_submits_under_way_count_as_jobs() -> None:
+    bench = Bench(max_jobs=2)
+    bench.sagemaker.answering.clear()
+    for number in range(4):
+        await bench.add(new(f"launch-{number}"))
+    async with bench.running():
+        await asyncio.sleep(60)
+        assert len(bench.sagemaker.requests) == 2
+
+
+async def test_a_slow_answer_for_one_launch_holds_up_no_other() -> None:
+    bench = Bench()
+    bench.sagemaker.answering.clear()
+    async with bench.running():
+        for number in range(30):
+            await bench.add(new(f"launch-{number}"))
+        await asyncio.sleep(2)
+        assert len(bench.sagemaker.requests) == 30
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        QuotaExceeded("no room"),
+        Throttled("slow"),
+        Unreachable("no answer"),
+        AwsDenied("expired"),
+        KeyError("defect"),
+    ],
+)
+async def test_trouble_that_may_pass_is_waited_out(error: Exception) -> None:
+    bench = Bench()
+    bench.sagemaker.errors = [error] * 12
+    async with bench.running():
+        _, settled = await bench.add(new())
+        await settled
+    assert (await bench.stored()).state is LaunchState.ACCEPTED
+    assert asyncio.get_running_loop().time() > 300, "with growing pauses"
+    assert bench.submits("again") == 12
+    assert bench.queue.copied == []
+
+
+async def test_waiting_is_shown_on_the_queue_item_but_throttling_is_not() -> None:
+    bench = Bench()
+    bench.sagemaker.errors = [Throttled("slow"), QuotaExceeded("no room for ml.p4d"), Throttled("slow")]
+    async with bench.running():
+        await (await bench.add(new()))[1]
+    ((item, told, stage),) = bench.items.warned
+    assert (item, stage) == ("item-launch-1", Stage.RUN)
+    assert "no room for ml.p4d" in told
+
+
+async def test_a_peer_that_says_when_is_obeyed() -> None:
+    bench = Bench()
+    bench.sagemaker.errors = [Throttled("slow", retry_after=500)]
+    async with bench.running():
+        await (await bench.add(new()))[1]
+    assert 500 <= asyncio.get_running_loop().time() <= 503
+
+
+async def test_a_launch_that_waited_too_long_is_refused_with_the_reason() -> None:
+    bench = Bench(max_wait=1000)
+    bench.sagemaker.errors = [QuotaExceeded("no room")] * 100_000
+    async with bench.running():
+        _, settled = await bench.add(new())
+        await settled
+    assert 1000 < asyncio.get_running_loop().time() < 1200
+    stored = await bench.stored()
+    assert stored.state is LaunchState.REFUSED
+    assert stored.failure is not None
+    assert stored.failure.code == "LW-WAITED-TOO-LONG"
+    assert "no room" in stored.failure.reason
+    assert bench.queue.told == ["wandb", "dlq"]
+    assert "launch-1" not in bench.held
+
+
+async def test_before_giving_up_a_job_whose_answer_was_lost_is_adopted() -> None:
+    bench = Bench(max_wait=600)
+    bench.sagemaker.errors = [QuotaExceeded("no room")] * 100_000
+    bench.sagemaker.jobs["job-1"] = JobFacts("InProgress", "Training")
+    async with bench.running():
+        await (await bench.add(new()))[1]
+    assert asyncio.get_running_loop().time() > 600
+    stored = await bench.stored()
+    assert stored.state is LaunchState.ACCEPTED
+    assert bench.accepted == ["launch-1"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AwsRefused("CreateTrainingJob", "ValidationException", "no such role"),
+        Never("taken", code="LW-JOB-NAME-TAKEN", stage=Stage.RUN),
+    ],
+)
+async def test_a_refused_request_is_told_to_everybody_and_never_tried_again(error: Never) -> None:
+    bench = Bench()
+    bench.sagemaker.errors = [error]
+    async with bench.running():
+        held, settled = await bench.add(new())
+        await settled
+        await asyncio.sleep(200)
+    assert len(bench.sagemaker.requests) == 1
+    stored = await bench.stored()
+    assert (stored.state, stored.failure) == (LaunchState.REFUSED, Failure(Stage.RUN, error.code, str(error)))
+    assert stored.reported
+    assert (stored.message, stored.request) == ("", None)
+    assert stored.expires_at > stored.finished_at + 14 * 24 * HOUR
+    assert bench.items.failed == [("item-launch-1", str(error), Stage.RUN)]
+    ((body, launch_id, attributes),) = bench.queue.copied
+    assert (body, launch_id, attributes["code"]) == ('{"runSpec": {}}', "launch-1", error.code)
+    assert bench.accepted == []
+    assert not held.lost
+
+
+async def test_the_decision_to_refuse_is_durable_before_anybody_is_told() -> None:
+    bench = Bench()
+    bench.sagemaker.errors = [Never("bad", code="LW-X")]
+    async with bench.running():
+        _, settled = await bench.add(new())
+        bench.ledger.failing = Unreachable("ledger")
+        await asyncio.sleep(100)
+        assert bench.queue.told == []
+        bench.ledger.failing = None
+        await settled
+    assert bench.queue.told == ["wandb", "dlq"]
+
+
+@pytest.mark.parametrize("where", ["wandb", "dlq"])
+async def test_a_report_that_fails_is_repeated_until_it_arrives(where: str) -> None:
+    bench = Bench()
+    bench.sagemaker.errors = [Never("bad", code="LW-X")]
+    errors: list[Exception] = [Unreachable("no answer")] * 5
+    (bench.items.errors if where == "wandb" else bench.queue.dlq_errors).extend(errors)
+    async with bench.running():
+        _, settled = await bench.add(new())
+        await asyncio.sleep(1)
+        stored = await bench.stored()
+        assert (stored.state, stored.reported, stored.message != "") == (LaunchState.REFUSED, False, True)
+        await settled
+    assert (await bench.stored()).reported
+    assert len(bench.queue.copied) == 1
+
+
+async def test_a_refusal_that_another_worker_could_not_tell_is_told() -> None:
+    bench = Bench()
+    refused = new(state=LaunchState.REFUSED, failure=Failure("run", "LW-X", "bad"))
+    async with bench.running():
+        await (await bench.add(refused))[1]
+    assert bench.sagemaker.requests == []
+    assert bench.items.failed == [("item-launch-1", "bad", "run")]
+    assert (await bench.stored()).reported
+
+
+async def test_no_secret_that_aws_quotes_gets_out() -> None:
+    bench = Bench()
+    environment = {"LAUNCH_ID": "launch-1", "DB_PASSWORD": "correct horse battery"}
+    quoted = (
+        f"1 validation error in {{'WANDB_API_KEY': '{WANDB_KEY}', 'DB_PASSWORD': 'correct horse battery'}}"
+    )
+    bench.sagemaker.errors = [
+        QuotaExceeded(quoted),
+        AwsRefused("CreateTrainingJob", "ValidationException", quoted),
+    ]
+    record = new(request={"TrainingJobName": "job-1", "Environment": environment})
+    async with bench.running():
+        await (await bench.add(record))[1]
+    told = f"{bench.items.failed} {bench.items.warned} {bench.queue.copied} {(await bench.stored()).failure}"
+    assert "validation error" in told
+    assert WANDB_KEY not in told
+    assert "correct horse" not in told
+
+
+async def test_the_job_is_not_followed_before_the_ledger_knows_of_it() -> None:
+    bench = Bench()
+    bench.sagemaker.answering.clear()
+    async with bench.running():
+        _, settled = await bench.add(new())
+        await asyncio.sleep(0)
+        bench.ledger.failing = Unreachable("ledger")
+        bench.sagemaker.answering.set()
+        await asyncio.sleep(60)
+        assert (bench.accepted, settled.done()) == ([], False)
+        assert len(bench.sagemaker.requests) == 1, "the job exists: only its record is late"
+        bench.ledger.failing = None
+        await settled
+    assert bench.accepted == ["launch-1"]
+
+
+async def test_a_launch_taken_over_while_it_was_submitted_is_let_go() -> None:
+    bench = Bench()
+    bench.sagemaker.answering.clear()
+    async with bench.running():
+        held, settled = await bench.add(new())
+        await asyncio.sleep(1)
+        assert await bench.ledger.claim(held.record, OTHER) is not None
+        bench.sagemaker.answering.set()
+        await settled
+    assert held.lost
+    assert (await bench.stored()).state is LaunchState.WAITING
+    assert bench.queue.told == []
+
+
+async def test_who_waits_for_a_settled_launch_waits_for_one_future() -> None:
+    bench = Bench()
+    held, first = await bench.add(new())
+    assert bench.submission.enqueue(held) is first
+    async with bench.running():
+        await first
+    assert first.done()
+
+
+async def test_a_waiter_that_is_cancelled_ends_no_submission() -> None:
+    bench = Bench()
+    bench.sagemaker.answering.clear()
+
+    async def leg1(settled: asyncio.Future[None]) -> None:
+        await settled
+
+    async with bench.running():
+        _, settled = await bench.add(new())
+        waiter = asyncio.ensure_future(leg1(settled))
+        await asyncio.sleep(1)
+        waiter.cancel()
+        await asyncio.sleep(1)
+        bench.sagemaker.answering.set()
+        await asyncio.sleep(1)
+    assert bench.accepted == ["launch-1"]
