@@ -72,6 +72,7 @@ class Supervisor:
         self._heartbeats = heartbeats
         self._metrics = metrics
         self._tasks: asyncio.TaskGroup
+        self._opening: set[HeldLaunch] = set()
         self._describing: set[HeldLaunch] = set()
         self._changed_meanwhile: set[HeldLaunch] = set()
         self._finishing: set[HeldLaunch] = set()
@@ -116,6 +117,7 @@ class Supervisor:
 
     def _accepted(self, held: HeldLaunch) -> None:
         """SageMaker has the job: open its companion, follow its log; the status feed tells the rest."""
+        self._opening.add(held)
         self._tasks.create_task(self._open(held), name=f"open companion {held.record.job_name}")
 
     async def _open(self, held: HeldLaunch) -> None:
@@ -125,6 +127,7 @@ class Supervisor:
             "open_companion",
             lambda: self._companion.open(held.record, companion_config(held.record, links)),
         )
+        self._opening.discard(held)
         if held.lost:
             return
         _log.info(
@@ -236,13 +239,15 @@ class Supervisor:
     # A job has ended.
 
     def _ended(self, held: HeldLaunch) -> None:
+        if held in self._opening:
+            return  # `_open` comes back to it: a companion opened after its end would live on
         if held.record.log_target == "off":
             self._delivered(held)
         else:
             self._delivery.job_ended(held)
 
     def _delivered(self, held: HeldLaunch) -> None:
-        if held not in self._finishing:
+        if held not in self._finishing and held.record.state is LaunchState.ACCEPTED:
             self._finishing.add(held)
             self._tasks.create_task(self._finish(held), name=f"finish {held.record.job_name}")
 
@@ -257,6 +262,7 @@ class Supervisor:
         now = time.time()
         held.update(state=LaunchState.FINISHED, finished_at=now, expires_at=now + FINISHED_TTL)
         await self._until_done(held, "write_finished", lambda: self._write_finished(held))
+        self._finishing.discard(held)
         if held.lost:
             return
         self._held.drop(held)
