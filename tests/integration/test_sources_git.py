@@ -89,7 +89,9 @@ class Bench:
 def read_tree(root: Path) -> dict[str, str]:
     paths = sorted(path for path in root.rglob("*") if path.is_symlink() or not path.is_dir())
     return {
-        str(path.relative_to(root)): f"-> {path.readlink()}" if path.is_symlink() else path.read_text()
+        str(path.relative_to(root)): f"-> {path.readlink()}"
+        if path.is_symlink()
+        else path.read_bytes().decode()
         for path in paths
     }
 
@@ -187,8 +189,10 @@ async def test_a_server_that_gives_out_no_single_commit_is_asked_for_all(
     bench: Bench, history: dict[str, str]
 ) -> None:
     bench.configure("protocol.version", "0")
+    commit(bench.repositories / "acme/nlp.git", {"train.py": "3"})  # "second" is at the end of no branch now
     url = bench.server.url("acme/nlp.git")
-    assert (await bench.fetch(url, history["first"]))[0].commit == history["first"]
+    checkout, files = await bench.fetch(url, history["second"])
+    assert (checkout.commit, files["train.py"]) == (history["second"], "2")
     refused = await bench.refusal(url, history["abandoned"])
     assert refused.code == "LW-GIT-REF"
 
@@ -450,6 +454,19 @@ async def test_commits_that_are_too_large(bench: Bench, compressible: bool) -> N
     )
     assert error.code == "LW-GIT-TOO-LARGE"
     assert "1000000 bytes" in str(error)
+
+
+async def test_a_history_that_has_to_be_fetched_is_limited_too(bench: Bench) -> None:
+    bench.server.filters = False
+    folder = bench.repositories / "long.git"
+    wanted = make_repository(folder, {"a": "1"})
+    (folder / "data").write_bytes(os.urandom(4_000_000))
+    commit(folder, {})
+    url, limits = bench.server.url("long.git"), SourceLimits(source_max_bytes=1_000_000)
+    assert (await bench.fetch(url, wanted, limits=limits))[1] == {"a": "1"}
+    error = await bench.refusal(url, wanted[:8], limits=limits)
+    assert error.code == "LW-GIT-TOO-LARGE"
+    assert "LAUNCH_SOURCE_MAX_BYTES" in str(error)
 
 
 async def test_a_submodule_counts_with_its_parent(bench: Bench) -> None:

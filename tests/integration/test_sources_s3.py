@@ -167,7 +167,9 @@ async def answering(status: int, body: bytes, headers: dict[str, str], cut: int 
     """An endpoint that answers everything alike; with `cut`, it breaks off after so many bytes."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(status=status, headers={"Content-Length": str(len(body)), **headers})
+        response = web.StreamResponse(status=status, headers=headers)
+        if "Transfer-Encoding" not in headers:
+            response.content_length = len(body)
         await response.prepare(request)
         await response.write(body[: cut or None])
         if cut and request.transport is not None:
@@ -210,6 +212,18 @@ async def test_a_download_that_breaks_off_is_tried_again(tmp_path: Path) -> None
     with pytest.raises(Unreachable, match=f"s3://{BUCKET}/job.tar"):
         await fetch_from(tmp_path, 200, tar_bytes(member("a", bytes(200_000))), {}, cut=100_000)
     assert names(tmp_path) == []
+
+
+async def test_a_large_object_is_not_downloaded(tmp_path: Path) -> None:
+    with pytest.raises(Never) as caught:
+        await fetch_from(tmp_path, 200, bytes(2_000_000), {}, cut=100_000)
+    assert caught.value.code == "LW-ARCHIVE-TOO-LARGE"
+
+
+async def test_an_object_of_untold_size_is_counted_as_it_comes(tmp_path: Path) -> None:
+    with pytest.raises(Never) as caught:
+        await fetch_from(tmp_path, 200, bytes(20_000_000), {"Transfer-Encoding": "chunked"})
+    assert caught.value.code == "LW-ARCHIVE-TOO-LARGE"
 
 
 async def test_nobody_there_is_tried_again(tmp_path: Path) -> None:

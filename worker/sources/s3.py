@@ -37,7 +37,7 @@ async def download(s3: S3Client, location: S3Object, target: Path, budget: Budge
     digest = hashlib.sha256()
     body = answer["Body"]
     async with body:  # what it would name is the bare response, whose `read` takes no size
-        budget.require(answer["ContentLength"])
+        budget.require(answer.get("ContentLength", 0))
         try:
             with target.open("xb") as file:
                 while chunk := await _read(body, location):

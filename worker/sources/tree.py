@@ -1,7 +1,7 @@
 """Writing foreign files: nothing leaves the checkout, nothing but files, folders and links gets in.
 
-While members are written no symbolic link exists, so no path can lead through one; links are made at the end and
-looked at together, because a chain of harmless-looking links can lead out.
+While members are written no symbolic link exists, so no path can lead through one. Links are made at the end, where no
+folder may have taken their place, and looked at together, because a chain of harmless-looking links can lead out.
 """
 
 from __future__ import annotations
@@ -113,7 +113,6 @@ class TreeWriter:
             raise self.refuse(name, f"a hard link to {target[:200]!r}, {error}") from None
         self._budget.take_file()
         path, existing = self._root.joinpath(*parts), self._root.joinpath(*source)
-        self._refuse_behind_link(name, source)
         try:
             found = existing.lstat()
         except (FileNotFoundError, NotADirectoryError):
@@ -153,7 +152,6 @@ class TreeWriter:
 
     def _create(self, name: str, parts: tuple[str, ...]) -> int:
         """Open a new file for writing; a file that is there is taken away, not written to: it may have links."""
-        self._refuse_behind_link(name, parts[:-1])
         path = self._root.joinpath(*parts)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         try:
@@ -167,7 +165,6 @@ class TreeWriter:
         return os.open(path, flags, 0o600)
 
     def _make_folders(self, name: str, parts: tuple[str, ...]) -> None:
-        self._refuse_behind_link(name, parts)
         for end in range(1, len(parts) + 1):
             path = self._root.joinpath(*parts[:end])
             try:
@@ -184,10 +181,6 @@ class TreeWriter:
             path.unlink(missing_ok=True)
         except (IsADirectoryError, PermissionError):
             raise self.refuse(name, "a file or link in the place of a folder") from None
-
-    def _refuse_behind_link(self, name: str, folders: tuple[str, ...]) -> None:
-        if self._links and any(folders[:end] in self._links for end in range(1, len(folders) + 1)):
-            raise self.refuse(name, "a path that leads through a link")
 
 
 def links_out(root: Path, links: Iterable[Path]) -> Iterator[Path]:

@@ -11,6 +11,7 @@ import struct
 import tarfile
 import threading
 import time
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -165,9 +166,11 @@ async def test_the_last_member_of_a_name_wins_and_does_not_write_through_hard_li
         symlink("d", "a"),
         member("d", b"file"),
         hard_link("a", "a"),
+        member("e", b"old"),
+        hard_link("e", "a"),
     )
     root = await unpacked(tmp_path, tar_bytes(*members), ".tar")
-    assert read_tree(root) == {"a": "new", "b": "old", "c": "-> a", "d": "file"}
+    assert read_tree(root) == {"a": "new", "b": "old", "c": "-> a", "d": "file", "e": "new"}
 
 
 EVIL_TARS = {
@@ -375,6 +378,33 @@ BROKEN = {
     ),
     "a tar called zip": (TAR, ".zip"),
 }
+
+
+async def test_a_checksum_behind_the_last_block_is_looked_at(tmp_path: Path) -> None:
+    block = 1 << 16  # what is read at once; padded to it, nothing reads on by itself
+    tar = tar_bytes(member("a", b"1" * 50_000))
+    data = bytearray(gzip.compress(tar.ljust(-(-len(tar) // block) * block, b"\0")))
+    data[-5] ^= 1
+    assert (await refusal(tmp_path, bytes(data), ".tar.gz")).code == "LW-ARCHIVE-BAD"
+
+
+async def test_a_file_of_holes_makes_no_room_for_long_headers(tmp_path: Path) -> None:
+    holes = tmp_path / "holes"
+    holes_tar(holes, 8_000_000)
+    data = holes.read_bytes()[:512] + with_pax_header(3_000_000)
+    error = await refusal(tmp_path, data, ".tar", SourceLimits())
+    assert error.code == "LW-ARCHIVE-BAD"
+
+
+async def test_members_are_not_kept_in_memory(tmp_path: Path) -> None:
+    data = targz_bytes(*(hard_link("f", "f") if n else member("f") for n in range(20_000)))
+    tracemalloc.start()
+    try:
+        await unpacked(tmp_path, data, ".tar.gz", SourceLimits())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3_000_000, f"{peak} bytes for 20,000 members"
 
 
 @pytest.mark.parametrize("case", BROKEN)
