@@ -1,0 +1,342 @@
+"""Leg 2 as a whole, on fakes at every port: from `waiting` to `finished`, whoever dies on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.fakes.cloudwatch import CloudWatch, FakeLogFeed
+from tests.fakes.companion import FakeCompanion
+from tests.fakes.launch_queue import FakeLaunchQueue, FakeQueueItems
+from tests.fakes.ledger import MemoryLedger
+from tests.fakes.sagemaker import FakeSageMaker
+from tests.unit.records import OTHER, WORKER, record, waiting
+from tests.unit.waiting import until
+from worker.clients.aws import AwsRefused
+from worker.delivery.closing import Closing
+from worker.delivery.loop import LogDelivery
+from worker.delivery.posting import Posting
+from worker.errors import Throttled, Unreachable
+from worker.intake.refusal import Refusals
+from worker.launch.record import JobFacts, LaunchRecord, LaunchState
+from worker.ledger.adoption import Adoption
+from worker.ledger.held import HeldLaunch, HeldLaunches
+from worker.ledger.membership import Membership
+from worker.ledger.port import WorkerBeat
+from worker.ops.metrics import Metrics
+from worker.submission import Submission
+from worker.supervisor import Supervisor, SupervisorFacts
+from worker.tracking.heartbeats import CompanionHeartbeats
+from worker.training.status_feed import StatusFeed, Summary
+
+STREAM = "job-1/algo-1-17"
+COMPLETED = JobFacts("Completed", "Completed", billable_seconds=30)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits a second for another try here."""
+    for module in ("supervisor", "submission", "delivery.loop", "delivery.posting", "ledger.adoption"):
+        monkeypatch.setattr(f"worker.{module}.backoff", lambda *_, **__: 0.002)
+
+
+class EveryJob(StatusFeed):
+    """Tells of every job each time, as an overlap does."""
+
+    def __init__(self, sagemaker: FakeSageMaker) -> None:
+        self._jobs = sagemaker.jobs
+        self.errors: list[Exception] = []
+
+    def look_back_to(self, moment: float) -> None:
+        """It always looks at everything."""
+
+    async def changes(self) -> Mapping[str, Summary]:
+        await asyncio.sleep(0)
+        if self.errors:
+            raise self.errors.pop(0)
+        return {n: Summary(n, f.status, f.secondary_status, 0.0) for n, f in self._jobs.items()}
+
+
+@dataclass
+class World:
+    """What outlives a worker."""
+
+    ledger: MemoryLedger = field(default_factory=MemoryLedger)
+    cloud: CloudWatch = field(default_factory=CloudWatch)
+    companion: FakeCompanion = field(default_factory=FakeCompanion)
+    sagemaker: FakeSageMaker = field(default_factory=FakeSageMaker)
+    queue: FakeLaunchQueue = field(default_factory=FakeLaunchQueue)
+
+    async def stored(self, launch_id: str = "launch-1") -> LaunchRecord:
+        found = await self.ledger.read(launch_id)
+        assert found is not None
+        return found
+
+    async def finished(self, launch_id: str = "launch-1") -> LaunchRecord:
+        """Wait for the end."""
+        async with asyncio.timeout(8):
+            while (stored := await self.stored(launch_id)).state is not LaunchState.FINISHED:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        return stored
+
+    def end(self) -> tuple[object, int]:
+        """What the companion was told at the end, once."""
+        ((summary, exit_code),) = self.companion.finished
+        return summary["sagemaker/end"], exit_code
+
+
+class Worker:
+    """Leg 2, wired as the composition root does it, with short times."""
+
+    def __init__(self, world: World, name: str = WORKER, *, beat: float = 0.02) -> None:
+        metrics = self.metrics = Metrics()
+        self.world = world
+        self.held = HeldLaunches(world.ledger, name, metrics)
+        self.status_feed = EveryJob(world.sagemaker)
+        feed = FakeLogFeed(world.cloud)
+        posting = Posting(held=self.held, feed=feed, companion=world.companion, metrics=metrics)
+        beats = Membership(world.ledger, WorkerBeat(name, 0, "d", "h", 0.0), beat)
+        adoption = Adoption(
+            ledger=world.ledger,
+            membership=beats,
+            held=self.held,
+            worker=name,
+            heartbeat=beat,
+            metrics=metrics,
+        )
+        self.supervisor = Supervisor(
+            facts=SupervisorFacts("us-east-1", 0.005),
+            held=self.held,
+            adoption=adoption,
+            submission=Submission(
+                held=self.held,
+                sagemaker=world.sagemaker,
+                refusals=Refusals(FakeQueueItems(world.queue.told), world.queue),
+                metrics=metrics,
+                api_key="k" * 40,
+                max_jobs=-1,
+                max_wait=3600,
+            ),
+            sagemaker=world.sagemaker,
+            status_feed=self.status_feed,
+            delivery=LogDelivery(
+                feed=feed,
+                held=self.held,
+                posting=posting,
+                closing=Closing(feed=feed, posting=posting, companion=world.companion),
+                interval=0.005,
+                quiet=0.03,
+                drain_limit=5,
+            ),
+            companion=world.companion,
+            heartbeats=CompanionHeartbeats(
+                world.companion,
+                interval=0.01,
+                start_timeout=0,
+                running=lambda: (launch.record for launch in self.held),
+                is_current=lambda: adoption.is_current,
+            ),
+            metrics=metrics,
+        )
+
+    async def submit(self, launch: LaunchRecord) -> HeldLaunch:
+        """Hand over a launch that leg 1 has made ready."""
+        assert await self.world.ledger.create(launch) is None
+        held = HeldLaunch(launch)
+        await self.supervisor.submit(held)
+        return held
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """A task that is cancelled without ceremony is a process that is killed."""
+        task = asyncio.ensure_future(self.supervisor.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+def worker(world: World) -> Worker:
+    return Worker(world)
+
+
+async def test_a_launch_goes_all_the_way(world: World, worker: Worker) -> None:
+    async with worker.running():
+        await worker.submit(waiting())
+        await until(lambda: world.companion.opened)
+        world.sagemaker.jobs["job-1"] = JobFacts("InProgress", "Training", started_at=1.0)
+        world.cloud.put(STREAM, "epoch 1")
+        await until(lambda: world.companion.summaries and world.companion.console)
+        assert world.companion.summaries[-1]["sagemaker/secondary_status"] == "Training"
+        world.cloud.put(STREAM, "epoch 2")
+        world.sagemaker.jobs["job-1"] = COMPLETED
+        stored = await world.finished()
+    assert world.companion.lines("launch-1") == ["epoch 1", "epoch 2"]
+    assert world.companion.opened[0]["sagemaker/job_name"] == "job-1"
+    assert world.end() == ("completed", 0)
+    assert world.companion.finished[0][0]["launch/log_lines"] == 2
+    assert stored.expires_at > stored.finished_at > 0
+    assert stored.facts.billable_seconds == 30
+    assert "launch-1" not in worker.held
+
+
+@pytest.mark.parametrize(
+    ("facts", "end", "exit_code"),
+    [
+        (JobFacts("Failed", "Failed", "AlgorithmError: exit code: 3"), "failed", 3),
+        (JobFacts("Stopped", "MaxRuntimeExceeded"), "stopped by its time limit", 1),
+        (JobFacts("Stopped", "Stopped"), "stopped from outside", 1),
+        (JobFacts("Stopped", "Deleted"), "stopped from outside", 1),
+        (JobFacts("Completed", "SomethingNew"), "completed", 0),
+    ],
+)
+async def test_every_end_is_told(
+    world: World, worker: Worker, facts: JobFacts, end: str, exit_code: int
+) -> None:
+    async with worker.running():
+        await worker.submit(waiting())
+        world.sagemaker.jobs["job-1"] = facts
+        await world.finished()
+    assert world.end() == (end, exit_code)
+
+
+async def test_the_reason_of_a_stop_outlives_the_worker(world: World, worker: Worker) -> None:
+    async with worker.running():
+        await worker.submit(waiting())
+        world.companion.stop_pressed = True
+        await until(lambda: world.sagemaker.stopped)
+    world.companion.stop_pressed = False
+    world.sagemaker.jobs["job-1"] = JobFacts("Stopped", "Stopped")
+    async with Worker(world, OTHER).running():
+        await world.finished()
+    assert world.end() == ("stopped by this worker", 1)
+    assert "Stop was pressed" in str(world.companion.finished[0][0]["sagemaker/reason"])
+
+
+async def test_trouble_of_every_kind_is_ridden_out(world: World, worker: Worker) -> None:
+    ours = [Unreachable("no answer"), Throttled("slow"), AwsRefused("Op", "X", "odd")]
+    async with worker.running():
+        world.companion.errors = [*ours, KeyError("a defect")]
+        await worker.submit(waiting())
+        await until(lambda: world.companion.opened)
+        worker.status_feed.errors = [*ours]
+        world.sagemaker.errors = [*ours, KeyError("a defect")]
+        world.cloud.put(STREAM, "line")
+        world.sagemaker.jobs["job-1"] = COMPLETED
+        await until(lambda: not world.sagemaker.errors)
+        world.companion.errors = [*ours]
+        await world.finished()
+    assert world.companion.lines("launch-1") == ["line"]
+    assert world.end() == ("completed", 0)
+
+
+async def test_a_ledger_outage_in_the_middle_changes_nothing(world: World, worker: Worker) -> None:
+    async with worker.running():
+        await worker.submit(waiting())
+        await until(lambda: world.companion.opened)
+        world.ledger.failing = Unreachable("ledger")
+        world.cloud.put(STREAM, "line")
+        world.sagemaker.jobs["job-1"] = JobFacts("Failed", "Failed", "oom")
+        await asyncio.sleep(0.1)
+        assert (world.companion.console, world.companion.finished) == ({}, [])
+        world.ledger.failing = None
+        await world.finished()
+    assert world.companion.lines("launch-1") == ["line"]
+    assert world.end() == ("failed", 1)
+
+
+@pytest.mark.parametrize("target", ["off", "files", "companion", "run"])
+async def test_the_log_goes_where_it_was_asked_for(world: World, worker: Worker, target: str) -> None:
+    world.cloud.put(STREAM, "line")
+    async with worker.running():
+        await worker.submit(waiting(log_target=target))
+        world.sagemaker.jobs["job-1"] = COMPLETED
+        await world.finished()
+    assert bool(world.companion.files) is (target != "off")
+    assert bool(world.companion.console) is (target != "off"), (
+        "for `files` the adapter keeps the console empty"
+    )
+    assert world.end() == ("completed", 0)
+
+
+async def test_released_launches_are_gone_on_with_at_once(world: World, worker: Worker) -> None:
+    world.cloud.put(STREAM, "first")
+    async with worker.running():
+        await worker.submit(waiting())
+        await until(lambda: world.companion.posts)
+    await worker.supervisor.release()
+    assert (await world.stored()).owner == ""
+    world.cloud.put(STREAM, "second")
+    world.sagemaker.jobs["job-1"] = COMPLETED
+    async with Worker(world, OTHER).running():
+        await world.finished()
+    assert world.companion.lines("launch-1") == ["first", "second"]
+    assert len(world.sagemaker.requests) == 1
+
+
+async def test_a_job_that_ended_while_nobody_held_it_is_finished(world: World) -> None:
+    world.cloud.put(STREAM, "all of it")
+    world.sagemaker.jobs["job-1"] = JobFacts("Failed", "Failed", "oom")
+    await world.ledger.create(record(owner=""))
+    async with Worker(world).running():
+        await world.finished()
+    assert world.companion.lines("launch-1") == ["all of it"]
+    assert world.end() == ("failed", 1)
+
+
+class Containers:
+    """Of three jobs; each prints a numbered line when told to, once SageMaker has the job."""
+
+    def __init__(self, world: World) -> None:
+        self.printed: dict[str, list[str]] = {f"launch-{number}": [] for number in range(3)}
+        self._world = world
+
+    def print(self) -> None:
+        for name, lines in self.printed.items():
+            job = name.replace("launch", "job")
+            if job in self._world.sagemaker.jobs:
+                lines.append(f"line {len(lines)}")
+                self._world.cloud.put(f"{job}/algo-1-17", lines[-1])
+
+    def end(self) -> None:
+        for job in self._world.sagemaker.jobs:
+            self._world.sagemaker.jobs[job] = COMPLETED
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_workers_that_die_at_any_moment_lose_and_double_nothing(world: World, seed: int) -> None:
+    """Each worker lives for some milliseconds; the last one long enough."""
+    dice = random.Random(seed)
+    containers = Containers(world)
+    for name in containers.printed:
+        await world.ledger.create(waiting(name, owner=""))
+    for life in range(8):
+        async with Worker(world, f"worker-{life}").running():
+            for _ in range(dice.randint(1, 30)):
+                await asyncio.sleep(dice.random() * 0.005)
+                if dice.random() < 0.3:
+                    containers.print()
+    last = Worker(world, "last")
+    async with last.running():
+        await until(lambda: len(world.sagemaker.jobs) == 3)
+        containers.print()
+        containers.end()
+        for name in containers.printed:
+            await world.finished(name)
+    assert {name: world.companion.lines(name) for name in containers.printed} == containers.printed
+    assert all(containers.printed.values())
+    assert last.metrics.registry.get_sample_value("launch_claims_total"), "it went on where others died"
+    assert len(world.sagemaker.jobs) == 3
