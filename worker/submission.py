@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from traceback import format_exception
 from typing import Any
 
 from worker.aio import backoff, effect
-from worker.errors import Again, Never, Stage, Throttled, WorkerError
+from worker.errors import Again, Never, Stage, Throttled
 from worker.intake.refusal import Refusals
 from worker.launch.record import Failure, LaunchState
 from worker.launch.redaction import is_secret_variable, redact_text
@@ -72,7 +73,7 @@ class Submission:
                     continue
 
     def _due(self) -> list[HeldLaunch]:
-        """Waiting launches whose time has come, oldest first, as many as `max_jobs` leaves room for."""
+        """Launches whose time has come, oldest first; those that become jobs only as far as `max_jobs` has room."""
         now = time.time()
         waiting = [held for held in self._held if held.record.state in _TO_DO]
         due = [
@@ -82,12 +83,16 @@ class Submission:
         ]
         if self._max_jobs < 0:
             return due
-        running = sum(
-            1
-            for held in self._held
-            if held.record.state is LaunchState.ACCEPTED and not has_ended(held.record.facts)
-        )
-        return due[: max(0, self._max_jobs - running - len(self._submitting))]
+        refused = [held for held in due if held.record.state is LaunchState.REFUSED]
+        to_submit = [held for held in due if held.record.state is LaunchState.WAITING]
+        room = self._max_jobs - sum(map(self._takes_room, self._held))
+        return refused + to_submit[: max(0, room)]
+
+    def _takes_room(self, held: HeldLaunch) -> bool:
+        """It is a running job or is becoming one; telling a refusal takes no room, however long it lasts."""
+        if held.record.state is LaunchState.ACCEPTED:
+            return not has_ended(held.record.facts)
+        return held.record.state is LaunchState.WAITING and held.launch_id in self._submitting
 
     async def _submit(self, held: HeldLaunch, on_accepted: Callable[[HeldLaunch], None]) -> None:
         try:
@@ -99,10 +104,13 @@ class Submission:
             self._settle(held)
         except Never as error:
             self._metrics.submits.labels("never").inc()
-            await self._refuse(held, Failure(error.stage, error.code, self._without_secrets(held, error)))
+            told = self._without_secrets(held, str(error))
+            await self._refuse(held, Failure(error.stage, error.code, told))
         except Exception as error:  # one launch's trouble, also of a kind we did not foresee, ends no other
             if not isinstance(error, Again):
-                _log.exception("submit_failed_unexpectedly", launch_id=held.launch_id)
+                # Not as an exception: its text may quote the request, secrets included.
+                trace = self._without_secrets(held, "".join(format_exception(error)))
+                _log.error("submit_failed_unexpectedly", launch_id=held.launch_id, exception=trace)
             self._metrics.submits.labels("again").inc()
             await self._wait(held, error, on_accepted)
         finally:
@@ -134,8 +142,8 @@ class Submission:
                 with effect("write_accepted"):
                     await self._held.save([held])
                 return
-            except Again as error:
-                # The job exists: only its record is late. Until it is written a restart would adopt the job.
+            except Exception as error:  # of any kind: the job exists, no trouble with the ledger undoes it
+                # Only its record is late. Until it is written a restart would adopt the job.
                 _log.warning("ledger_unreachable", error=str(error))
                 await asyncio.sleep(backoff(tries, cap=10))
                 tries += 1
@@ -152,7 +160,7 @@ class Submission:
         """Back into the queue for as long as `max_wait`: nothing but a *never* is the launch's own fault here."""
         record = held.record
         waited = time.time() - record.waiting_at
-        told = self._without_secrets(held, error)
+        told = self._without_secrets(held, str(error))
         if waited > self._max_wait:
             if await self._accept_lost_answer(held, on_accepted):
                 return
@@ -171,7 +179,8 @@ class Submission:
         """An earlier try may have made the job although its answer was lost: then it is running."""
         try:
             job = await self._sagemaker.existing(self._request(held))
-        except WorkerError:
+        except Exception as error:  # as any other try that failed
+            _log.warning("lost_job_not_found", launch_id=held.launch_id, error=type(error).__name__)
             return False
         if job is None:
             return False
@@ -180,12 +189,12 @@ class Submission:
         self._settle(held)
         return True
 
-    def _without_secrets(self, held: HeldLaunch, error: Exception) -> str:
+    def _without_secrets(self, held: HeldLaunch, text: str) -> str:
         """AWS quotes the request it refuses, its Environment included."""
         environment = (held.record.request or {}).get("Environment", {})
         keys = [key.get_secret_value() for key in (held.api_key,) if key] + [self._api_key]
         hidden = [value for name, value in environment.items() if is_secret_variable(name)]
-        return redact_text(str(error), (*keys, *hidden))
+        return redact_text(text, (*keys, *hidden))
 
     async def _refuse(self, held: HeldLaunch, failure: Failure) -> None:
         """Decided in the ledger; it stays open there until everybody has been told."""
@@ -215,8 +224,9 @@ class Submission:
                     held.update(reported=True, message="", request=None)
                     await self._held.save([held])
                 break
-            except WorkerError as error:
-                _log.warning("refusal_not_reported", launch_id=held.launch_id, error=str(error))
+            except Exception as error:  # of any kind: the refusal stays open until it is told
+                told = self._without_secrets(held, str(error) or type(error).__name__)
+                _log.warning("refusal_not_reported", launch_id=held.launch_id, error=told)
                 await asyncio.sleep(backoff(tries, cap=60))
                 tries += 1
         self._held.drop(held)

@@ -16,6 +16,7 @@ class FakeSageMaker(SageMaker):
     def __init__(self) -> None:
         self.errors: list[Exception] = []
         """Raised, oldest first, by the next calls but `existing`."""
+        self.existing_errors: list[Exception] = []
         self.requests: list[Mapping[str, Any]] = []
         """Of each CreateTrainingJob that was tried."""
         self.jobs: dict[str, JobFacts] = {}
@@ -35,6 +36,8 @@ class FakeSageMaker(SageMaker):
 
     async def existing(self, request: Mapping[str, Any]) -> TrainingJob | None:
         await asyncio.sleep(0)
+        if self.existing_errors:
+            raise self.existing_errors.pop(0)
         name = request["TrainingJobName"]
         return TrainingJob(_arn(name), Created.ADOPTED, self.jobs[name]) if name in self.jobs else None
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from tests.fakes.launch_queue import FakeLaunchQueue, FakeQueueItems
 from tests.fakes.ledger import MemoryLedger
@@ -41,10 +42,17 @@ class VirtualClock:
 class Bench:
     """One worker's submission on fakes."""
 
-    def __init__(self, *, max_jobs: int = -1, max_wait: float = 24 * HOUR) -> None:
+    def __init__(
+        self,
+        *,
+        max_jobs: int = -1,
+        max_wait: float = 24 * HOUR,
+        ledger: MemoryLedger | None = None,
+        worker: str = WORKER,
+    ) -> None:
         self.metrics = Metrics()
-        self.ledger = MemoryLedger()
-        self.held = HeldLaunches(self.ledger, WORKER, self.metrics)
+        self.ledger = ledger or MemoryLedger()
+        self.held = HeldLaunches(self.ledger, worker, self.metrics)
         self.sagemaker = FakeSageMaker()
         self.queue = FakeLaunchQueue()
         self.items = FakeQueueItems(self.queue.told)
@@ -378,3 +386,111 @@ async def test_a_waiter_that_is_cancelled_ends_no_submission() -> None:
         bench.sagemaker.answering.set()
         await asyncio.sleep(1)
     assert bench.accepted == ["launch-1"]
+
+
+async def test_a_refusal_takes_no_room_and_needs_none() -> None:
+    """W&B may be away for hours; launches that can run do not wait for that, nor a refusal for jobs to end."""
+    bench = Bench(max_jobs=1)
+    bench.items.errors = [Unreachable("W&B is away")] * 1000
+    await bench.add(new("launch-1", state=LaunchState.REFUSED, failure=Failure("run", "LW-X", "bad")))
+    running, settled = await bench.add(new("launch-2"))
+    async with bench.running():
+        await settled
+        assert bench.accepted == ["launch-2"]
+        bench.items.errors.clear()
+        await asyncio.sleep(100)
+        assert (await bench.stored("launch-1")).reported
+        late = new("launch-3", state=LaunchState.REFUSED, failure=Failure("run", "LW-X", "bad"))
+        await (await bench.add(late))[1]
+        _, waits = await bench.add(new("launch-4"))
+        await asyncio.sleep(100)
+        assert not waits.done(), f"{running.record.job_name} still runs"
+
+
+async def test_a_refusal_is_reported_after_it_was_told_and_then_only_once() -> None:
+    bench = Bench()
+    bench.sagemaker.errors = [Never("bad", code="LW-X")]
+    bench.queue.dlq_errors = [Unreachable("SQS is away")]
+    async with bench.running():
+        _, settled = await bench.add(new())
+        await asyncio.sleep(0.1)
+        assert bench.items.failed
+        stored = await bench.stored()
+        assert (stored.is_open, stored.reported) == (True, False), "W&B knows, the DLQ does not"
+        await settled
+    assert not (await bench.stored()).is_open
+    assert bench.queue.told == ["wandb", "wandb", "dlq"], (
+        "repeating the report is harmless, leaving it out is not"
+    )
+
+
+async def test_a_refusal_that_could_not_be_told_is_told_by_the_worker_that_adopts_it() -> None:
+    bench = Bench()
+    bench.sagemaker.errors = [Never("bad", code="LW-X")]
+    bench.queue.dlq_errors = [Unreachable("SQS is away")] * 1000
+    async with bench.running():
+        await bench.add(new())
+        await asyncio.sleep(10)
+    await bench.held.release()
+    (left,) = await bench.ledger.open_records("")
+    claimed = await bench.ledger.claim(left, OTHER)
+    assert claimed is not None
+    other = Bench(ledger=bench.ledger, worker=OTHER)
+    async with other.running():
+        await (await other.add(claimed))[1]
+    assert [(launch_id, attributes["code"]) for _, launch_id, attributes in other.queue.copied] == [
+        ("launch-1", "LW-X")
+    ]
+    assert other.sagemaker.requests == []
+    assert (await other.stored()).reported
+
+
+async def test_a_secret_in_an_error_nobody_foresaw_is_not_logged() -> None:
+    bench = Bench()
+    environment = {"LAUNCH_ID": "launch-1", "DB_PASSWORD": "correct horse battery"}
+    quoted = f"bad Environment: correct horse battery, own-key-of-this-launch, {WANDB_KEY}"
+    bench.sagemaker.errors = [TypeError(quoted), Never(quoted, code="LW-X")]
+    bench.queue.dlq_errors = [TypeError(quoted)]
+    record = new(request={"TrainingJobName": "job-1", "Environment": environment})
+    with capture_logs() as logs:
+        async with bench.running():
+            await (await bench.add(record, "own-key-of-this-launch"))[1]
+    told = f"{logs} {bench.items.failed} {bench.items.warned} {bench.queue.copied} {await bench.stored()}"
+    assert {"submit_failed_unexpectedly", "launch_refused", "refusal_not_reported"} <= {
+        entry["event"] for entry in logs
+    }
+    assert told.count("bad Environment") >= 4
+    assert not any(entry.get("exc_info") for entry in logs), "a traceback is written with its text"
+    for secret in ("correct horse", "own-key", WANDB_KEY):
+        assert secret not in told
+
+
+async def test_trouble_of_an_unforeseen_kind_ends_neither_a_refusal_nor_the_loop() -> None:
+    bench = Bench(max_wait=HOUR)
+    bench.sagemaker.errors = [Unreachable("no answer")]
+    bench.sagemaker.existing_errors = [KeyError("TrainingJobArn")]
+    bench.items.errors = [KeyError("data")]
+    async with bench.running():
+        await (await bench.add(new("launch-1", waiting_at=NOW - 2 * HOUR)))[1]
+        bench.sagemaker.errors, bench.items.errors = [Unreachable("no answer")], [KeyError("data")]
+        await (await bench.add(new("launch-2")))[1]
+    stored = await bench.stored("launch-1")
+    assert stored.failure is not None
+    assert (stored.failure.code, stored.reported) == ("LW-WAITED-TOO-LONG", True)
+    assert bench.accepted == ["launch-2"]
+
+
+async def test_no_trouble_with_the_ledger_undoes_a_job() -> None:
+    """A running job is not refused because its record cannot be written, whatever the store says."""
+    bench = Bench()
+    async with bench.running():
+        bench.sagemaker.answering.clear()
+        _, settled = await bench.add(new())
+        await asyncio.sleep(1)
+        bench.ledger.failing = AwsRefused("TransactWriteItems", "ValidationException", "odd")
+        bench.sagemaker.answering.set()
+        await asyncio.sleep(100)
+        bench.ledger.failing = None
+        await settled
+    assert (await bench.stored()).state is LaunchState.ACCEPTED
+    assert (bench.accepted, bench.queue.told) == (["launch-1"], [])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from worker.clients.wandb_api import WandbRefused
-from worker.errors import Again
 from worker.intake.sqs import LaunchQueue
 from worker.intake.wandb_queue import QueueItems
 from worker.launch.intent import MAX_KEPT_BODY
@@ -47,5 +46,5 @@ class Refusals:
             return
         try:
             await self._items.warn(item_id, message, stage)
-        except (Again, WandbRefused) as error:
-            _log.warning("queue_item_not_warned", error=str(error))
+        except Exception as error:  # of any kind: an answer nobody foresaw must not end a loop of launches
+            _log.warning("queue_item_not_warned", error=str(error) or type(error).__name__)
