@@ -3,33 +3,46 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from worker.launch.message import interpret, parse_message
 from worker.launch.record import LaunchState
 from worker.settings import Settings, variable_name
-from worker.training.request import AccountFacts, build_request
+from worker.training.plan import plan_launch
+from worker.training.policy import Policy
+from worker.training.request import AccountFacts
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(path for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
-def test_the_example_in_the_readme_becomes_a_request() -> None:
-    example = re.search(r"```json\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert example
-    launch = interpret(parse_message(example[1]), launch_id="a" * 26, default_log_target="companion")
-    request = build_request(
+def planned(example: str, image: str | None = None) -> Mapping[str, Any]:
+    """The request that a message of the README leads to, past all checks."""
+    launch = interpret(parse_message(example), launch_id="a" * 26, default_log_target="companion")
+    plan = plan_launch(
         launch,
-        image=None,
+        image=image,
         account=AccountFacts("123456789012", "us-east-1"),
         base_url="https://api.wandb.ai",
         deployment="default",
         macros={},
+        policy=Policy(),
     )
+    return plan.request
+
+
+def test_the_examples_in_the_readme_become_requests() -> None:
+    image, code = re.findall(r"```json\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    request = planned(image)
     assert request["AlgorithmSpecification"]["TrainingImage"].endswith("/train:2026-11-01")
     assert request["OutputDataConfig"]["S3OutputPath"] == "s3://acme-sm-out/vision"
+    built = planned(code, image="123456789012.dkr.ecr.us-east-1.amazonaws.com/launch:built")
+    assert built["AlgorithmSpecification"]["TrainingImage"].endswith("/launch:built")
+    assert built["AlgorithmSpecification"]["ContainerEntrypoint"] == ["python", "train.py"]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
