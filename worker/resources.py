@@ -22,6 +22,7 @@ from worker.ops.logging import get_logger
 from worker.ops.metrics import Metrics
 from worker.ops.rates import Rates
 from worker.settings import Settings
+from worker.sources.git_credentials import GitCredentials
 from worker.sources.scratch import remove_leftovers
 from worker.tracking.companion import CompanionRuns
 from worker.tracking.offline import offline_runs
@@ -61,6 +62,7 @@ async def opened(settings: Settings) -> AsyncIterator[Opened]:
         enter = stack.enter_async_context
         aws = await enter(aws_clients(settings.aws_region))
         caller = await caller_identity(aws.sts)
+        await asyncio.to_thread(GitCredentials(settings.git_credentials).read)  # wrong ones are told now
         wandb = await _open_wandb(stack, settings, metrics)
         project = settings.companion_project
         yield Opened(

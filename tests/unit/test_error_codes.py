@@ -23,7 +23,7 @@ def codes_in(source: str) -> set[str]:
         if isinstance(node, ast.JoinedStr) and node.values:
             start = node.values[0]
             if isinstance(start, ast.Constant) and _FAMILY.fullmatch(str(start.value)):
-                codes.add(f"{start.value}…")
+                codes.add(f"{start.value!s}…")
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _CODE.fullmatch(node.value):
             codes.add(node.value)
     return codes
