@@ -219,6 +219,20 @@ async def test_late_events_of_two_streams_are_both_found(worker: Worker) -> None
     assert sorted(worker.companion.lines("launch-1")) == ["late one", "late two", "one", "two"]
 
 
+async def test_more_late_events_than_a_batch_holds_are_all_found(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cursor, "MAX_BATCH_EVENTS", 3)
+    worker.cloud.put(ONE, "on time")
+    held = await worker.follow(record())
+    async with worker.running():
+        await until(lambda: len(worker.companion.posts) == 1)
+        for number in range(10):
+            worker.cloud.put(ONE, f"late {number}", age_ms=60_000)
+        await finish(worker, held)
+    assert worker.companion.lines("launch-1") == ["on time", *(f"late {number}" for number in range(10))]
+
+
 async def test_a_busy_log_is_searched_for_late_events_while_it_runs(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
