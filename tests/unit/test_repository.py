@@ -150,7 +150,17 @@ def test_compose_file() -> None:
     published = [port for service in services.values() for port in service.get("ports", [])]
     assert published
     assert all(port.startswith("127.0.0.1:") for port in published)
-    assert set(compose["volumes"]) == {"ledger"}
+    assert set(compose["volumes"]) == {"ledger", "work"}
+
+
+def test_the_volumes_of_the_worker_are_folders_of_its_image() -> None:
+    worker = load_yaml("docker-compose.yml")["services"]["worker"]
+    mounted = {folder for _, _, folder in (volume.partition(":") for volume in worker["volumes"])}
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
+    assert mounted == set(re.findall(r"^VOLUME (\S+)$", dockerfile, re.MULTILINE))
+    work_dir = re.search(r"^ENV LAUNCH_WORK_DIR=(\S+)$", dockerfile, re.MULTILINE)
+    assert work_dir
+    assert work_dir[1] in mounted
 
 
 def test_compose_gives_the_worker_time_to_drain() -> None:
