@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import worker
-from tests.unit.launches import EXAMPLES, IMAGE, message, sagemaker_args
+from tests.fakes.aws_server import AwsError, AwsServer, serving_aws
+from tests.unit.launches import EXAMPLES, IMAGE, launch_of, message, sagemaker_args
+from tests.unit.records import record
 from worker.cli import app
+from worker.launch.record import Failure, JobFacts, LaunchRecord, LaunchState
+from worker.ledger.sqlite import open_sqlite_ledger
 
 COMMANDS = ("run", "validate", "enqueue", "dev", "demo")
 
@@ -92,6 +98,47 @@ def test_validate_prints_the_request_from_a_file_or_standard_input(elsewhere: Pa
     request = json.loads(from_file.stdout)
     assert request["Environment"]["LAUNCH_ID"]
     assert request["TrainingJobName"]
+
+
+def test_the_whole_request_of_an_example_is_as_ever() -> None:
+    """A difference here is a difference in what every user's jobs are."""
+    result = invoke("validate", str(EXAMPLES / "docker_image_launch.json"))
+    image = "123456789012.dkr.ecr.us-east-1.amazonaws.com/train:2024-11-01"
+    assert json.loads(result.stdout) == {
+        "TrainingJobName": "ab12cd34",
+        "RoleArn": "arn:aws:iam::123456789012:role/sm-exec",
+        "AlgorithmSpecification": {
+            "TrainingInputMode": "File",
+            "TrainingImage": image,
+            "ContainerEntrypoint": ["python", "/opt/train.py"],
+            "ContainerArguments": ["--epochs", "1"],
+        },
+        "ResourceConfig": {"InstanceType": "ml.g5.xlarge", "InstanceCount": 1, "VolumeSizeInGB": 50},
+        "OutputDataConfig": {"S3OutputPath": "s3://acme-sm-out/acme/vision"},
+        "StoppingCondition": {"MaxRuntimeInSeconds": 86400},
+        "Environment": {
+            "LAUNCH_ID": "r7tnhdqnh6x4pti3kbxlphwqf6",
+            "WANDB_API_KEY": "***",
+            "WANDB_ARTIFACTS": "{}",
+            "WANDB_BASE_URL": "https://api.wandb.ai",
+            "WANDB_CONFIG": '{"epochs": 1}',
+            "WANDB_DOCKER": image,
+            "WANDB_ENTITY": "acme",
+            "WANDB_LAUNCH": "True",
+            "WANDB_LAUNCH_FILE_OVERRIDES": "{}",
+            "WANDB_LAUNCH_TRACE_ID": "UnVuUXVldWVJdGVtOjQyMA==",
+            "WANDB_NAME": "smoke-test",
+            "WANDB_PROJECT": "vision",
+            "WANDB_RESUME": "allow",
+            "WANDB_RUN_ID": "ab12cd34",
+            "WANDB_USERNAME": "jdoe",
+        },
+        "Tags": [
+            {"Key": "WandbRunId", "Value": "ab12cd34"},
+            {"Key": "LaunchId", "Value": "r7tnhdqnh6x4pti3kbxlphwqf6"},
+            {"Key": "LaunchWorker", "Value": "default"},
+        ],
+    }
 
 
 def test_validate_shows_no_secret(elsewhere: Path) -> None:
@@ -174,6 +221,80 @@ def test_enqueue_checks_the_message_and_wants_a_queue(elsewhere: Path) -> None:
     nowhere = invoke("enqueue", written(elsewhere, message()))
     assert nowhere.exit_code == 2
     assert "LAUNCH_QUEUE_URL" in nowhere.stderr
+
+
+@pytest.fixture
+async def queue(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AwsServer]:
+    """SQS as `enqueue` meets it, in the environment as a shell would set it."""
+    async with serving_aws(monkeypatch) as server:
+        server.answers["GetQueueAttributes"] = lambda _: {
+            "Attributes": {"QueueArn": "arn:aws:sqs:us-east-1:1:launches"}
+        }
+        server.answers["SendMessage"] = lambda _: {"MessageId": "m-1"}
+        monkeypatch.setenv("LAUNCH_QUEUE_URL", "http://127.0.0.1/1/launches")
+        monkeypatch.setenv("AWS_REGION", "us-east-1")
+        yield server
+
+
+async def test_enqueue_gives_an_identity_to_what_has_none(queue: AwsServer, elsewhere: Path) -> None:
+    body = message()
+    del body["runQueueItemId"]
+    bare = written(elsewhere, body)
+    for _ in range(2):
+        result = await asyncio.to_thread(invoke, "enqueue", bare, "--json")
+        assert result.exit_code == 0, result.output
+    first, second = (json.loads(sent["MessageBody"]) for sent in queue.requests("SendMessage"))
+    assert first["launchId"] != second["launchId"]
+    assert json.loads(result.stdout)["launchId"] == launch_of(second).launch_id
+    item = written(elsewhere, message())
+    result = await asyncio.to_thread(invoke, "enqueue", item)
+    assert result.stdout.startswith(f"sent launch {launch_of(message()).launch_id} (run acme/vision/")
+    assert json.loads(queue.requests("SendMessage")[-1]["MessageBody"]) == message()
+
+
+FINISHED = record(launch_of(message()).launch_id, state=LaunchState.FINISHED, job_name="job-1")
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [
+        (replace(FINISHED, facts=JobFacts("Completed", "Completed")), (0, "The training job completed.")),
+        (replace(FINISHED, facts=JobFacts("Failed", "Failed", "out of memory")), (1, "out of memory")),
+        (replace(FINISHED, facts=JobFacts("Stopped", "Stopped")), (1, "stopped from outside")),
+        (
+            replace(FINISHED, state=LaunchState.REFUSED, failure=Failure("run", "LW-X", "no such role")),
+            (1, "refused (LW-X): no such role"),
+        ),
+    ],
+    ids=["completed", "failed", "stopped", "refused"],
+)
+async def test_waiting_ends_with_the_launch_and_its_exit_code(
+    queue: AwsServer,
+    elsewhere: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    end: LaunchRecord,
+    expected: tuple[int, str],
+) -> None:
+    code, told = expected
+    monkeypatch.setattr("worker.sender._LOOK_EVERY", 0.01)
+    monkeypatch.setenv("LAUNCH_LEDGER", f"sqlite:///{elsewhere / 'ledger.db'}")
+    async with open_sqlite_ledger(elsewhere / "ledger.db") as ledger:
+        await ledger.create(end)
+    file = written(elsewhere, message())
+    result = await asyncio.to_thread(invoke, "enqueue", file, "--wait")
+    assert (result.exit_code, result.stderr) == (code, "")
+    assert told in result.stdout.splitlines()[-1]
+    last = (await asyncio.to_thread(invoke, "enqueue", file, "--wait", "--json")).stdout.splitlines()[-1]
+    assert (json.loads(last)["success"], json.loads(last)["job"]) == (code == 0, "job-1")
+    assert len(queue.requests("SendMessage")) == 2
+
+
+async def test_a_queue_that_cannot_be_reached_is_told_in_a_line(queue: AwsServer, elsewhere: Path) -> None:
+    queue.fail_next("GetQueueAttributes", AwsError("ServiceUnavailable", status=503))
+    result = await asyncio.to_thread(invoke, "enqueue", written(elsewhere, message()))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert queue.requests("SendMessage") == []
 
 
 def test_settings_come_from_a_file_and_the_environment_wins(elsewhere: Path) -> None:
