@@ -1,6 +1,6 @@
 """The command `launch-worker`. Exit codes: 0 done, 1 failed, 2 wrong use or bad settings.
 
-Imports stand inside the commands: `--help` and `validate` need neither AWS's SDK nor W&B's.
+Imports stand inside the commands, so that `--help` answers at once.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class StreamPosition:
     marks: tuple[tuple[int, int], ...] = ()
     """Steps since the last deep sweep: (timestamp reached, newest ingestion time seen by then).
 
-    An event at or behind a step's timestamp that was ingested after the step's mark came late."""
+    An event behind a step's timestamp that was ingested after the step's mark came late."""
 
 
 @dataclass(frozen=True, slots=True)
