@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from worker.ops.logging import get_logger
 from worker.ops.metrics import Metrics
 from worker.sources.checkout import Checkout
 from worker.sources.fetch import Sources
+from worker.sources.scratch import scratch_folder
 from worker.tracking.build_log import BuildLog
 from worker.tracking.port import Companion
 
@@ -129,8 +129,8 @@ class Building:
         log = BuildLog(self._companion, record)
         local_tag = f"launch-worker/build:{tag}"
         try:
-            with tempfile.TemporaryDirectory(dir=self._work_dir, prefix="launch-ctx-") as folder:
-                context = Path(folder) / "context.tar"
+            async with scratch_folder(self._work_dir) as folder:
+                context = folder / "context.tar"
                 facts = await write_context(checkout.path, recipe, context)
                 _log.info("build_started", tag=tag, context_bytes=facts.bytes, files=facts.files)
                 with effect("build_image"):
