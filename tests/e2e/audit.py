@@ -12,6 +12,7 @@ from tests.e2e.launches import LaunchCase
 from tests.e2e.process import until
 from worker.launch.record import LaunchRecord, LaunchState
 from worker.local.logs import TRAINING_JOBS_GROUP
+from worker.tracking.build_log import NAME as BUILD_LOG
 
 Line = tuple[str, str]
 """(time as in W&B's console, content)."""
@@ -97,7 +98,9 @@ async def _audit_console(bench: Bench, case: LaunchCase) -> None:
 
 def _audit_files(files: dict[str, bytes], lines: dict[str, list[Line]]) -> None:
     """The full record has as many lines a host as the console."""
-    logs = {name: content for name, content in files.items() if name.startswith("logs/")}
+    logs = {
+        name: content for name, content in files.items() if name.startswith("logs/") and name != BUILD_LOG
+    }
     assert {name.split("/")[1] for name in logs} == set(lines)
     for host, expected in lines.items():
         content = b"".join(text for name, text in sorted(logs.items()) if name.split("/")[1] == host)

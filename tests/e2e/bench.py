@@ -27,6 +27,7 @@ from worker.local.stack import ENTITY, WANDB_KEY, LocalServices
 if TYPE_CHECKING:
     from types_aiobotocore_dynamodb import DynamoDBClient
     from types_aiobotocore_logs import CloudWatchLogsClient
+    from types_aiobotocore_s3 import S3Client
     from types_aiobotocore_sagemaker import SageMakerClient
     from types_aiobotocore_sqs import SQSClient
 
@@ -64,6 +65,7 @@ class Clients:
     sagemaker: SageMakerClient
     logs: CloudWatchLogsClient
     dynamodb: DynamoDBClient
+    s3: S3Client
 
 
 @contextlib.asynccontextmanager
@@ -74,8 +76,9 @@ async def open_clients(services: LocalServices) -> AsyncIterator[Clients]:
         session.client("sagemaker", endpoint_url=url) as sagemaker,
         session.client("logs", endpoint_url=url) as logs,
         session.client("dynamodb", endpoint_url=url) as dynamodb,
+        session.client("s3", endpoint_url=url) as s3,
     ):
-        yield Clients(sqs, sagemaker, logs, dynamodb)
+        yield Clients(sqs, sagemaker, logs, dynamodb, s3)
 
 
 @dataclass(kw_only=True)
@@ -88,6 +91,8 @@ class Bench(Launches):
     dlq_url: str
     ledger: str
     workers: list[WorkerProcess] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+    """Of all workers, beside what the stack says."""
 
     async def start(self, **settings: str) -> WorkerProcess:
         """Start a worker; `settings` are fields of Settings without their prefix, in lower case."""
@@ -101,6 +106,7 @@ class Bench(Launches):
             "LAUNCH_DEPLOYMENT": self.deployment,
             "LAUNCH_QUEUE_URL": self.queue_url,
             "LAUNCH_LEDGER": self.ledger,
+            **self.environment,
             **{f"LAUNCH_{name.upper()}": value for name, value in settings.items()},
         }
         output = self.folder / f"worker-{len(self.workers) + 1}.log"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import aiodocker
 import pytest
 import pytest_asyncio
 
@@ -33,8 +35,12 @@ async def stack() -> AsyncIterator[Stack]:
         assert services.ecr is not None, services.missing
         local = await ensure_busybox_image(services.docker, STATE)
         image = await services.ecr.seed_image(services.docker, local, "launch-dev", "e2e")
-        async with open_clients(services) as clients:
-            yield Stack(services, clients, image)
+        try:
+            async with open_clients(services) as clients:
+                yield Stack(services, clients, image)
+        finally:  # only the name: its registry is going away
+            with contextlib.suppress(aiodocker.DockerError):
+                await services.docker.images.delete(image, noprune=True)
 
 
 @pytest_asyncio.fixture(loop_scope="package", autouse=True)

@@ -79,6 +79,10 @@ class WorkerProcess:
     def wake(self) -> None:
         self.send_signal(signal.SIGCONT)
 
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
     async def kill(self) -> None:
         """kill -9."""
         self.send_signal(signal.SIGKILL)

@@ -90,8 +90,9 @@ async def clients(services: OnLocalStack, sqs: Any, logs: Any) -> AsyncIterator[
     async with (
         session.client("sagemaker", endpoint_url=url) as sagemaker,
         session.client("dynamodb", endpoint_url=url) as dynamodb,
+        session.client("s3", endpoint_url=url) as s3,
     ):
-        yield Clients(sqs, sagemaker, logs, dynamodb)
+        yield Clients(sqs, sagemaker, logs, dynamodb, s3)
 
 
 @pytest_asyncio.fixture(loop_scope="package", params=["standard", "fifo"])

@@ -114,8 +114,8 @@ class DockerExecutor:
         self, docker: aiodocker.Docker, *, registry: str, registry_password: Callable[[], str]
     ) -> None:
         self._docker = docker
-        self._registry = registry
-        """`host:port` of the local ECR; images from there are pulled, with a fresh token."""
+        self.registries = {registry} if registry else set()
+        """`host:port` of the local ECR and of proxies before it: images from there are pulled, with a fresh token."""
         self._registry_password = registry_password
         self._pulled: set[str] = set()
 
@@ -132,8 +132,8 @@ class DockerExecutor:
     async def prepare(self, image: str) -> None:
         """Pull from the local ECR; any other image has to be on the daemon."""
         host = image.partition("/")[0] if "/" in image else ""
-        if self._registry and host == self._registry:
-            await self._pull(image)
+        if host in self.registries:
+            await self._pull(image, host)
             return
         try:
             await self._docker.images.inspect(image)
@@ -142,12 +142,12 @@ class DockerExecutor:
                 f"Cannot find image {image}: it is neither in the local registry nor on the docker daemon"
             ) from error
 
-    async def _pull(self, image: str) -> None:
+    async def _pull(self, image: str, host: str) -> None:
         match = _REFERENCE.fullmatch(image)
         if match is None:
             raise ImageNotAvailable(f"{image} is not an image reference")
         source = f"{match['repo']}@{match['digest']}" if match["digest"] else match["repo"]
-        auth = {"username": "AWS", "password": self._registry_password(), "serveraddress": self._registry}
+        auth = {"username": "AWS", "password": self._registry_password(), "serveraddress": host}
         tag = None if match["digest"] else match["tag"] or "latest"
         try:
             await self._docker.images.pull(source, tag=tag, auth=auth)
