@@ -64,6 +64,11 @@ class WorkerProcess:
     def alive(self) -> bool:
         return self._process.returncode is None
 
+    @property
+    def killed(self) -> bool:
+        """It had no time to tidy up."""
+        return self._process.returncode == -signal.SIGKILL
+
     def send_signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 

@@ -15,6 +15,7 @@ import pytest_asyncio
 
 from tests.e2e.audit import audit, queue_empty
 from tests.e2e.bench import Bench
+from tests.e2e.code import code_bench
 from tests.e2e.conftest import Stack
 from tests.e2e.launches import numbered
 from tests.e2e.together import Outcomes, Scenario, Scenarios, run_together
@@ -41,7 +42,6 @@ OF_A_SUCCESS: tuple[EffectName, ...] = (
 OF_A_REFUSAL: tuple[EffectName, ...] = ("write_refused", "fail_queue_item", "copy_to_dlq")
 
 OF_A_BUILD: tuple[EffectName, ...] = ("fetch_source", "build_image", "push_image")
-"""Only launches of code have these; the launches here bring their image."""
 
 
 async def success(bench: Bench, point: str) -> None:
@@ -65,6 +65,17 @@ async def refusal(bench: Bench, point: str) -> None:
     assert (record.state, record.reported) == (LaunchState.REFUSED, True)
     assert item.error is not None
     assert bench.jobs(case) == []
+
+
+async def build(bench: Bench, point: str) -> None:
+    async with code_bench(bench) as code:
+        case = code.launch(await code.upload(code.script(lines := numbered(3))), lines)
+        await _killed(bench, point, case.body)
+        await bench.start()
+        await code.audit(case)
+        # Before the build nothing was made, and what was pushed is found; between them it is made again.
+        made_once = point.endswith("fetch_source") or point == "after:push_image"
+        assert len(code.events("build_started")) == (1 if made_once else 2)
 
 
 async def stop(bench: Bench, point: str) -> None:
@@ -103,6 +114,7 @@ def _at(point: str, scenario: Callable[[Bench, str], Awaitable[None]]) -> Scenar
 
 _EFFECTS: Mapping[Callable[[Bench, str], Awaitable[None]], tuple[EffectName, ...]] = {
     success: OF_A_SUCCESS,
+    build: OF_A_BUILD,
     refusal: OF_A_REFUSAL,
     stop: ("stop_training_job",),
     takeover: ("claim_launch",),
@@ -148,5 +160,5 @@ async def test_crash_while_giving_a_duplicate_back(bench: Bench, when: str) -> N
 
 
 def test_every_effect_is_split() -> None:
-    split = {effect for effects in _EFFECTS.values() for effect in effects} | {"release_message", *OF_A_BUILD}
+    split = {effect for effects in _EFFECTS.values() for effect in effects} | {"release_message"}
     assert split == set(get_args(EffectName))
