@@ -37,6 +37,7 @@ from worker.sources.git_command import INHERITED, INHERITED_PREFIXES
 from worker.sources.git_credentials import GitCredentials
 from worker.submission import Submission
 from worker.supervisor import Supervisor, SupervisorFacts
+from worker.tracking.build_log import BuildLogs
 from worker.tracking.heartbeats import CompanionHeartbeats
 from worker.training.allowed import policy_of
 from worker.training.log_feed import LogFeed
@@ -98,12 +99,14 @@ def wire(parts: Opened) -> Service:
         metrics=metrics,
     )
     supervisor = _supervisor(parts, held, adoption, refusals)
+    build_logs = BuildLogs(parts.companion)
     pipeline = Pipeline(
         facts=_pipeline_facts(parts),
         ledger=parts.ledger,
         membership=membership,
         refusals=refusals,
-        building=_building(parts, membership),
+        building=_building(parts, membership, build_logs),
+        build_logs=build_logs,
         submit=supervisor.submit,
         is_held=supervisor.is_held,
     )
@@ -176,7 +179,7 @@ async def _run(service: Service, stop: asyncio.Event) -> None:
     await service.supervisor.release()
 
 
-def _building(parts: Opened, membership: Membership) -> Building | None:
+def _building(parts: Opened, membership: Membership, build_logs: BuildLogs) -> Building | None:
     """None: only ready images are run."""
     settings = parts.settings
     if parts.docker is None:
@@ -205,13 +208,14 @@ def _building(parts: Opened, membership: Membership) -> Building | None:
         builder=builder,
         registry=registry,
         locks=BuildLocks(parts.ledger, membership, parts.worker),
-        companion=parts.companion,
+        logs=build_logs,
         metrics=parts.metrics,
         base_image=settings.base_image,
         platform=settings.platform,
         deployment=settings.deployment,
         work_dir=parts.work_dir,
         cache_mounts=settings.builder == "buildkit",
+        allowed_images=settings.allowed_images,
     )
 
 

@@ -81,5 +81,9 @@ class OwnershipLost(WorkerError):
     """The ledger says another worker owns this launch."""
 
 
+class MustRestart(Exception):
+    """This process cannot do its work any more, and only a new one can. Nobody rides it out: it ends the process."""
+
+
 class SettingsError(WorkerError):
     """A setting is missing or wrong; exit code 2."""

@@ -16,7 +16,7 @@ import structlog
 
 from worker.aio import backoff, effect
 from worker.building import Building, no_builder
-from worker.errors import Again, BadMessage, Never, Stage, WorkerError
+from worker.errors import Again, BadMessage, MustRestart, Never, Stage, WorkerError
 from worker.intake.refusal import Refusals
 from worker.intake.sqs import SqsMessage
 from worker.launch.intent import identity_of, intent_record, read_message
@@ -28,6 +28,8 @@ from worker.ledger.held import HeldLaunch
 from worker.ledger.membership import MISSED_BEATS, Membership
 from worker.ledger.port import FINISHED_TTL, Ledger
 from worker.ops.logging import get_logger
+from worker.sources.checkout import Checkout
+from worker.tracking.build_log import BuildLogs
 from worker.training.plan import Plan, plan_launch
 from worker.training.policy import Policy
 from worker.training.request import AccountFacts
@@ -63,17 +65,18 @@ class Pipeline:
         membership: Membership,
         refusals: Refusals,
         building: Building | None,
+        build_logs: BuildLogs,
         submit: Callable[[HeldLaunch], Awaitable[None]],
         is_held: Callable[[str], bool],
     ) -> None:
-        """`building`: None refuses launches that carry code. `submit` hands a launch to leg 2 at once; what it
-        returns can be awaited until SageMaker has the job or the launch is refused. `is_held`: leg 2 of this worker
-        has the launch."""
+        """`building`: None refuses code. `submit` hands a launch to leg 2; what it returns is done once SageMaker has
+        the job, or never will. `is_held`: leg 2 of this worker has the launch."""
         self._facts = facts
         self._ledger = ledger
         self._membership = membership
         self._refusals = refusals
         self._building = building
+        self._build_logs = build_logs
         self._submit = submit
         self._is_held = is_held
         self._in_work: set[str] = set()
@@ -95,11 +98,14 @@ class Pipeline:
             try:
                 self._in_work.add(identity)
                 return await self._handle_once(message, identity, parsed)
+            except MustRestart:
+                raise
             except Exception as error:  # a defect of ours, or a message that the ledger cannot hold
                 _log.exception("message_failed_unexpectedly")
                 return await self._give_up_or_again(message, identity, error)
             finally:
                 self._in_work.discard(identity)
+                self._build_logs.drop(identity)
 
     async def _handle_once(
         self, message: SqsMessage, identity: str, parsed: LaunchMessage | BadMessage
@@ -107,13 +113,10 @@ class Pipeline:
         intent = self._intent(message, identity, parsed)
         taken: HeldLaunch | Outcome = HeldLaunch(intent)
         try:
-            try:
-                taken = await self._take(intent)
-            except Again as error:
-                return self._again(error, message.receive_count)
-            if isinstance(taken, Outcome):
-                return taken
-            return await self._conclude(taken, parsed)
+            taken = await self._take(intent)
+            return taken if isinstance(taken, Outcome) else await self._conclude(taken, parsed)
+        except Again as error:
+            return self._again(error, message.receive_count)
         except asyncio.CancelledError:
             # Left with this worker, the launch would be busy for all others for as long as it lives.
             if isinstance(taken, HeldLaunch) and not self._is_held(identity):
@@ -128,6 +131,8 @@ class Pipeline:
         except Again as error:
             return await self._try_again(held, error)
         except Exception as error:  # a defect of ours must not take the launch away from its owner
+            if isinstance(error, MustRestart):
+                raise
             _log.exception("launch_failed_unexpectedly")
             return await self._try_again(held, Again(f"{type(error).__name__}: {error}"))
 
@@ -157,6 +162,7 @@ class Pipeline:
             raise parsed
         launch = interpret(parsed, launch_id=held.launch_id, default_log_target=self._facts.log_target)
         held.api_key = launch.api_key
+        held.update(run=launch.run, name=launch.name, log_target=launch.log_target)
         await self._make_ready(held, launch)
         _log.info("launch_ready", training_job=held.record.job_name, image=held.record.image)
         settled = self._submit(held)
@@ -172,29 +178,34 @@ class Pipeline:
         plan = self._plan(launch, image, held.record.attempt)
         held.update(
             state=LaunchState.WAITING,
-            run=launch.run,
             queue=launch.queue,
             queue_entity=launch.queue_entity,
-            name=launch.name,
             author=launch.author,
             image=plan.image or "",
             job_name=plan.job_name,
             request=plan.request,
             instance_type=plan.instance_type,
             instance_count=plan.instance_count,
-            log_target=launch.log_target,
             private_key=launch.api_key is not None,
             waiting_at=time.time(),
         )
         with effect("write_waiting"):
             await self._save(held)
+        await self._build_logs.publish(held.record)  # now: a worker that lost the launch does not get here
 
     async def _build(self, held: HeldLaunch, launch: Launch, source: CodeSource) -> tuple[str, Launch]:
         """The image of a code launch, by digest; what can be refused without it is refused before it is fetched."""
         if self._building is None:
             raise no_builder()
         self._plan(launch, f"{self._building.repository}:unbuilt", held.record.attempt)
-        made = await self._building.image_of(held.record, launch, source)
+        if held.record.commit:  # an earlier try has fetched it: a branch may have moved since
+            source = replace(source, version=held.record.commit)
+
+        async def pin(fetched: Checkout) -> None:
+            held.update(commit=fetched.commit)
+            await self._save(held)
+
+        made = await self._building.image_of(launch, source, pin)
         for warning in made.warnings:
             await self._refusals.warn(held.record.item_id, warning, Stage.BUILD)
         return made.uri, replace(launch, entry_point=made.entry_point)
@@ -245,6 +256,7 @@ class Pipeline:
                 with effect("write_refused"):
                     await self._save(held)
                 _log.warning("launch_refused", stage=failure.stage, code=failure.code, reason=failure.reason)
+                await self._build_logs.publish(held.record, failure=failure.reason)
             await self._refusals.report(held.record, failure)
             held.update(reported=True, message="", request=None, owner="")
             await self._save(held)
@@ -273,8 +285,9 @@ class Pipeline:
 
     async def _give_back(self, held: HeldLaunch) -> None:
         """Release the launch, so that whoever receives the message next may claim it."""
-        state = LaunchState.REFUSED if held.record.failure else LaunchState.INTENT
-        record = replace(held.record, owner="", state=state)
+        record = replace(held.record, owner="", state=LaunchState.INTENT)
+        if held.record.failure:
+            record = replace(record, state=LaunchState.REFUSED)
         try:
             async with asyncio.timeout(5):
                 await self._ledger.save([record], owner=self._facts.worker)

@@ -9,7 +9,7 @@ from traceback import format_exception
 from typing import Any
 
 from worker.aio import backoff, effect
-from worker.errors import Again, Never, Stage, Throttled
+from worker.errors import Again, MustRestart, Never, Stage, Throttled
 from worker.intake.refusal import Refusals
 from worker.launch.record import Failure, LaunchState
 from worker.launch.redaction import is_secret_variable, redact_text
@@ -106,6 +106,8 @@ class Submission:
             self._metrics.submits.labels("never").inc()
             told = self._without_secrets(held, str(error))
             await self._refuse(held, Failure(error.stage, error.code, told))
+        except MustRestart:
+            raise
         except Exception as error:  # one launch's trouble, also of a kind we did not foresee, ends no other
             if not isinstance(error, Again):
                 # Not as an exception: its text may quote the request, secrets included.

@@ -298,9 +298,9 @@ class Supervisor:
         while not held.lost:
             try:
                 return await step()
-            except (
-                Exception
-            ) as error:  # one launch's trouble, also of a kind we did not foresee, ends no other
+            except MustRestart:
+                raise
+            except Exception as error:  # one launch's unforeseen trouble ends no other
                 if not isinstance(error, WorkerError):
                     _log.exception("step_failed_unexpectedly", step=what, launch_id=held.launch_id)
                 pause = (error.retry_after if isinstance(error, Again) else None) or backoff(tries, cap=60)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.fakes.companion import FakeCompanion
 from tests.fakes.launch_queue import QUEUE_ARN, FakeLaunchQueue, FakeQueueItems, a_message
 from tests.fakes.ledger import MemoryLedger
 from tests.unit.launches import ACCOUNT, BASE_URL, BUILT, message
@@ -27,8 +29,11 @@ from worker.ledger.held import HeldLaunch
 from worker.ledger.membership import Membership
 from worker.ledger.port import WorkerBeat
 from worker.pipeline import Pipeline, PipelineFacts
+from worker.sources.checkout import Checkout
+from worker.tracking.build_log import BuildLogs
 from worker.training.policy import Policy
 
+COMMIT = "c0ffee" * 6 + "c0ff"
 HEARTBEAT = 10.0
 MAX_ATTEMPTS = 3
 OWN_KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -42,13 +47,18 @@ class FakeBuilding(Building):
         self.gate = asyncio.Event()
         self.gate.set()
         self.asked = 0
+        self.versions: list[str] = []
 
     @property
     def repository(self) -> str:
         return BUILT.partition("@")[0]
 
-    async def image_of(self, record: LaunchRecord, launch: Launch, source: CodeSource) -> LaunchImage:
+    async def image_of(
+        self, launch: Launch, source: CodeSource, on_fetched: Callable[[Checkout], Awaitable[None]]
+    ) -> LaunchImage:
         self.asked += 1
+        self.versions.append(source.version)
+        await on_fetched(Checkout(Path(), f"git:{COMMIT}", "https://git.example.com/code", COMMIT))
         await self.gate.wait()
         if self.errors:
             raise self.errors.pop(0)
@@ -75,6 +85,7 @@ class Bench:
     ledger: MemoryLedger = field(default_factory=MemoryLedger)
     queue: FakeLaunchQueue = field(default_factory=FakeLaunchQueue)
     building: FakeBuilding = field(default_factory=FakeBuilding)
+    companion: FakeCompanion = field(default_factory=FakeCompanion)
     now: float = 1000.0
 
     def __post_init__(self) -> None:
@@ -108,6 +119,7 @@ class Bench:
             membership=membership,
             refusals=Refusals(self.items, self.queue),
             building=self.building if builds else None,
+            build_logs=BuildLogs(self.companion),
             submit=submit,
             is_held=lambda identity: any(held.launch_id == identity for held in submitted),
         )
@@ -225,6 +237,16 @@ async def test_again_counts_the_try_releases_the_launch_and_warns(bench: Bench) 
     ((item, text, stage),) = bench.items.warned
     assert (item, stage) == ("item-1", "agent")
     assert "the registry is away" in text
+
+
+async def test_a_later_try_fetches_the_commit_of_the_first(bench: Bench) -> None:
+    """A branch may move between them: one launch is one commit, on whatever worker."""
+    bench.building.errors = [Unreachable("the registry is away")]
+    await bench.worker("w1").handle(code())
+    assert (await bench.only_record()).commit == COMMIT
+    await bench.worker("w2").handle(code())
+    first, second = bench.building.versions
+    assert (first != COMMIT, second) == (True, COMMIT)
 
 
 async def test_the_wait_grows_with_the_tries_and_obeys_the_peer(bench: Bench) -> None:

@@ -160,7 +160,7 @@ def test_localstack_part_has_an_environment_of_its_own(machine: Machine) -> None
     (made,) = [call for call in machine.calls if call.startswith("python3 -m venv")]
     assert made.endswith(" .venv-localstack")
     (install,) = [call for call in machine.calls if call.startswith("python3 -m pip install")]
-    assert install.endswith("-c constraints-localstack.txt localstack-core[runtime]")
+    assert install.endswith("-c constraints-localstack.txt localstack-core[runtime] service_identity")
 
 
 def test_wrong_use(machine: Machine) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from worker.aio import backoff, effect
 from worker.delivery.job_log import AssignedBatch, JobLog
-from worker.errors import Again, Never, WorkerError
+from worker.errors import Again, MustRestart, Never, WorkerError
 from worker.ledger.held import HeldLaunches
 from worker.ops.logging import get_logger
 from worker.ops.metrics import Metrics
@@ -102,6 +102,8 @@ class Posting:
                 await send()
                 return True
             except cursor.EventsGone:
+                raise
+            except MustRestart:
                 raise
             except Exception as error:  # one job's trouble, also of a kind we did not foresee, ends no other
                 if not isinstance(error, WorkerError):

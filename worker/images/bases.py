@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from worker.clients.docker import DockerEngine
 from worker.clients.docker_types import ImageFacts, RegistryAuth
 from worker.errors import Again, Never, Stage, WorkerError
 from worker.images.reference import ImageReference, parse_reference
+from worker.ops.logging import get_logger
 
 _FRESH = 300.0
 """Seconds for which an answer holds: a hundred launches from one base ask its registry once (Docker Hub counts)."""
+
+_log = get_logger()
 
 AuthFor = Callable[[str], Awaitable[RegistryAuth | None]]
 """Reference → login of its registry, or None."""
@@ -30,6 +33,15 @@ class BaseImages:
         """See `ImageBuilder.base_digests`."""
         wanted = [reference for reference in dict.fromkeys(references) if reference != "scratch"]
         return {reference: await self._fresh_digest(reference, auth_for) for reference in wanted}
+
+    async def check_unmoved(self, digests: Mapping[str, str]) -> None:
+        """What the daemon has under these names is still what the tag was made of; else `Again`: a build that waited
+        for its turn must not take another base than its tag says."""
+        for reference, digest in digests.items():
+            image = await self._docker.inspect_image(reference)
+            if image is None or _digest_of(image, parse_reference(reference)) != digest:
+                self._known.pop(reference, None)
+                raise Again(f"the base image {reference} changed while the build waited", retry_after=1.0)
 
     async def _fresh_digest(self, reference: str, auth_for: AuthFor) -> str:
         loop = asyncio.get_running_loop()
@@ -51,9 +63,10 @@ class BaseImages:
             return parsed.digest
         try:
             await self._docker.pull(reference, await auth_for(reference), self._platform)
-        except WorkerError:
+        except WorkerError as error:
             if here is None:
                 raise
+            _log.warning("base_image_not_refreshed", image=reference, error=str(error))
             return _digest_of(here, parsed)
         pulled = await self._docker.inspect_image(reference)
         if pulled is None:

@@ -100,6 +100,7 @@ class ImageBuilder:
         registry_auths: Mapping[str, RegistryAuth],
         on_line: Callable[[str], None],
         dockerfile: str = "Dockerfile",
+        bases: Mapping[str, str] | None = None,
     ) -> BuiltImage:
         """Build the tar file `context`, in which `dockerfile` is a path, as `tag`; waits for its turn. Cancelling
         stops the build on the daemon.
@@ -108,6 +109,7 @@ class ImageBuilder:
         (`DiskFull`, `RegistryAuthFailed`, `Unreachable`, …)."""
         async with self._builds:
             await self._make_room()
+            await self._bases.check_unmoved(bases or {})
             try:
                 async with asyncio.timeout(self._timeout):
                     image_id = await self._build(

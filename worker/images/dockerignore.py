@@ -8,12 +8,14 @@ and BuildKit) and of Docker's documentation, "Build context: .dockerignore files
 from __future__ import annotations
 
 import posixpath
-import re
 from dataclasses import dataclass
 
 from worker.errors import Never, Stage
+from worker.images.ignore_matcher import WILD, PathMatcher
 
-_WILD = frozenset("*?[\\")
+_LONGEST_LINE = 64 * 1024 - 1
+"""Docker reads the file with Go's bufio.Scanner, which takes no longer line."""
+_SHOWN = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,14 +23,14 @@ class _Pattern:
     text: str
     exception: bool
     """It began with `!`: what it matches is sent after all."""
-    regex: re.Pattern[str]
+    matcher: PathMatcher
     """Matches a path, and everything beneath a path, that the pattern means."""
 
     def may_match_beneath(self, folder: str) -> bool:
         """Some path beneath `folder` could match."""
         literal: list[str] = []
         for part in self.text.split("/"):
-            if _WILD.intersection(part):
+            if WILD.intersection(part):
                 # From here on anything may come; it lies beneath the literal part.
                 head = "/".join(literal)
                 return not head or _is_beneath(folder, head) or _is_beneath(head, folder)
@@ -47,7 +49,7 @@ class DockerIgnore:
         """`path`, relative to the root and with `/`, is left out. The last pattern that matches decides."""
         ignored = False
         for pattern in self._patterns:
-            if pattern.exception is ignored and pattern.regex.fullmatch(path):
+            if pattern.exception is ignored and pattern.matcher.matches(path):
                 ignored = not pattern.exception
         return ignored
 
@@ -63,6 +65,8 @@ def _is_beneath(path: str, folder: str) -> bool:
 def _patterns(text: str) -> list[_Pattern]:
     found = []
     for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), 1):
+        if len(line) > _LONGEST_LINE:
+            raise _refused(number, line, f"longer than {_LONGEST_LINE} characters")
         if line.startswith("#"):  # only in the first column; Docker trims the line after this question
             continue
         stripped = line.strip()
@@ -77,62 +81,16 @@ def _patterns(text: str) -> list[_Pattern]:
         if len(cleaned) > 1:
             cleaned = cleaned.removeprefix("/")
         try:
-            regex = re.compile(f"(?:{_translate(cleaned)})(?:/.*)?", re.DOTALL)
-        except (re.error, ValueError) as error:
+            matcher = PathMatcher(cleaned)
+        except ValueError as error:
             raise _refused(number, line, str(error)) from error
-        found.append(_Pattern(cleaned, exception, regex))
+        found.append(_Pattern(cleaned, exception, matcher))
     return found
 
 
 def _refused(number: int, line: str, why: str) -> Never:
     return Never(
-        f".dockerignore line {number}, {line.strip()!r}: {why}; correct the pattern",
+        f".dockerignore line {number}, {line.strip()[:_SHOWN]!r}: {why}; correct the pattern",
         code="LW-DOCKERIGNORE",
         stage=Stage.BUILD,
     )
-
-
-def _translate(pattern: str) -> str:
-    """A cleaned pattern as a regular expression, by the rules of Go's filepath.Match and Docker's `**`."""
-    if pattern.startswith("**") and not _WILD.intersection(pattern[2:]):
-        # Docker takes `**TEXT` for "ends in TEXT", also in the middle of a name.
-        rest = pattern[2:]
-        return f"(?:.*/)?{re.escape(rest[1:])}" if rest.startswith("/") else f".*{re.escape(rest)}"
-    out, at = [], 0
-    while at < len(pattern):
-        char = pattern[at]
-        if pattern.startswith("**", at):
-            at += 3 if pattern.startswith("**/", at) else 2
-            out.append("(?:.*/)?" if at < len(pattern) else ".*")
-            continue
-        if char == "[":
-            group, at = _character_class(pattern, at)
-            out.append(group)
-            continue
-        if char == "\\" and at + 1 < len(pattern):
-            at += 1
-            out.append(re.escape(pattern[at]))
-        else:
-            out.append({"*": "[^/]*", "?": "[^/]"}.get(char) or re.escape(char))
-        at += 1
-    return "".join(out)
-
-
-def _character_class(pattern: str, start: int) -> tuple[str, int]:
-    """`[a-z]`, `[^a-z]`; returns it as a regular expression and where it ends. `!` has no meaning of its own."""
-    at = start + 1
-    negated = pattern.startswith("^", at)
-    at += negated
-    members: list[str] = []
-    while at < len(pattern) and pattern[at] != "]":
-        if pattern[at] == "\\" and at + 1 < len(pattern):
-            at += 1
-            members.append(re.escape(pattern[at]))
-        elif pattern[at] == "-":
-            members.append("-")
-        else:
-            members.append(re.escape(pattern[at]))
-        at += 1
-    if at >= len(pattern) or not members:
-        raise ValueError("a [ is never closed, or holds nothing")
-    return f"[{'^' if negated else ''}{''.join(members)}]", at + 1

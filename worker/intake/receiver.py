@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from worker.aio import backoff, wait_for_event
-from worker.errors import WorkerError
+from worker.errors import MustRestart, WorkerError
 from worker.intake.lease import Leases
 from worker.intake.sqs import LaunchQueue, SqsMessage
 from worker.launch.outcome import Outcome, Verdict
@@ -147,6 +147,8 @@ class Receiver:
         except WorkerError as error:
             # Settling failed; the message comes back and finds its launch where it stands.
             _log.warning("message_not_settled", error=str(error))
+        except MustRestart:
+            raise
         except Exception:
             _log.exception("message_failed")
         finally:

@@ -92,6 +92,8 @@ class LaunchRecord:
     """The launch brought its own W&B key: it can be submitted only by whoever holds its SQS message."""
     name: str = ""
     author: str = ""
+    commit: str = ""
+    """Full id of the git commit that was fetched first: a later try fetches the same, whatever a branch says then."""
     image: str = ""
     job_name: str = ""
     job_arn: str = ""

@@ -1,6 +1,8 @@
-"""The output of an image build as a file of the companion run; never console lines, which belong to the job."""
+"""The output of image builds as a file of the companion run; never console lines, which belong to the job."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from worker.errors import WorkerError
 from worker.launch.record import LaunchRecord
@@ -13,33 +15,49 @@ _MAX_BYTES = 8 << 20
 _log = get_logger()
 
 
-class BuildLog:
-    """Collects one build's lines. Losing the file never fails a launch: a failure is told elsewhere too."""
+class _Lines:
+    """One build's output, cut at 8 MiB."""
 
-    def __init__(self, companion: Companion, record: LaunchRecord) -> None:
-        self._companion = companion
-        self._record = record
-        self._lines: list[str] = []
+    def __init__(self) -> None:
+        self.lines: list[str] = []
         self._size = 0
-        self._cut = False
 
     def add(self, line: str) -> None:
-        """One line of output; beyond 8 MiB lines are dropped, and the file says so."""
-        self._size += len(line) + 1
+        """One line; the first that does not fit is replaced by a word about it."""
+        before, self._size = self._size, self._size + len(line) + 1
         if self._size <= _MAX_BYTES:
-            self._lines.append(line)
-        else:
-            self._cut = True
+            self.lines.append(line)
+        elif before <= _MAX_BYTES:
+            self.lines.append("[launch-worker] the rest was cut")
 
-    async def close(self, *, failure: str = "") -> None:
-        """Upload what was collected; `failure` ends the companion run, since no job will."""
-        text = "\n".join(
-            [*self._lines, *(["[launch-worker] the rest was cut"] if self._cut else []), failure]
-        )
+
+class BuildLogs:
+    """Keeps the output of builds until the ledger has taken in how they ended: only then, and only by the launch's
+    owner, may W&B be told. Losing the file never fails a launch: a failure is told elsewhere too."""
+
+    def __init__(self, companion: Companion) -> None:
+        self._companion = companion
+        self._kept: dict[str, _Lines] = {}
+
+    def start(self, launch_id: str) -> Callable[[str], None]:
+        """Begin a build's log; returns what takes its lines."""
+        lines = self._kept[launch_id] = _Lines()
+        return lines.add
+
+    def drop(self, launch_id: str) -> None:
+        """Forget what was not published: the try failed, and the next one builds again."""
+        self._kept.pop(launch_id, None)
+
+    async def publish(self, record: LaunchRecord, *, failure: str = "") -> None:
+        """Upload a build's log, if there was one; `failure` ends the companion run, since no job will."""
+        kept = self._kept.pop(record.launch_id, None)
+        if kept is None or record.log_target == "off":
+            return
+        text = "\n".join([*kept.lines, *([failure] if failure else [])])
         try:
-            await self._companion.open(self._record, {"launch/launch_id": self._record.launch_id})
-            await self._companion.upload(self._record, NAME, text.encode("utf-8", "replace"))
+            await self._companion.open(record, {"launch/launch_id": record.launch_id})
+            await self._companion.upload(record, NAME, text.encode("utf-8", "replace"))
             if failure:
-                await self._companion.finish(self._record, {"launch/failure": failure}, 1)
+                await self._companion.finish(record, {"launch/failure": failure}, 1)
         except WorkerError as error:
-            _log.warning("build_log_not_uploaded", launch_id=self._record.launch_id, error=str(error))
+            _log.warning("build_log_not_uploaded", launch_id=record.launch_id, error=str(error))

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from worker.aio import effect
-from worker.errors import Unreachable
+from worker.errors import MustRestart, Unreachable
 from worker.launch.console import ConsoleLine
 from worker.launch.record import LaunchRecord
 from worker.ops.logging import get_logger
@@ -49,7 +49,7 @@ _LEFT_BEFORE_ITS_END = 1
 _log = get_logger()
 
 
-class WandbCoreGone(Exception):
+class WandbCoreGone(MustRestart):
     """The SDK's process has died, and the SDK cannot start another one in this process.
 
     No `WorkerError`, so nobody rides it out: the worker ends, is started again and goes on in another folder."""

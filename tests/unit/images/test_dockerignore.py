@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from worker.errors import Never, Stage
@@ -98,3 +100,34 @@ def test_what_docker_refuses_is_refused_with_its_line(pattern: str) -> None:
     with pytest.raises(Never, match=rf"^\.dockerignore line {len(pattern.splitlines())}, ") as raised:
         DockerIgnore(pattern)
     assert (raised.value.code, raised.value.stage) == ("LW-DOCKERIGNORE", Stage.BUILD)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "*a" * 30_000 + "b",
+        "**/a/" * 13_000 + "b",
+        "**a*" * 15_000 + "b",
+        "[a-z]*" * 10_000 + "0",
+        "?*" * 32_000 + "b",
+    ],
+    ids=["stars", "folders", "both", "classes", "any"],
+)
+@pytest.mark.parametrize(
+    "path", ["a" * 120, "a/" * 1_000 + "a", "a" * 4_000], ids=["name", "folders", "long"]
+)
+def test_no_pattern_takes_long(pattern: str, path: str) -> None:
+    start = time.perf_counter()
+    assert not DockerIgnore(pattern).ignores(path)
+    assert DockerIgnore("*a*a*a*a*a*ab*").ignores(path) is False
+    assert time.perf_counter() - start < 2
+
+
+def test_a_pattern_that_would_backtrack_matches_all_the_same() -> None:
+    assert DockerIgnore("*a" * 50 + "b").ignores("a" * 120 + "b")
+
+
+def test_a_line_longer_than_docker_reads_is_refused_and_not_quoted_whole() -> None:
+    with pytest.raises(Never, match="longer than 65535 characters") as raised:
+        DockerIgnore("a\n" + "*" * 65_536)
+    assert len(str(raised.value)) < 300
