@@ -100,6 +100,7 @@ async def _prepare(services: LocalServices, state: Path, screen: _Screen) -> tup
         base_image = await ensure_python_image(services.docker, state)
     except ImageNotBuilt as error:
         raise SettingsError(f"the demo's base image cannot be made: {error}") from error
+    base_image = await services.ecr.seed_image(services.docker, base_image, services.bucket, "base")
     session = services.aws.session()
     async with session.client("s3", endpoint_url=services.aws_endpoint) as s3:
         await s3.put_object(Bucket=services.bucket, Key="src/train.tar.gz", Body=_archive())

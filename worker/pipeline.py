@@ -285,9 +285,8 @@ class Pipeline:
 
     async def _give_back(self, held: HeldLaunch) -> None:
         """Release the launch, so that whoever receives the message next may claim it."""
-        record = replace(held.record, owner="", state=LaunchState.INTENT)
-        if held.record.failure:
-            record = replace(record, state=LaunchState.REFUSED)
+        state = LaunchState.REFUSED if held.record.failure else LaunchState.INTENT
+        record = replace(held.record, owner="", state=state)
         try:
             async with asyncio.timeout(5):
                 await self._ledger.save([record], owner=self._facts.worker)

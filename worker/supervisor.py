@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from worker.aio import backoff, effect
 from worker.delivery.loop import LogDelivery
-from worker.errors import Again, WorkerError
+from worker.errors import Again, MustRestart, WorkerError
 from worker.launch.record import LaunchState
 from worker.ledger.adoption import Adoption
 from worker.ledger.held import HeldLaunch, HeldLaunches

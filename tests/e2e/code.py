@@ -215,9 +215,12 @@ class Gate:
     """An address that a build step asks, and that answers when it is opened."""
 
     def __init__(self) -> None:
+        self.wanted = 1
         self.entered = asyncio.Event()
+        """Set when `wanted` stand before it."""
         self.opened = asyncio.Event()
         self.address = ""
+        self._waiting = 0
 
     @property
     def step(self) -> str:
@@ -225,7 +228,9 @@ class Gate:
         return f"RUN wget -q -O - http://{self.address}/"
 
     async def _handle(self, request: web.Request) -> web.Response:
-        self.entered.set()
+        self._waiting += 1
+        if self._waiting >= self.wanted:
+            self.entered.set()
         await self.opened.wait()
         return web.Response(text="come in\n")
 

@@ -48,11 +48,8 @@ class ImageUnknown(Never):
         super().__init__(message, code="LW-BASE-IMAGE", stage=Stage.BUILD)
 
 
-class RepositoryUnknown(Never):
-    """The registry has no such repository."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, code="LW-REPOSITORY-MISSING", stage=Stage.BUILD)
+class RepositoryUnknown(Again):
+    """The registry has no such repository. Whoever runs the worker can create it; the launch is not to blame."""
 
 
 class TagExists(Never):
@@ -77,6 +74,8 @@ _DAEMON_LOST = _any(
     "containerd.*connection refused",
     "no such image: sha256:",  # a parent of this build was pruned by somebody else
 )
+_PARSE_ERROR = _any("dockerfile parse error")
+"""Goes on with any text of the file's, and with `unexpected EOF`."""
 _STEP_FAILED = _any("returned a non-zero code", "executor failed running", "did not complete successfully")
 _DOCKERFILE = _any(
     "dockerfile parse error",
@@ -210,6 +209,8 @@ def build_error(status: int, text: str, step: str, lines: Sequence[str]) -> Work
         return DiskFull(f"a disk is full: {full[0]}, at {step}") if full else BuildFailed(step, text, lines)
     image_rules = _IMAGE_RULES if _about_base_image(step, text) else ()
     rules = (*_COMMON_RULES, *_BUILD_RULES, *image_rules, *_DOCKERFILE_RULES)
+    if _PARSE_ERROR.search(text):
+        rules = _DOCKERFILE_RULES
     if known := _judge(rules, text):
         return known
     if status >= 500:

@@ -148,7 +148,10 @@ def _lines(text: str) -> list[str]:
 
 def _project_dependencies(text: str) -> list[str]:
     """`[project].dependencies`; empty where there are none, or they are dynamic."""
-    project = tomllib.loads(text).get("project", {})
+    try:
+        project = tomllib.loads(text).get("project", {})
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
     listed = project.get("dependencies", []) if isinstance(project, dict) else []
     if not isinstance(listed, list):
         raise ValueError("project.dependencies is not a list")  # noqa: TRY004  # as tomllib's own error is

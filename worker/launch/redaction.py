@@ -22,6 +22,9 @@ _SECRET_NAME = re.compile(
 _SECRET_VARIABLE = re.compile(_KEYWORDS, re.IGNORECASE)
 # Repeats below are bounded: a body has up to 1 MiB, and its sender chooses it.
 _URL_LOGIN = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]{0,20}://)(?!git@)[^/?#\s\"'<>\\]+@")
+# Also a password with a slash in it, which belongs percent-encoded: whatever stands between `user:` and the last @.
+_WORD = re.compile(r"[^\s\"'<>\\]+")
+_USER = re.compile(r"://[^/?#:@]*:")
 _SIGNATURE = re.compile(r"(X-Amz-(?:Signature|Credential|Security-Token)=)[^&\s\"'\\]+", re.IGNORECASE)
 _OPTION = re.compile(
     r"((?<![\w-])--?[\w-]{0,40}(?:api[_-]?key|token|secret|password|credentials?)(?:=|\s+))(?!-)[^\s\"'\\]+",
@@ -108,10 +111,17 @@ def _redact_text(text: str, literals: set[str]) -> str:
 
 
 def _redact_patterns(text: str, literals: set[str]) -> str:
-    text = _URL_LOGIN.sub(rf"\1{HIDDEN}@", _hide_literals(text, literals))
+    text = _WORD.sub(_hide_password, _hide_literals(text, literals))
+    text = _URL_LOGIN.sub(rf"\1{HIDDEN}@", text)
     for pattern in (_SIGNATURE, _OPTION):
         text = pattern.sub(rf"\1{HIDDEN}", text)
     return text
+
+
+def _hide_password(match: re.Match[str]) -> str:
+    word, end = match[0], match[0].rfind("@")
+    user = _USER.search(word, 0, end) if end > 0 else None
+    return f"{word[: user.start()]}://{HIDDEN}{word[end:]}" if user else word
 
 
 def _hide_literals(text: str, literals: set[str]) -> str:

@@ -50,11 +50,6 @@ _NEVER: tuple[tuple[str, str, str], ...] = (
         "is elsewhere now, and this worker follows no redirects; use the new URL",
     ),
     (
-        r"Host key verification failed|REMOTE HOST IDENTIFICATION HAS CHANGED",
-        AUTH_CODE,
-        "has an ssh host key that the worker does not know; add it to its known_hosts",
-    ),
-    (
         r"could not read (?:Username|Password)|Authentication failed|terminal prompts disabled"
         r"|Permission denied \(|returned error: 40[13]|HTTP Basic: Access denied|Invalid username or "
         r"|Too many authentication failures|Access denied",
@@ -78,6 +73,7 @@ _NEVER: tuple[tuple[str, str, str], ...] = (
         "holds files that git does not write",
     ),
 )
+_HOST_KEY = re.compile(r"Host key verification failed|REMOTE HOST IDENTIFICATION HAS CHANGED")
 _THROTTLED = re.compile(r"returned error: 429|[Tt]oo many requests")
 _DISK_FULL = re.compile(r"No space left on device|[Dd]isk quota exceeded")
 _NOISE = re.compile(r"(?:hint|warning): |Please make sure you have|and the repository exists")
@@ -89,6 +85,11 @@ def explain_failure(
 ) -> WorkerError:
     """The error that git's `messages` about `remote` stand for; none of `secrets` is in its text."""
     said = _summary(messages, secrets)
+    if _HOST_KEY.search(messages):
+        return Again(
+            f"{remote.origin} has an ssh host key that the worker does not know; check the key, and add it to "
+            f"the worker's known_hosts (git: {said})"
+        )
     for pattern, code, meaning in _NEVER:
         if re.search(pattern, messages):
             wanted = repr(version) if version else "its default branch"

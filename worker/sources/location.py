@@ -33,6 +33,9 @@ _SCP = re.compile(rf"(?P<user>[A-Za-z0-9_][A-Za-z0-9._+-]*)@{_HOST}:(?P<path>(?!
 _S3 = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(?P<key>[^\x00]+)", re.IGNORECASE)
 _SCHEME = re.compile(r"(https|ssh|s3)://", re.IGNORECASE)
 _LOGIN = re.compile(r"://[^/?#\s]*@")
+_WORD = re.compile(r"[^\s\"'<>]+")
+_USER = re.compile(r"://[^/?#:@]*:")
+_SHOWN_HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{0,255}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,7 @@ def parse_remote(url: str) -> GitRemote:
         return GitRemote("scp", match["host"].lower(), match["path"], user=match["user"])
     if not _SCHEME.match(url):
         raise Never(f"Refusing to fetch from {shown}; {ACCEPTED}", code=SCHEME_CODE)
+    shown = repr(_scheme_and_host(url))
     match = _URL.fullmatch(url)
     if match is None:
         raise Never(f"{shown} does not name a git repository; {ACCEPTED}", code=URI_CODE)
@@ -152,5 +156,21 @@ _DEFAULT_PORTS = {"https": 443, "ssh": 22}
 
 
 def without_login(text: str) -> str:
-    """`text` with the login of every URL in it taken out."""
-    return _LOGIN.sub("://", text)
+    """`text` with the login of every URL in it taken out, also of one whose password has a raw slash."""
+    return _LOGIN.sub("://", _WORD.sub(_without_password, text))
+
+
+def _without_password(match: re.Match[str]) -> str:
+    """From `user:` to the last `@` everything may be password."""
+    word, end = match[0], match[0].rfind("@")
+    user = _USER.search(word, 0, end) if end > 0 else None
+    return f"{word[: user.start()]}://{word[end + 1 :]}" if user else word
+
+
+def _scheme_and_host(url: str) -> str:
+    """All that is told of a URL that cannot be read: where its password ends is not known either."""
+    scheme, _, rest = url.partition("://")
+    authority = re.split(r"[/?#\s]", rest, maxsplit=1)[0]
+    if "@" in rest and (":" in authority or "@" in authority):
+        authority = re.split(r"[/?#\s]", rest.rpartition("@")[2], maxsplit=1)[0]
+    return f"{scheme}://{authority if _SHOWN_HOST.fullmatch(authority) else '…'}"

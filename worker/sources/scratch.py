@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -57,10 +58,10 @@ def remove_leftovers(work_dir: Path) -> int:
     """Delete the folders of dead processes below `work_dir`; returns how many. For the start of a worker; blocks."""
     removed = 0
     for path in work_dir.glob(f"{PREFIX}*"):
-        status = path.lstat()
-        if path.is_symlink() or not path.is_dir() or status.st_uid != os.getuid():
-            continue
         with contextlib.suppress(FileNotFoundError, BlockingIOError):  # gone meanwhile; or its owner lives
+            status = path.lstat()
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+                continue
             lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -63,6 +63,7 @@ def code(error: WorkerError) -> str:
             "LW-BUILD-FAILED",
         ),
         (400, "dockerfile parse error line 2: unknown instruction: BANANA", "", Never, "LW-DOCKERFILE"),
+        (400, "dockerfile parse error on line 3: unexpected EOF", "", Never, "LW-DOCKERFILE"),
         (500, "Cannot locate specified Dockerfile: Dockerfile", "", Never, "LW-DOCKERFILE"),
         (400, "the Dockerfile (Dockerfile) cannot be empty", "", Never, "LW-DOCKERFILE"),
         (0, f"{BK}dockerfile parse error line 2: unknown instruction: BANANA", "", Never, "LW-DOCKERFILE"),

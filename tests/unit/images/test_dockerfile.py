@@ -265,6 +265,7 @@ def test_base_image_and_python(base_image: str, version: str, base: str, python:
         ("LW-BASE-IMAGE", {}, {"base_image": "--platform=x"}),
         ("LW-PYTHON-VERSION", {}, {"python_version": "3.11 AS x"}),
         ("LW-PYPROJECT", {"pyproject.toml": "[project"}, {}),
+        ("LW-PYPROJECT", {"pyproject.toml": "a = " + "[" * 100_000}, {}),
         ("LW-PYPROJECT", {"pyproject.toml": "[project]\ndependencies = 'x'"}, {}),
     ],
 )

@@ -38,10 +38,6 @@ def explain(messages: str, version: str = "main", secrets: tuple[str, ...] = ())
         ),
         (f"{UNABLE}The requested URL returned error: 403", "LW-GIT-AUTH"),
         (f"git@h.example: Permission denied (publickey).\n{SSH_END}", "LW-GIT-AUTH"),
-        (
-            f"No ED25519 host key is known for h.example.\nHost key verification failed.\n{SSH_END}",
-            "LW-GIT-AUTH",
-        ),
         (f"fatal: repository '{URL}/' not found", "LW-GIT-NOT-FOUND"),
         (f"ERROR: Repository not found.\n{SSH_END}", "LW-GIT-NOT-FOUND"),
         (
