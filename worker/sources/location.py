@@ -120,7 +120,7 @@ def parse_location(uri: str) -> Location:
     if uri[:5].lower() == "s3://":
         match = _S3.fullmatch(uri)
         if match is None or match["key"].endswith("/"):
-            raise Never(f"{uri!r} does not name an object on S3; {ACCEPTED}", code=URI_CODE)
+            raise Never(f"{without_login(uri)!r} does not name an object on S3; {ACCEPTED}", code=URI_CODE)
         return S3Object(match["bucket"].lower(), match["key"])
     return parse_remote(uri)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.launches import EXAMPLES, message, request_of, sagemaker_args
-from worker.launch.redaction import redact_body, redact_request
+from worker.launch.redaction import redact_body, redact_request, redact_text
 from worker.training.request import with_api_key
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -128,6 +128,20 @@ def test_any_text_can_be_redacted(body: str, secrets: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "redacted"),
+    [
+        ("see https://bob:pa/ssw0rd@host/x.git now", "see https://***@host/x.git now"),
+        ("'https://bob:p@/?#ss@host/x' b@c", "'https://***@host/x' b@c"),
+        ("https://host:8080/x.git and a@b", "https://host:8080/x.git and a@b"),
+        ("ssh://git@host:22/x.git", "ssh://git@host:22/x.git"),
+    ],
+)
+def test_a_password_with_a_slash_in_it_is_hidden(text: str, redacted: str) -> None:
+    assert redact_text(text) == redacted
+    assert redact_body(json.dumps({"uri": text})) == json.dumps({"uri": redacted})
+
+
+@pytest.mark.parametrize(
     "body", ["[" * 100_000, '{"a":' * 900 + "1" + "}" * 900, '{"a": "\\ud800"}', "\ud800", ""]
 )
 def test_hostile_bodies_can_be_redacted(body: str) -> None:
@@ -135,7 +149,7 @@ def test_hostile_bodies_can_be_redacted(body: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["\\", "-", "a", "KEY", "A:", "://", '"a":"', "--token ", "=", "a ", "X-Amz-"]
+    "unit", ["\\", "-", "a", "KEY", "A:", "://", "://a:", "://a:@", '"a":"', "--token ", "=", "a ", "X-Amz-"]
 )
 def test_time_is_bounded_by_the_size(unit: str) -> None:
     """A quadratic pattern would take minutes for these."""

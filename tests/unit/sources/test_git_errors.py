@@ -91,6 +91,7 @@ def test_never(messages: str, code: str) -> None:
         (f"ssh: connect to host h.example port 22: Connection timed out\n{SSH_END}", Unreachable),
         (f"kex_exchange_identification: read: Connection reset by peer\n{SSH_END}", Unreachable),
         ("error: file write error: No space left on device\nfatal: unable to write object", Again),
+        (f"No ED25519 host key is known for h.example.\nHost key verification failed.\n{SSH_END}", Again),
         ("fatal: something that git says from 2030 on", Unreachable),
         ("", Unreachable),
     ],
@@ -100,6 +101,10 @@ def test_again(messages: str, kind: type[Again]) -> None:
     assert type(error) is kind
     if "No space" not in messages:
         assert URL in str(error)
+
+
+def test_an_unknown_host_key_says_what_to_do() -> None:
+    assert "known_hosts" in str(explain(f"Host key verification failed.\n{SSH_END}"))
 
 
 def test_what_ssh_says_is_shown_and_what_git_adds_is_not() -> None:

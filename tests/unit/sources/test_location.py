@@ -123,6 +123,29 @@ def test_no_login_is_shown() -> None:
         assert "s3cret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://bob:pa/ssw0rd@h.example/x.git",
+        "https://bob:pa/ss@ssw0rd@h.example/x.git",
+        "https://bob:pa?ssw0rd@h.example/x.git",
+        "https://bob:pa#/ssw0rd@h.example/x.git",
+        "ssh://bob:pa/ssw0rd@h.example/x.git",
+        "https://h.example/x?token=ssw0rd",
+    ],
+)
+def test_of_a_url_that_cannot_be_read_only_scheme_and_host_are_told(uri: str) -> None:
+    with pytest.raises(Never, match=rf"^'{uri.partition(':')[0]}://h\.example' ") as caught:
+        parse_location(uri)
+    assert caught.value.code == "LW-SOURCE-URI"
+    assert not [part for part in ("bob", "pa/", "ssw0rd", "token") if part in str(caught.value)]
+
+
+def test_a_password_with_a_slash_is_taken_out_of_text() -> None:
+    text = "fatal: 'https://bob:pa/ssw0rd@h.example/x/': see https://h.example:8080/a"
+    assert without_login(text) == "fatal: 'https://h.example/x/': see https://h.example:8080/a"
+
+
 def test_logins_are_taken_out_of_text() -> None:
     text = "fatal: unable to access 'https://ada:s3cret@h.example/x/': see http://b@c.example"
     assert without_login(text) == "fatal: unable to access 'https://h.example/x/': see http://c.example"

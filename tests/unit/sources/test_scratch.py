@@ -47,6 +47,19 @@ def child(work_dir: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
             process.kill()
 
 
+def test_a_folder_that_vanishes_meanwhile_stops_no_start(tmp_path: Path) -> None:
+    """Another worker that starts at the same time removes the same leftovers."""
+
+    class Listing(type(tmp_path)):  # type: ignore[misc]  # the class of paths depends on the system
+        def glob(self, pattern: str) -> Iterator[Path]:
+            yield tmp_path / f"{PREFIX}gone"
+            yield from tmp_path.glob(pattern)
+
+    (tmp_path / f"{PREFIX}left").mkdir()
+    assert remove_leftovers(Listing(tmp_path)) == 1
+    assert names(tmp_path) == []
+
+
 async def test_a_folder_is_ours_and_gone_at_the_end(tmp_path: Path) -> None:
     async with scratch_folder(tmp_path) as folder:
         assert folder.name.startswith(PREFIX)
