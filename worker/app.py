@@ -54,6 +54,7 @@ class Service:
     receiver: Receiver
     adoption: Adoption
     supervisor: Supervisor
+    locks: BuildLocks
 
 
 async def serve(settings: Settings) -> None:
@@ -100,12 +101,13 @@ def wire(parts: Opened) -> Service:
     )
     supervisor = _supervisor(parts, held, adoption, refusals)
     build_logs = BuildLogs(parts.companion)
+    locks = BuildLocks(parts.ledger, membership, parts.worker)
     pipeline = Pipeline(
         facts=_pipeline_facts(parts),
         ledger=parts.ledger,
         membership=membership,
         refusals=refusals,
-        building=_building(parts, membership, build_logs),
+        building=_building(parts, locks, build_logs),
         build_logs=build_logs,
         submit=supervisor.submit,
         is_held=supervisor.is_held,
@@ -120,7 +122,7 @@ def wire(parts: Opened) -> Service:
         metrics=metrics,
         may_receive=lambda: adoption.beating,
     )
-    return Service(receiver, adoption, supervisor)
+    return Service(receiver, adoption, supervisor, locks)
 
 
 def _supervisor(parts: Opened, held: HeldLaunches, adoption: Adoption, refusals: Refusals) -> Supervisor:
@@ -173,13 +175,17 @@ def _delivery(parts: Opened, held: HeldLaunches) -> LogDelivery:
 async def _run(service: Service, stop: asyncio.Event) -> None:
     """Both legs until the intake has drained; then running jobs are given to other workers."""
     async with asyncio.TaskGroup() as root:
-        leg2 = root.create_task(service.supervisor.run(), name="supervisor")
+        others = [
+            root.create_task(service.supervisor.run(), name="supervisor"),
+            root.create_task(service.locks.run(), name="build locks"),
+        ]
         await service.receiver.run(stop)
-        leg2.cancel()
+        for task in others:
+            task.cancel()
     await service.supervisor.release()
 
 
-def _building(parts: Opened, membership: Membership, build_logs: BuildLogs) -> Building | None:
+def _building(parts: Opened, locks: BuildLocks, build_logs: BuildLogs) -> Building | None:
     """None: only ready images are run."""
     settings = parts.settings
     if parts.docker is None:
@@ -207,7 +213,7 @@ def _building(parts: Opened, membership: Membership, build_logs: BuildLogs) -> B
         sources=Sources(s3=parts.aws.s3, git=git, work_dir=parts.work_dir, limits=limits),
         builder=builder,
         registry=registry,
-        locks=BuildLocks(parts.ledger, membership, parts.worker),
+        locks=locks,
         logs=build_logs,
         metrics=parts.metrics,
         base_image=settings.base_image,

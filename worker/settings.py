@@ -179,7 +179,8 @@ class Settings(BaseSettings):
         20, ge=1, description="Unsubmitted launches at which the mirror stops popping."
     )
     secure_mode: bool = Field(
-        False, description="Refuse entrypoint overrides, as W&B's agent does in secure mode."
+        False,
+        description="Refuse messages that choose the command or the Dockerfile, and so all code launches.",
     )
     allowed_roles: StringList = Field((), description="Role ARNs (globs) that jobs may use. Empty: any.")
     allowed_images: StringList = Field((), description="Images (globs) that jobs may use. Empty: any.")

@@ -208,7 +208,7 @@ def build_error(status: int, text: str, step: str, lines: Sequence[str]) -> Work
         full = _DISK_FULL.search("\n".join((text, *lines)))
         return DiskFull(f"a disk is full: {full[0]}, at {step}") if full else BuildFailed(step, text, lines)
     image_rules = _IMAGE_RULES if _about_base_image(step, text) else ()
-    rules = (*_COMMON_RULES, *_BUILD_RULES, *image_rules, *_DOCKERFILE_RULES)
+    rules: _Rules = (*_COMMON_RULES, *_BUILD_RULES, *image_rules, *_DOCKERFILE_RULES)
     if _PARSE_ERROR.search(text):
         rules = _DOCKERFILE_RULES
     if known := _judge(rules, text):

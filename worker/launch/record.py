@@ -68,7 +68,8 @@ class JobFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchRecord:
-    """One launch in the ledger. Every write is conditional on (owner, epoch). It holds no secret."""
+    """One launch in the ledger. Every write is conditional on (owner, epoch). No W&B key is in it; a message's own
+    Environment is, while the launch waits, as DescribeTrainingJob shows it afterwards."""
 
     launch_id: str
     state: LaunchState

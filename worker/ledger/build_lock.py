@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from worker.errors import Again
+from worker.errors import WorkerError
 from worker.ledger.membership import Membership
 from worker.ledger.port import Ledger
 from worker.ops.logging import get_logger
@@ -27,6 +27,15 @@ class BuildLocks:
         self._membership = membership
         self._worker = worker
         self._local: dict[str, _Counted] = {}
+        self._owed: set[str] = set()
+        """Locks that could not be given back: others would wait for them as long as this worker lives."""
+
+    async def run(self) -> None:
+        """Until cancelled: give back what is owed."""
+        while True:
+            await asyncio.sleep(_LOOK_EVERY)
+            for tag in self._owed - self._local.keys():
+                await self._give_back(tag)
 
     @contextlib.asynccontextmanager
     async def only_one(self, tag: str) -> AsyncIterator[None]:
@@ -64,11 +73,13 @@ class BuildLocks:
 
     async def _give_back(self, tag: str) -> None:
         # Also when the build was cancelled: a lock left behind would be held for as long as this worker lives.
+        self._owed.add(tag)
         try:
             async with asyncio.timeout(10):
                 await asyncio.shield(self._ledger.unlock(tag, self._worker))
-        except (Again, TimeoutError) as error:
-            _log.error("build_lock_not_given_back", tag=tag, error=str(error))
+            self._owed.discard(tag)
+        except (WorkerError, TimeoutError) as error:
+            _log.warning("build_lock_not_given_back", tag=tag, error=str(error))
 
 
 class _Counted:

@@ -78,7 +78,8 @@ def _refuse_source(launch: Launch, image: str | None) -> None:
         what = f"names the job {source.job}, and this version runs ready images only"
         raise BadMessage((Problem("$.runSpec.job", what, remedy),), code="LW-SOURCE-JOB")
     if isinstance(source, CodeSource):
-        what = "names code, and this version runs ready images only"
+        what = "names code, whose image is not known before a worker has built it"
+        remedy = "give --image-uri, which stands for that image"
         raise BadMessage((Problem("$.runSpec.uri", what, remedy),), code="LW-SOURCE-CODE")
 
 
