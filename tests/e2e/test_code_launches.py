@@ -67,6 +67,18 @@ async def own_dockerfile(bench: Bench) -> None:
         assert "printed by the build" in code.build_log(case)
 
 
+async def buildkit(bench: Bench) -> None:
+    """The other builder, by the same Dockerfile."""
+    async with code_bench(bench) as code:
+        lines = numbered(2)
+        files = {**code.script(lines), "Dockerfile": code.dockerfile("RUN echo printed by the build")}
+        case = code.launch(await code.upload(files), lines, dockerfile="Dockerfile")
+        await bench.start(builder="buildkit")
+        await bench.send(case)
+        await code.audit(case)
+        assert "printed by the build" in code.build_log(case)
+
+
 async def from_git(bench: Bench) -> None:
     """A branch, by its commit: what is pushed on it meanwhile is another image; the same tree of a tag is not."""
     async with running_git_server(bench.folder) as server, code_bench(bench) as code:
@@ -173,7 +185,7 @@ async def _python_image(code: CodeBench) -> str:
 
 LAUNCHES: Scenarios = {
     scenario.__name__: ("sqlite", scenario)
-    for scenario in (from_s3, own_dockerfile, from_git, requirements, offline)
+    for scenario in (from_s3, own_dockerfile, buildkit, from_git, requirements, offline)
 }
 
 

@@ -72,6 +72,27 @@ async def test_two_workers_build_once(shared_bench: Bench) -> None:
         assert Counter(event["built"] for event in code.events("image_ready")) == {True: 1, False: 5}
 
 
+async def test_dead_builder_is_replaced(shared_bench: Bench) -> None:
+    """The worker that builds is killed; the one that waits for it builds, and takes over its launch."""
+    bench = shared_bench
+    async with running_gate() as gate, code_bench(bench, LAUNCH_BUILD_NETWORK="host") as code:
+        files = {**silent(0), "Dockerfile": code.dockerfile(gate.step)}
+        uri = await code.upload(files)
+        cases = [code.launch(uri, log_target="off", dockerfile="Dockerfile") for _ in range(2)]
+        builder = await bench.started(slots="1")
+        await bench.send(cases[0])
+        await reached(gate.entered, "the build is in its last step")
+        heir = await bench.started(slots="2")
+        await bench.send(cases[1])
+        await heir.wait_for("build_awaited")
+        await builder.kill()
+        gate.opened.set()
+        await heir.wait_for("build_lock_replaced")
+        await bench.start()  # a dead worker's folders are removed by the next one that starts
+        await all_completed(code, *cases, images=1)
+        assert len(code.events("build_started")) == 2
+
+
 def silent(number: int) -> dict[str, str]:
     """A source whose job does nothing."""
     return {"train.sh": f"true {number}\n"}
