@@ -7,14 +7,18 @@ here-documents.
 from __future__ import annotations
 
 import re
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 
-_DIRECTIVE = re.compile(r"#\s*(\w+)\s*=\s*(.*?)\s*")
+# The text is a submitter's, up to 1 MiB: no pattern may begin again and again what it cannot end.
+_WORD = re.compile(r"\w+")
 _HEREDOC = re.compile(r"<<(-?)(['\"]?)(\w+)\2")
 _ARG = re.compile(r"(\w+)(?:=(\"[^\"]*\"|'[^']*'|\S*))?")
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?:(:?[-+])([^}]*))?\})")
 _COPY_FROM = re.compile(r"--from=(\S+)")
-_MOUNT_FROM = re.compile(r"--mount=\S*?\bfrom=([^,\s]+)")
+_FROM = re.compile(r"\bfrom=([^,\s]+)")
+_LONGEST = 4096
+"""Characters of a value that may be part of an image's name, which has fewer: values may hold each other."""
 
 
 def external_images(dockerfile: str) -> tuple[str, ...]:
@@ -23,18 +27,19 @@ def external_images(dockerfile: str) -> tuple[str, ...]:
     Left out are `scratch`, the file's own stages, and what only the build itself can know (a variable without a
     default)."""
     arguments: dict[str, str] = {}
-    stages: set[str] = set()
+    stages, count = {"scratch"}, 0
     images: dict[str, None] = {}
     for word, rest in _instructions(dockerfile):
         if word == "ARG":
-            if not stages:  # later ones are not visible to FROM
+            if not count:  # later ones are not visible to FROM
                 arguments.update(_defaults(rest, arguments))
             continue
         for image in _named_images(word, rest, arguments):
-            if image and "$" not in image and image.lower() not in stages | {"scratch"}:
+            if image and "$" not in image and image.lower() not in stages:
                 images.setdefault(image)
         if word == "FROM":
-            stages |= _stage_names(rest, stages)
+            stages |= _stage_names(rest, count)
+            count += 1
     return tuple(images)
 
 
@@ -44,32 +49,41 @@ def _named_images(word: str, rest: str, arguments: Mapping[str, str]) -> list[st
         return [substitute(words[0].strip("\"'"), arguments)] if words else []
     if word in ("COPY", "ADD"):
         return _COPY_FROM.findall(rest)
-    return _MOUNT_FROM.findall(rest) if word == "RUN" else []
+    return _mounted(rest) if word == "RUN" else []
 
 
-def _stage_names(rest: str, earlier: set[str]) -> set[str]:
+def _mounted(rest: str) -> list[str]:
+    """The images of `--mount=type=bind,from=IMAGE,…`."""
+    options = (word.partition("--mount=")[2] for word in rest.split())
+    return [match[1] for option in options if (match := _FROM.search(option))]
+
+
+def _stage_names(rest: str, number: int) -> set[str]:
     """By what `COPY --from` may call the stage that a FROM begins: its number, and its name if it has one."""
     words = _without_flags(rest)
-    number = str(sum(name.isdigit() for name in earlier))
     named = len(words) > 2 and words[1].upper() == "AS"
-    return {number, words[2].lower()} if named else {number}
+    return {str(number), words[2].lower()} if named else {str(number)}
 
 
 def _without_flags(rest: str) -> list[str]:
     return [word for word in rest.split() if not word.startswith("--")]
 
 
-def _defaults(rest: str, known: Mapping[str, str]) -> dict[str, str]:
+def _defaults(rest: str, known: dict[str, str]) -> dict[str, str]:
     """The values of `ARG A=1 B`; one without a default has none."""
     found: dict[str, str] = {}
+    visible = ChainMap(found, known)
     for name, value in _ARG.findall(rest):
-        if value:
-            found[name] = substitute(value.strip("\"'"), {**known, **found})
+        if value and len(meant := substitute(value.strip("\"'"), visible)) <= _LONGEST:
+            found[name] = meant
     return found
 
 
 def substitute(text: str, values: Mapping[str, str]) -> str:
-    """`$A`, `${A}`, `${A:-default}`, `${A:+other}`; a variable nobody knows stays as it is written."""
+    """`$A`, `${A}`, `${A:-default}`, `${A:+other}`; a variable nobody knows stays as it is written, and so
+    does a text that is too long for an image's name."""
+    if len(text) > _LONGEST:
+        return text
 
     def value(match: re.Match[str]) -> str:
         name, operator, other = match[1] or match[2], match[3] or "", match[4] or ""
@@ -87,29 +101,29 @@ def substitute(text: str, values: Mapping[str, str]) -> str:
 def _instructions(text: str) -> Iterator[tuple[str, str]]:
     """(INSTRUCTION, arguments) with continued lines joined; comments and here-documents are left out."""
     lines = iter(text.removeprefix("\ufeff").splitlines())
-    escape, in_head, joined = "\\", True, ""
+    escape, in_head, parts = "\\", True, list[str]()
     for line in lines:
         stripped = line.strip()
         if in_head:
-            directive = _DIRECTIVE.fullmatch(stripped)
-            if directive and directive[1].lower() == "escape" and directive[2] in ("\\", "`"):
-                escape = directive[2]
-            in_head = directive is not None
-        if stripped.startswith("#") or (not stripped and joined):
+            name, equals, value = (part.strip() for part in stripped.removeprefix("#").partition("="))
+            in_head = bool(stripped.startswith("#") and equals and _WORD.fullmatch(name))
+            if in_head and name.lower() == "escape" and value in ("\\", "`"):
+                escape = value
+        if stripped.startswith("#") or (not stripped and parts):
             continue
-        joined += line.rstrip()
-        if joined.endswith(escape):
-            joined = f"{joined[:-1]} "
+        ended = line.rstrip()
+        if ended.endswith(escape):
+            parts.append(f"{ended[:-1]} ")
             continue
-        word, _, rest = joined.strip().partition(" ")
-        joined = ""
+        word, _, rest = "".join([*parts, ended]).strip().partition(" ")
+        parts = []
         if word:
             yield word.upper(), rest.strip()
         if word.upper() in ("RUN", "COPY", "ADD"):
             for dash, _, end in _HEREDOC.findall(rest):
                 _skip_heredoc(lines, end, tabs=bool(dash))
-    if joined.strip():
-        word, _, rest = joined.strip().partition(" ")
+    if joined := "".join(parts).strip():
+        word, _, rest = joined.partition(" ")
         yield word.upper(), rest.strip()
 
 

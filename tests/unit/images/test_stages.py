@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from worker.images.stages import external_images, substitute
@@ -51,3 +53,25 @@ def test_external_images(dockerfile: str, images: list[str]) -> None:
 )
 def test_substitute(text: str, result: str) -> None:
     assert substitute(text, {"A": "1", "E": ""}) == result
+
+
+_MIB = 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "# a", "#\t ", "#" + " " * 1000, "#a" + " " * 1000, "RUN --mount=", "--mount=", "--mount=from", "\\\n",
+        "ARG A=1\n", "ARG A=${A-$A$A$A}\n", "${A-", "${A:-$", "<<'a", "A=\"", "FROM a\n", "FROM a AS b\n", "COPY <<", "--from=",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("head", ["", "FROM ", "ARG A=1 ", "RUN ", "COPY "])
+def test_time_is_bounded_by_the_size(head: str, unit: str) -> None:
+    start = time.perf_counter()
+    external_images(head + unit * (_MIB // len(unit)))
+    assert time.perf_counter() - start < 5
+
+
+def test_values_that_hold_each_other_do_not_grow_without_end() -> None:
+    lines = ["ARG A0=aaaaaaaaaa", *(f"ARG A{n}=$A{n - 1}$A{n - 1}$A{n - 1}$A{n - 1}" for n in range(1, 60))]
+    assert external_images("\n".join([*lines, "FROM $A1", "FROM $A59"])) == ("a" * 40,)
