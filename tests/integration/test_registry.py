@@ -17,7 +17,7 @@ from moto.ecr.models import ecr_backends
 from tests.integration.docker_bench import DockerBench, cutting_proxy, docker_bench
 from worker.clients.docker_errors import ImageUnknown, RegistryAuthFailed, RepositoryUnknown
 from worker.clients.docker_types import RegistryAuth
-from worker.errors import Again, SettingsError, Unreachable
+from worker.errors import Again, Never, SettingsError, Unreachable
 from worker.images.builder import ImageBuilder
 from worker.images.registry import EcrRegistry
 from worker.local.aws import ACCOUNT, REGION, LocalAws, running_aws
@@ -211,7 +211,7 @@ async def test_a_missing_repository_is_refused_with_what_to_do(bench: Bench) -> 
     for action in (registry.ensure_repository(), registry.find(TAG), registry.push(image, TAG, print)):
         with pytest.raises(RepositoryUnknown, match="LAUNCH_CREATE_REPOSITORY") as raised:
             await action
-        assert raised.value.code == "LW-REPOSITORY-MISSING"
+        assert isinstance(raised.value, Again)  # the launches wait until somebody has created it
 
 
 async def test_a_missing_repository_is_created_when_that_is_allowed(bench: Bench) -> None:
@@ -261,7 +261,35 @@ async def test_logins_for_base_images_on_any_ecr_host(bench: Bench) -> None:
         assert await registry.auth_for(public) is None
 
 
-async def no_login(reference: str) -> RegistryAuth | None:
+async def test_a_base_image_in_a_region_that_does_not_exist(bench: Bench) -> None:
+    with pytest.raises(Never, match="mars-north-1") as raised:
+        await bench.registry().auth_for("210987654321.dkr.ecr.mars-north-1.amazonaws.com/base:1")
+    assert raised.value.code == "LW-BASE-IMAGE"
+    assert bench.regions == []
+
+
+async def test_what_ecr_refuses_is_tried_again(bench: Bench) -> None:
+    registry = bench.registry("x")  # shorter than ECR's names are
+    with pytest.raises(Again, match=r"ECR refuses .*/x: .*ParamValidation[\s\S]*LAUNCH_REGISTRY"):
+        await registry.ensure_repository()
+    with pytest.raises(Again, match=r"ECR refuses .*/x: .*ParamValidation"):
+        await registry.find(TAG)
+
+
+async def test_a_login_that_was_refused_is_not_given_again(bench: Bench) -> None:
+    registry, reference = bench.registry(), f"{bench.local.address}/base:1"
+    first = await registry.auth_for(reference)
+    assert first is not None
+    second = await registry.auth_for(reference, refused=first)
+    assert second is not None
+    assert (
+        await registry.auth_for(reference, refused=first) == second
+    )  # one new token for all that were refused
+    assert await registry.auth_for(reference) == second
+    assert second != first
+
+
+async def no_login(reference: str, *, refused: RegistryAuth | None = None) -> RegistryAuth | None:
     return None
 
 
@@ -280,6 +308,21 @@ async def test_a_private_base_image_is_pulled_with_a_login(bench: Bench) -> None
         await bench.builder().base_digests([f"{registry.repository_uri}:missing"], registry.auth_for)
     with pytest.raises(ImageUnknown, match=r"not found|name unknown"):
         await bench.builder().base_digests([f"{bench.local.address}/nothing:1"], registry.auth_for)
+
+
+async def test_a_pull_with_an_expired_login_is_tried_with_a_new_one(bench: Bench) -> None:
+    registry, image = bench.registry(), await bench.image()
+    pinned = f"{registry.repository_uri}@{await registry.push(image, TAG, bench.lines.append)}"
+    await bench.docker.engine.remove_image(image)
+    asked: list[RegistryAuth | None] = []
+
+    async def logins(reference: str, *, refused: RegistryAuth | None = None) -> RegistryAuth | None:
+        asked.append(refused)
+        return await registry.auth_for(reference) if refused else stale
+
+    stale = RegistryAuth("AWS", "expired", bench.local.address)
+    assert await bench.builder().base_digests([pinned], logins) == {pinned: pinned.rpartition("@")[2]}
+    assert asked == [None, stale]
 
 
 async def test_the_newest_base_image_is_pulled_and_the_last_one_kept(bench: Bench) -> None:

@@ -6,12 +6,14 @@ botocore's own retries are off: a caller that tries again asks its rate again, s
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import aioboto3
 import aiohttp
+import botocore.session
 from aiobotocore.config import AioConfig
 from botocore.exceptions import (
     BotoCoreError,
@@ -130,6 +132,16 @@ async def call(operation: str, send: Callable[[], Awaitable[T]], rate: Rate | No
     if rate is not None:
         rate.succeeded()
     return answer
+
+
+@functools.cache
+def ecr_regions() -> frozenset[str]:
+    """The Regions that have ECR, of all partitions, as botocore's own data lists them; asks no network."""
+    session = botocore.session.get_session()
+    partitions = session.get_available_partitions()
+    return frozenset(
+        region for partition in partitions for region in session.get_available_regions("ecr", partition)
+    )
 
 
 @dataclass(frozen=True, slots=True)

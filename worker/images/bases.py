@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from worker.clients.docker import DockerEngine
+from worker.clients.docker_errors import ImageUnknown, RegistryAuthFailed
 from worker.clients.docker_types import ImageFacts, RegistryAuth
 from worker.errors import Again, Never, Stage, WorkerError
 from worker.images.reference import ImageReference, parse_reference
@@ -16,8 +18,13 @@ _FRESH = 300.0
 
 _log = get_logger()
 
-AuthFor = Callable[[str], Awaitable[RegistryAuth | None]]
-"""Reference → login of its registry, or None."""
+
+class AuthFor(Protocol):
+    """Reference → login of its registry, or None; another one than `refused`."""
+
+    async def __call__(
+        self, reference: str, *, refused: RegistryAuth | None = None
+    ) -> RegistryAuth | None: ...
 
 
 class BaseImages:
@@ -62,7 +69,7 @@ class BaseImages:
         if here and parsed.digest:
             return parsed.digest
         try:
-            await self._docker.pull(reference, await auth_for(reference), self._platform)
+            await self._pull(reference, auth_for)
         except WorkerError as error:
             if here is None:
                 raise
@@ -72,6 +79,17 @@ class BaseImages:
         if pulled is None:
             raise Again(f"the base image {reference} was pulled and is not on the docker daemon")
         return _digest_of(pulled, parsed)
+
+    async def _pull(self, reference: str, auth_for: AuthFor) -> None:
+        """A refused login is replaced once: ECR may end a token before its time."""
+        auth = await auth_for(reference)
+        try:
+            await self._docker.pull(reference, auth, self._platform)
+        except (RegistryAuthFailed, ImageUnknown) as error:
+            # Of a private repository many registries say that it may not exist.
+            if auth is None or (isinstance(error, ImageUnknown) and "denied" not in str(error)):
+                raise
+            await self._docker.pull(reference, await auth_for(reference, refused=auth), self._platform)
 
 
 def _digest_of(image: ImageFacts, reference: ImageReference) -> str:

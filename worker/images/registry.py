@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypedDict
 
-from worker.clients.aws import AwsRefused, call, ecr_client
+from worker.clients.aws import AwsRefused, call, ecr_client, ecr_regions
 from worker.clients.docker import DockerEngine
 from worker.clients.docker_errors import RegistryAuthFailed, RepositoryUnknown, TagExists
 from worker.clients.docker_types import RegistryAuth
-from worker.errors import Again, SettingsError, Unreachable
+from worker.errors import Again, Never, SettingsError, Stage, Unreachable
 from worker.images.reference import parse_ecr_host, parse_reference
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ class EcrRegistry:
             )
 
     async def find(self, tag: str) -> str | None:
-        """The digest behind `tag`, or None. Raises `RepositoryUnknown`, and what `worker.clients.aws.call` raises.
+        """The digest behind `tag`, or None. Raises `RepositoryUnknown` and other kinds of `Again`: what ECR refuses,
+        whoever runs the worker can mend.
 
         BatchGetImage, because it has a quota (2,000/s); DescribeImages has none that is published."""
         return await self._digest({"imageTag": tag})
@@ -120,19 +121,31 @@ class EcrRegistry:
         return pushed
 
     async def auth(self) -> RegistryAuth:
-        """A login that holds for a while yet. Raises what `worker.clients.aws.call` raises."""
+        """A login that holds for a while yet. Raises `Again`."""
         return await self._auth_in(self._region, self._host)
 
-    async def auth_for(self, reference: str) -> RegistryAuth | None:
-        """A login for the registry of a base image: any private ECR registry; None for all others."""
+    async def auth_for(self, reference: str, *, refused: RegistryAuth | None = None) -> RegistryAuth | None:
+        """A login for the registry of a base image: any private ECR registry; None for all others.
+
+        `refused`: a login that the registry did not take; it is not given again. Raises `Again`, and `Never`
+        (LW-BASE-IMAGE) for a Region that does not exist."""
         try:
             host = parse_reference(reference).host
         except ValueError:
             return None
-        if host == self._host:
-            return await self.auth()
         ecr = parse_ecr_host(host)
-        return await self._auth_in(ecr.region, host) if ecr else None
+        if host != self._host and ecr is None:
+            return None
+        region = ecr.region if ecr and host != self._host else self._region
+        if region != self._region and region not in await asyncio.to_thread(ecr_regions):
+            raise Never(
+                f"the base image {reference} lies in {region}, which is no Region with ECR; correct its name",
+                code="LW-BASE-IMAGE",
+                stage=Stage.BUILD,
+            )
+        if refused is not None:
+            self._forget(region, refused)
+        return await self._auth_in(region, host)
 
     async def ensure_repository(self) -> None:
         """See that the repository is there; create it if that is allowed. Asks once a process.
@@ -148,7 +161,7 @@ class EcrRegistry:
             )
         except AwsRefused as error:
             if error.aws_code != "RepositoryNotFoundException":
-                raise
+                raise self._again(error) from error
             await self._create()
         self._repository_known = True
 
@@ -170,7 +183,19 @@ class EcrRegistry:
             )
         except AwsRefused as error:
             if error.aws_code != "RepositoryAlreadyExistsException":  # else: another worker was quicker
-                raise
+                raise self._again(error) from error
+
+    def _again(self, error: AwsRefused) -> Again:
+        """What ECR refuses is the operator's to mend, and no launch is to blame for it."""
+        return Again(
+            f"ECR refuses {self.repository_uri}: {error}; check LAUNCH_REGISTRY, the repository and the registry's"
+            " quotas"
+        )
+
+    def _forget(self, region: str, refused: RegistryAuth) -> None:
+        token = self._tokens.get(region)
+        if token and token.auth.password == refused.password:  # else: somebody has a new one already
+            del self._tokens[region]
 
     async def _push_once(self, tag: str, on_line: Callable[[str], None]) -> str:
         return await self._docker.push(
@@ -207,7 +232,7 @@ class EcrRegistry:
             )
         except AwsRefused as error:
             if error.aws_code != "RepositoryNotFoundException":
-                raise
+                raise self._again(error) from error
             self._repository_known = False
             await self.ensure_repository()
             return None
@@ -229,11 +254,14 @@ class EcrRegistry:
 
     async def _fetch_token(self, region: str) -> _Token:
         """A token holds for every registry of its Region that the credentials may see."""
-        if region == self._region:
-            answer = await call("GetAuthorizationToken", self._ecr.get_authorization_token)
-        else:
-            async with self._other_region(region) as ecr:
-                answer = await call("GetAuthorizationToken", ecr.get_authorization_token)
+        try:
+            if region == self._region:
+                answer = await call("GetAuthorizationToken", self._ecr.get_authorization_token)
+            else:
+                async with self._other_region(region) as ecr:
+                    answer = await call("GetAuthorizationToken", ecr.get_authorization_token)
+        except AwsRefused as error:
+            raise Again(f"ECR in {region} gives the worker no login: {error}") from error
         data = answer["authorizationData"][0]
         username, _, password = base64.b64decode(data["authorizationToken"]).decode().partition(":")
         left = (data["expiresAt"] - datetime.now(UTC)).total_seconds()
