@@ -62,7 +62,8 @@ _MIB = 1024 * 1024
     "unit",
     [
         "# a", "#\t ", "#" + " " * 1000, "#a" + " " * 1000, "RUN --mount=", "--mount=", "--mount=from", "\\\n",
-        "ARG A=1\n", "ARG A=${A-$A$A$A}\n", "${A-", "${A:-$", "<<'a", "A=\"", "FROM a\n", "FROM a AS b\n", "COPY <<", "--from=",
+        "ARG A=1\n", "ARG A=${A-$A$A$A}\n", "${A-", "${A:-$", "<<'a", "A=\"", "FROM a\n", "FROM a AS b\n", "COPY <<",
+        "--from=",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("head", ["", "FROM ", "ARG A=1 ", "RUN ", "COPY "])
