@@ -60,7 +60,7 @@ async def run_build(
     return built.image_id, lines
 
 
-async def no_login(reference: str) -> RegistryAuth | None:
+async def no_login(reference: str, *, refused: RegistryAuth | None = None) -> RegistryAuth | None:
     return None
 
 
@@ -265,7 +265,7 @@ async def test_a_local_base_image_is_taken_as_it_is_and_asked_for_once(bench: Do
     builder = image_builder(bench)
     asked: list[str] = []
 
-    async def login(reference: str) -> RegistryAuth | None:
+    async def login(reference: str, *, refused: RegistryAuth | None = None) -> RegistryAuth | None:
         asked.append(reference)
         return None
 
