@@ -35,6 +35,8 @@ async def stack() -> AsyncIterator[Stack]:
         assert services.ecr is not None, services.missing
         local = await ensure_busybox_image(services.docker, STATE)
         image = await services.ecr.seed_image(services.docker, local, "launch-dev", "e2e")
+        # Also a base image: builds that push elsewhere have no login to pull it with.
+        await services.executor.prepare(image)
         try:
             async with open_clients(services) as clients:
                 yield Stack(services, clients, image)

@@ -65,6 +65,7 @@ async def push(bench: Bench, number: signal.Signals) -> None:
         def interrupt(sent: int) -> None:
             if sent > 1_000_000 and not signalled_at:
                 signalled_at.append(sent)
+                proxy.flowing.clear()  # the worker may take a second to stop; the push must not end meanwhile
                 worker.send_signal(number)
 
         proxy.on_sent = interrupt
@@ -72,6 +73,7 @@ async def push(bench: Bench, number: signal.Signals) -> None:
         await _interrupted(code, worker, number, sent=True)
         assert signalled_at
         assert code.pushed() == [], "the push was over before it was interrupted"
+        proxy.flowing.set()
         await _another_one(code, case, builds=2)
 
 

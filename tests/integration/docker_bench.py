@@ -108,6 +108,9 @@ class CuttingProxy:
         """Bytes from clients so far."""
         self.on_sent: Callable[[int], None] = lambda sent: None
         """Called with `sent` as it grows."""
+        self.flowing = asyncio.Event()
+        """While it is not set, what clients send stays here."""
+        self.flowing.set()
 
     @property
     def address(self) -> str:
@@ -144,6 +147,7 @@ class CuttingProxy:
                 if count:
                     self.sent += len(data)
                     self.on_sent(self.sent)
+                    await self.flowing.wait()
                 writer.write(data)
                 await writer.drain()
             if writer.can_write_eof():
