@@ -219,7 +219,9 @@ class Supervisor:
             return
         try:
             await self._companion.summarize(held.record, self._summary(held))
-        except WorkerError as error:
+        except MustRestart:
+            raise
+        except Exception as error:  # one run's unforeseen trouble ends no other
             _log.warning("summary_not_posted", launch_id=held.launch_id, error=str(error))
 
     async def stop(self, launch_id: str, reason: str) -> bool:

@@ -69,7 +69,7 @@ REQUIRED: Mapping[str, st.SearchStrategy[Any]] = {
 }
 OPTIONAL: Mapping[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("owner", "item_id", "queue", "queue_entity", "message", "message_id"), TEXT),
-    **dict.fromkeys(("name", "author", "image", "job_name", "job_arn", "instance_type"), TEXT),
+    **dict.fromkeys(("name", "author", "commit", "image", "job_name", "job_arn", "instance_type"), TEXT),
     **dict.fromkeys(("log_target", "stop_reason"), TEXT),
     **dict.fromkeys(("epoch", "attempt", "tries", "instance_count"), COUNTS),
     **dict.fromkeys(("private_key", "reported"), st.booleans()),

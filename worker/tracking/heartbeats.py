@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
-from worker.errors import WorkerError
+from worker.errors import MustRestart
 from worker.launch.record import LaunchRecord, LaunchState
 from worker.ops.logging import get_logger
 from worker.tracking.port import Companion
@@ -56,7 +56,9 @@ class CompanionHeartbeats:
             pressed = await self._companion.heartbeat(record)
             if record.facts.status != "Stopping" and (reason := self._reason(record, pressed)):
                 await stop(record.launch_id, reason)
-        except WorkerError as error:
+        except MustRestart:
+            raise
+        except Exception as error:  # one run's unforeseen trouble ends no other
             _log.warning("companion_heartbeat_failed", launch_id=record.launch_id, error=str(error))
 
     def _reason(self, record: LaunchRecord, pressed: bool) -> str:
