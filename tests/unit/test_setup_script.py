@@ -107,6 +107,17 @@ def test_only_what_is_missing_is_installed(machine: Machine) -> None:
     assert machine.apt_calls[-1].endswith("--no-install-recommends docker-registry")
 
 
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_docker_client_is_enough_only_if_a_daemon_answers_it(machine: Machine, answers: bool) -> None:
+    machine.everything()
+    (machine.bin / "dockerd").unlink()
+    machine.program("docker", f"#!/bin/sh\nexit {0 if answers else 1}\n")
+    machine.apt(installs=("dockerd",))
+    assert "without docker" not in machine.run("system").stdout
+    installed = [call for call in machine.apt_calls if call.endswith("docker.io")]
+    assert bool(installed) is not answers
+
+
 def test_others_are_told_what_is_left_out(machine: Machine) -> None:
     machine.user(1000)
     machine.python()
