@@ -17,6 +17,8 @@ from worker.settings import load_settings
 ROOT = Path(__file__).parents[2]
 
 MODULE_LINES = 320
+TABLES = {"settings.py": 520}
+"""Modules that are lists of fields, one after another, and nothing else to speak of."""
 FUNCTION_LINES = 60
 
 # Written in halves, so that this file passes its own test.
@@ -105,7 +107,7 @@ def test_modules_keep_the_budgets(path: Path) -> None:
     source = path.read_text()
     tree = ast.parse(source)
     assert ast.get_docstring(tree), "every module says in its docstring what it is for"
-    assert len(source.splitlines()) <= MODULE_LINES
+    assert len(source.splitlines()) <= TABLES.get(str(path.relative_to(ROOT / "worker")), MODULE_LINES)
     too_long = {node.name: code_lines(node) for node in functions(tree) if code_lines(node) > FUNCTION_LINES}
     assert not too_long
 
