@@ -20,6 +20,7 @@ from worker.intake.lease import Leases
 from worker.intake.receiver import Receiver
 from worker.intake.refusal import Refusals
 from worker.intake.wandb_queue import QueueItems
+from worker.launch.redaction import KnownSecrets
 from worker.ledger.adoption import Adoption
 from worker.ledger.build_lock import BuildLocks
 from worker.ledger.held import HeldLaunches
@@ -57,13 +58,15 @@ class Service:
     locks: BuildLocks
 
 
-async def serve(settings: Settings) -> None:
-    """Run the worker until SIGTERM or SIGINT. Raises `SettingsError` for settings it cannot run with."""
+async def serve(settings: Settings, secrets: KnownSecrets) -> None:
+    """Run the worker until SIGTERM or SIGINT; `secrets` learns those it comes to know.
+
+    Raises `SettingsError` for settings it cannot run with."""
     stop = asyncio.Event()
     _stop_on_signals(stop)
     if settings.crash_at:
         _crash_at(settings.crash_at)
-    async with opened(settings) as parts:
+    async with opened(settings, secrets) as parts:
         service = wire(parts)
         async with serving_health(
             settings.http_host,
@@ -133,7 +136,8 @@ def _supervisor(parts: Opened, held: HeldLaunches, adoption: Adoption, refusals:
         sagemaker=sagemaker,
         refusals=refusals,
         metrics=parts.metrics,
-        api_key=_api_key(settings),
+        api_key=parts.api_key,
+        hand_over_key=settings.container_api_key == "environment",
         max_jobs=settings.max_jobs,
         max_wait=settings.max_wait,
     )
@@ -191,7 +195,11 @@ def _building(parts: Opened, locks: BuildLocks, build_logs: BuildLogs) -> Buildi
     if parts.docker is None:
         return None
     registry = EcrRegistry(
-        parts.aws.ecr, parts.docker, settings.registry, create_repository=settings.create_repository
+        parts.aws.ecr,
+        parts.docker,
+        settings.registry,
+        create_repository=settings.create_repository,
+        secrets=parts.secrets,
     )
     builder = ImageBuilder(
         parts.docker,
@@ -205,7 +213,7 @@ def _building(parts: Opened, locks: BuildLocks, build_logs: BuildLogs) -> Buildi
     )
     git = GitClient(
         environ=inherited_environment(INHERITED, INHERITED_PREFIXES),
-        credentials=GitCredentials(settings.git_credentials),
+        credentials=GitCredentials(settings.git_credentials, parts.secrets),
         allowed_hosts=settings.allowed_git_hosts,
     )
     limits = SourceLimits(settings.source_max_bytes, settings.source_max_files, settings.fetch_timeout)
@@ -225,10 +233,6 @@ def _building(parts: Opened, locks: BuildLocks, build_logs: BuildLogs) -> Buildi
     )
 
 
-def _api_key(settings: Settings) -> str:
-    return settings.wandb_api_key.get_secret_value() if settings.wandb_api_key else ""
-
-
 def _pipeline_facts(parts: Opened) -> PipelineFacts:
     settings = parts.settings
     return PipelineFacts(
@@ -242,7 +246,7 @@ def _pipeline_facts(parts: Opened) -> PipelineFacts:
         log_target=settings.log_target,
         heartbeat=settings.heartbeat,
         max_attempts=settings.max_attempts,
-        secrets=tuple(filter(None, (_api_key(settings),))),
+        secrets=parts.secrets,
     )
 
 

@@ -19,7 +19,8 @@ from rich.console import Console
 
 from worker import __version__
 from worker.errors import BadMessage, Never, SettingsError, WorkerError
-from worker.settings import Settings, export_aws_variables, load_settings
+from worker.launch_config import LaunchConfig, read_launch_config
+from worker.settings import Settings, export_aws_variables, load_settings, partition_of
 
 app = typer.Typer(
     name="launch-worker",
@@ -34,6 +35,10 @@ MessageFile = Annotated[
     str, typer.Argument(metavar="FILE|-", help="Launch message (JSON); - for standard input.")
 ]
 EnvFile = Annotated[Path | None, typer.Option(help="File with settings; the environment wins over it.")]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="W&B's launch-config.yaml; environment and --env-file win over it."),
+]
 
 
 def main() -> None:
@@ -56,26 +61,44 @@ def _options(
 
 
 @app.command()
-def run(env_file: EnvFile = Path(".env")) -> None:
-    """Take launches from the queue and supervise their jobs until SIGTERM."""
+def run(config: ConfigFile = None, env_file: EnvFile = Path(".env")) -> None:
+    """Take launches from the queue and supervise their jobs until SIGTERM.
+
+    Without --config, ~/.config/wandb/launch-config.yaml is read if it is there, as `wandb launch-agent` does.
+    """
     from worker.app import serve
-    from worker.ops.logging import configure_logging
+    from worker.launch.redaction import KnownSecrets
+    from worker.ops.logging import configure_logging, get_logger
 
     with _exit_codes():
-        settings = load_settings(env_file)
-        export_aws_variables(env_file)
-        configure_logging(level=settings.log_level, style=settings.log_format, secrets=_secrets(settings))
-        asyncio.run(serve(settings))
+        settings, read = _settings(env_file, config, default_place=True)
+        key = settings.wandb_api_key
+        secrets = KnownSecrets([key.get_secret_value()] if key else [])
+        configure_logging(level=settings.log_level, style=settings.log_format, secrets=secrets)
+        if read.path:
+            get_logger().info("launch_config_read", file=str(read.path), settings=sorted(read.variables))
+        if read.ignored:
+            get_logger().warning(
+                "launch_config_ignored", file=str(read.path), keys=list(read.ignored), why="no meaning here"
+            )
+        asyncio.run(serve(settings, secrets))
 
 
 @app.command()
 def validate(
     file: MessageFile,
-    account: Annotated[str, typer.Option(help="AWS account that role names belong to.")] = "123456789012",
+    *,
+    account: Annotated[
+        str,
+        typer.Option(
+            help="AWS account that role names belong to. Default: LAUNCH_ASSUME_ROLE's, else 123456789012."
+        ),
+    ] = "",
     region: Annotated[str, typer.Option(help="AWS Region. Default: AWS_REGION, else us-east-1.")] = "",
     image_uri: Annotated[
         str | None, typer.Option(help="Stands for the image of a job or of built code.")
     ] = None,
+    config: ConfigFile = None,
     env_file: EnvFile = Path(".env"),
 ) -> None:
     """Print the CreateTrainingJob request that a message leads to; calls nobody."""
@@ -83,11 +106,11 @@ def validate(
     from worker.training.request import AccountFacts
 
     with _exit_codes():
-        settings = load_settings(env_file)
-        export_aws_variables(env_file)
-        facts = AccountFacts(
-            account, region or settings.aws_region or "us-east-1", _partition(region or settings.aws_region)
-        )
+        settings, read = _settings(env_file, config)
+        _tell_ignored(read)
+        region = region or settings.aws_region or "us-east-1"
+        role_account = settings.assume_role.split(":")[4] if settings.assume_role else ""
+        facts = AccountFacts(account or role_account or "123456789012", region, partition_of(region))
         request = planned_request(_read(file), settings, account=facts, image=image_uri)
         typer.echo(json.dumps(request, indent=2, ensure_ascii=False))
 
@@ -99,6 +122,7 @@ def enqueue(
         bool, typer.Option("--wait", help="Follow the launch in the ledger; exit 1 if it fails.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    config: ConfigFile = None,
     env_file: EnvFile = Path(".env"),
 ) -> None:
     """Validate a message and send it to the queue."""
@@ -120,8 +144,8 @@ def enqueue(
             typer.echo(f"{record.state}{detail} {record.job_name}".rstrip())
 
     with _exit_codes():
-        settings = load_settings(env_file)
-        export_aws_variables(env_file)
+        settings, read = _settings(env_file, config)
+        _tell_ignored(read)
         body = with_identity(_read(file))
         record = asyncio.run(send(body, settings, on_sent=on_sent, on_state=on_state if wait else None))
         if record is not None:
@@ -210,11 +234,16 @@ def _read(file: str) -> str:
     return raw.decode("utf-8", "replace")
 
 
-def _secrets(settings: Settings) -> tuple[str, ...]:
-    key = settings.wandb_api_key
-    return (key.get_secret_value(),) if key else ()
+def _settings(
+    env_file: Path | None, config: Path | None, *, default_place: bool = False
+) -> tuple[Settings, LaunchConfig]:
+    """The settings, and W&B's configuration file if one was read."""
+    read = read_launch_config(config, default=default_place)
+    settings = load_settings(env_file, beneath=read.variables)
+    export_aws_variables(env_file)
+    return settings, read
 
 
-def _partition(region: str) -> str:
-    prefixes = {"cn-": "aws-cn", "us-gov-": "aws-us-gov"}
-    return next((name for prefix, name in prefixes.items() if region.startswith(prefix)), "aws")
+def _tell_ignored(read: LaunchConfig) -> None:
+    if read.ignored:
+        _errors.print(f"warning: {read.path}: no meaning here: {', '.join(read.ignored)}", markup=False)

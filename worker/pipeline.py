@@ -23,7 +23,7 @@ from worker.launch.intent import identity_of, intent_record, read_message
 from worker.launch.message import CodeSource, Launch, LaunchMessage, interpret
 from worker.launch.outcome import Outcome, Verdict
 from worker.launch.record import Failure, LaunchRecord, LaunchState
-from worker.launch.redaction import redact_text
+from worker.launch.redaction import KnownSecrets, redact_text
 from worker.ledger.held import HeldLaunch
 from worker.ledger.membership import MISSED_BEATS, Membership
 from worker.ledger.port import FINISHED_TTL, Ledger
@@ -51,7 +51,7 @@ class PipelineFacts:
     log_target: str
     heartbeat: float
     max_attempts: int
-    secrets: tuple[str, ...] = field(repr=False)
+    secrets: KnownSecrets = field(repr=False)
 
 
 class Pipeline:
@@ -175,7 +175,7 @@ class Pipeline:
         image: str | None = None
         if isinstance(launch.source, CodeSource):
             image, launch = await self._build(held, launch, launch.source)
-        plan = self._plan(launch, image, held.record.attempt)
+        plan = self._plan(launch, image, held.record.attempt, checked=image is not None)
         held.update(
             state=LaunchState.WAITING,
             queue=launch.queue,
@@ -210,7 +210,7 @@ class Pipeline:
             await self._refusals.warn(held.record.item_id, warning, Stage.BUILD)
         return made.uri, replace(launch, entry_point=made.entry_point)
 
-    def _plan(self, launch: Launch, image: str | None, attempt: int) -> Plan:
+    def _plan(self, launch: Launch, image: str | None, attempt: int, *, checked: bool = False) -> Plan:
         facts = self._facts
         return plan_launch(
             launch,
@@ -219,7 +219,7 @@ class Pipeline:
             base_url=facts.base_url,
             deployment=facts.deployment,
             macros=facts.macros,
-            policy=facts.policy,
+            policy=facts.policy.for_checked_message() if checked else facts.policy,
             attempt=attempt,
         )
 

@@ -10,11 +10,14 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.clients.aws import AwsClients, aws_clients, caller_identity
+from worker.clients.api_key import ApiKey, KeyPlaces
+from worker.clients.aws import AwsClients, Caller, aws_clients, caller_identity
+from worker.clients.aws_role import TargetRole, with_role
 from worker.clients.docker import DockerEngine, docker_engine
 from worker.clients.wandb_api import WandbApi, wandb_api
 from worker.errors import SettingsError, Unreachable
 from worker.intake.sqs import LaunchQueue, queue_facts
+from worker.launch.redaction import KnownSecrets
 from worker.ledger.membership import new_worker_id
 from worker.ledger.opening import open_ledger
 from worker.ledger.port import Ledger
@@ -42,6 +45,8 @@ class Opened:
     rates: Rates
     aws: AwsClients
     account: AccountFacts
+    secrets: KnownSecrets
+    api_key: ApiKey
     wandb: WandbApi | None
     """None: offline, nothing is reported to W&B's queue."""
     companion: Companion
@@ -53,8 +58,10 @@ class Opened:
 
 
 @contextlib.asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[Opened]:
-    """Open all of it. Raises `SettingsError` for what the worker cannot run with."""
+async def opened(settings: Settings, secrets: KnownSecrets) -> AsyncIterator[Opened]:
+    """Open all of it; `secrets` learns those that are found.
+
+    Raises `SettingsError` for what the worker cannot run with."""
     if not settings.queue_url:
         raise SettingsError("LAUNCH_QUEUE_URL: not set; give the URL of the SQS queue with launch messages")
     metrics = Metrics()
@@ -62,8 +69,13 @@ async def opened(settings: Settings) -> AsyncIterator[Opened]:
         enter = stack.enter_async_context
         aws = await enter(aws_clients(settings.aws_region))
         caller = await caller_identity(aws.sts)
-        await asyncio.to_thread(GitCredentials(settings.git_credentials).read)  # wrong ones are told now
-        wandb = await _open_wandb(stack, settings, metrics)
+        if settings.assume_role:
+            role = TargetRole(settings.assume_role, settings.assume_role_external_id)
+            aws, caller = await enter(with_role(aws, role)), Caller(role.account, role.partition)
+        logins = GitCredentials(settings.git_credentials, secrets)
+        await asyncio.to_thread(logins.read)  # wrong ones are told now
+        api_key = await _api_key(settings, aws.region, secrets)
+        wandb = await _open_wandb(stack, settings, api_key, metrics)
         project = settings.companion_project
         yield Opened(
             settings=settings,
@@ -72,6 +84,8 @@ async def opened(settings: Settings) -> AsyncIterator[Opened]:
             rates=Rates(metrics, _rate_bounds(settings)),
             aws=aws,
             account=AccountFacts(caller.account, aws.region, caller.partition),
+            secrets=secrets,
+            api_key=api_key,
             wandb=wandb,
             companion=CompanionRuns(wandb, project=project)
             if wandb
@@ -83,19 +97,37 @@ async def opened(settings: Settings) -> AsyncIterator[Opened]:
         )
 
 
+async def _api_key(settings: Settings, region: str, secrets: KnownSecrets) -> ApiKey:
+    """The worker's W&B key, empty if there is none. Raises `SettingsError` where there must be one."""
+    given = settings.wandb_api_key
+    places = KeyPlaces(
+        source=settings.wandb_api_key_source,
+        environment=given.get_secret_value() if given else "",
+        base_url=settings.wandb_base_url,
+        netrc=settings.netrc,
+        region=region,
+    )
+    value = await places.read()
+    if not value and settings.wandb_identity_token_file and settings.wandb_mode == "online":
+        raise SettingsError(
+            "WANDB_IDENTITY_TOKEN_FILE: federated identity gives no key that containers could use, and this worker "
+            "needs one; set WANDB_API_KEY or LAUNCH_WANDB_API_KEY_SOURCE to the key of a service account"
+        )
+    return ApiKey(value, read=places.read, secrets=secrets)
+
+
 async def _open_wandb(
-    stack: contextlib.AsyncExitStack, settings: Settings, metrics: Metrics
+    stack: contextlib.AsyncExitStack, settings: Settings, api_key: ApiKey, metrics: Metrics
 ) -> WandbApi | None:
-    key = settings.wandb_api_key
-    if settings.wandb_mode == "offline" or key is None:
+    if settings.wandb_mode == "offline" or not api_key.value:
         _log.warning(
             "wandb_offline",
-            why="WANDB_MODE=offline" if settings.wandb_mode == "offline" else "WANDB_API_KEY is not set",
+            why="WANDB_MODE=offline" if settings.wandb_mode == "offline" else "there is no W&B API key",
             folder=str(settings.wandb_dir),
             promise="log lines at least once, with the time of `wandb sync`; nothing is reported to launch queues",
         )
         return None
-    api = wandb_api(settings.wandb_base_url, key.get_secret_value(), metrics)
+    api = wandb_api(settings.wandb_base_url, api_key, metrics)
     return await stack.enter_async_context(api)
 
 

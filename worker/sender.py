@@ -43,6 +43,7 @@ def planned_request(
     Raises `BadMessage` with every problem, or `Never` for a source that cannot be run."""
     message = parse_message(body)
     launch = _launch(message, settings, queue_arn="arn:aws:sqs:::", message_id="validate")
+    policy = policy_of(settings)
     plan = plan_launch(
         launch,
         image=image,
@@ -50,9 +51,9 @@ def planned_request(
         base_url=settings.wandb_base_url,
         deployment=settings.deployment,
         macros=settings.macros,
-        policy=policy_of(settings),
+        policy=policy,
     )
-    return redact_request(with_api_key(plan.request, HIDDEN))
+    return redact_request(with_api_key(plan.request, HIDDEN) if policy.container_key else plan.request)
 
 
 def with_identity(body: str) -> str:

@@ -24,7 +24,20 @@ from worker.errors import SettingsError
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
+_ECR_ARN = re.compile(
+    r"arn:(?P<partition>aws[a-z-]*):ecr:(?P<region>[a-z0-9-]+):(?P<account>\d{12}):repository/(?P<name>.+)"
+)
+_ECR_DOMAINS = {"aws-cn": "amazonaws.com.cn", "aws-iso": "c2s.ic.gov", "aws-iso-b": "sc2s.sgov.gov"}
+_PARTITIONS = {"cn-": "aws-cn", "us-gov-": "aws-us-gov", "us-isob-": "aws-iso-b", "us-iso-": "aws-iso"}
+_WANDB_FALLBACKS = {"entity": "WANDB_ENTITY", "max_jobs": "WANDB_LAUNCH_MAX_JOBS"}
+"""Variables of W&B's agent that are taken where ours is not set (wandb/sdk/launch/_launch.py)."""
 MACRO_PREFIX = "LAUNCH_MACRO_"
+KEY_SOURCE = (
+    r"^(environment|netrc|secretsmanager:[\w/+=.@:-]+(#.+)?|ssm:[\w/.:-]+"
+    r"|arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:\d{12}:secret:[\w/+=.@-]+(#.+)?"
+    r"|arn:aws[a-z-]*:ssm:[a-z0-9-]+:\d{12}:parameter/[\w/.-]+)?$"
+)
+"""What LAUNCH_WANDB_API_KEY_SOURCE may be."""
 
 
 def parse_duration(value: object) -> object:
@@ -39,6 +52,26 @@ def split_list(value: object) -> object:
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return value
+
+
+def partition_of(region: str) -> str:
+    """The AWS partition of a Region, by its name."""
+    return next((name for prefix, name in _PARTITIONS.items() if region.startswith(prefix)), "aws")
+
+
+def repository_uri(account: str, region: str, name: str, partition: str = "") -> str:
+    """The URI of an ECR repository."""
+    domain = _ECR_DOMAINS.get(partition or partition_of(region), "amazonaws.com")
+    return f"{account}.dkr.ecr.{region}.{domain}/{name}"
+
+
+def parse_registry(value: object) -> object:
+    """The ARN of an ECR repository → its URI; W&B's guide notes the ARN. `https://` before a URI is dropped."""
+    if not isinstance(value, str):
+        return value
+    if match := _ECR_ARN.fullmatch(value.strip()):
+        return repository_uri(match["account"], match["region"], match["name"], match["partition"])
+    return value.strip().removeprefix("https://").rstrip("/")
 
 
 Seconds = Annotated[float, BeforeValidator(parse_duration), Field(ge=0)]
@@ -88,7 +121,9 @@ class Settings(BaseSettings):
     builder: Literal["docker", "buildkit", "none"] = Field(
         "docker", description="`docker` (classic API), `buildkit`, or `none`: only ready images."
     )
-    registry: str = Field("", description="ECR repository URI to push built images to.")
+    registry: Annotated[str, BeforeValidator(parse_registry)] = Field(
+        "", description="ECR repository to push built images to, by its URI or ARN."
+    )
     create_repository: bool = Field(False, description="Create the ECR repository when it is missing.")
     base_image: str = Field("", description="Base image of generated Dockerfiles. Default: python:X.Y-slim.")
     build_network: str = Field("", description="Docker network for builds; one without link-local metadata.")
@@ -132,6 +167,10 @@ class Settings(BaseSettings):
     max_attempts: int = Field(10, ge=1, description="Tries of leg 1 before a launch is refused.")
     start_timeout: Seconds = Field(
         0.0, description="Stop a job that stays pending longer than this. 0: never."
+    )
+    stopped_run_timeout: Seconds = Field(
+        60.0,
+        description="How long a run whose Stop was pressed in W&B may end by itself, before its job is stopped.",
     )
     log_target: Literal["companion", "run", "files", "off"] = Field(
         "companion", description="Where container logs go; `run` is for images that do not use W&B."
@@ -180,7 +219,10 @@ class Settings(BaseSettings):
     )
     secure_mode: bool = Field(
         False,
-        description="Refuse messages that choose the command or the Dockerfile, and so all code launches.",
+        description="As W&B's agent means it: LAUNCH_LOCK_ENTRYPOINT, and a job's image cannot be replaced either.",
+    )
+    lock_entrypoint: bool = Field(
+        False, description="Refuse messages that choose the command or the Dockerfile; a job's own are used."
     )
     allowed_roles: StringList = Field((), description="Role ARNs (globs) that jobs may use. Empty: any.")
     allowed_images: StringList = Field((), description="Images (globs) that jobs may use. Empty: any.")
@@ -191,6 +233,36 @@ class Settings(BaseSettings):
     allowed_regions: StringList = Field(
         (), description="Regions that jobs may run in. Empty: the worker's own."
     )
+    allowed_subnets: StringList = Field(
+        (), description="VPC subnets (globs) of jobs; a job without one is refused too. Empty: any or none."
+    )
+    allowed_security_groups: StringList = Field(
+        (),
+        description="Security groups (globs) of jobs; a job without one is refused too. Empty: any or none.",
+    )
+    allowed_environment: StringList = Field(
+        (), description="Names (globs) of environment variables that messages may set. Empty: any."
+    )
+    allowed_outputs: StringList = Field(
+        (),
+        description="S3 URIs (globs, for example s3://bucket/*) that jobs may write results, checkpoints and "
+        "debugger, profiler and TensorBoard output to. Empty: any.",
+    )
+    max_instances: int | None = Field(None, ge=1, description="Most instances of one job. Empty: any number.")
+    max_runtime: Seconds | None = Field(
+        None, gt=0, description="Longest MaxRuntimeInSeconds of a job. Empty: SageMaker's own limit."
+    )
+    container_api_key: Literal["environment", "none"] = Field(
+        "environment",
+        description="How containers get the W&B key: in their Environment, where DescribeTrainingJob shows it, "
+        "or not at all: the image finds its own.",
+    )
+    assume_role: str = Field(
+        "",
+        pattern=r"^(arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+)?$",
+        description="ARN of a role, for example of another account, that SageMaker and CloudWatch Logs are used with.",
+    )
+    assume_role_external_id: str = Field("", description="External id that the role's trust policy asks for.")
     rate_create_training_job: float | None = Field(
         None,
         gt=0,
@@ -227,6 +299,22 @@ class Settings(BaseSettings):
         validation_alias="WANDB_API_KEY",
         description="W&B API key of the worker; also given to containers.",
     )
+    wandb_api_key_source: str = Field(
+        "",
+        pattern=KEY_SOURCE,
+        description="Where the W&B key comes from: `environment`, `netrc`, `secretsmanager:NAME_OR_ARN[#JSON-KEY]` "
+        "or `ssm:/PATH/NAME`; an ARN may stand alone. Default: WANDB_API_KEY, else netrc.",
+    )
+    netrc: Path | None = Field(
+        None,
+        validation_alias="NETRC",
+        description="Where `wandb login` keeps keys. Default: ~/.netrc.",
+    )
+    wandb_identity_token_file: str = Field(
+        "",
+        validation_alias="WANDB_IDENTITY_TOKEN_FILE",
+        description="W&B's federated identity; it gives containers no key, so that a key is needed beside it.",
+    )
     wandb_base_url: str = Field(
         "https://api.wandb.ai", validation_alias="WANDB_BASE_URL", description="W&B server."
     )
@@ -250,8 +338,14 @@ class Settings(BaseSettings):
     """`LAUNCH_MACRO_NAME=value` → {"NAME": "value"}: the only environment a message's `${NAME}` can see."""
 
 
-def load_settings(env_file: Path | None = Path(".env"), environ: Mapping[str, str] | None = None) -> Settings:
-    """Read the environment, with `env_file` beneath it; raises `SettingsError` naming every wrong variable."""
+def load_settings(
+    env_file: Path | None = Path(".env"),
+    environ: Mapping[str, str] | None = None,
+    *,
+    beneath: Mapping[str, str] | None = None,
+) -> Settings:
+    """Read the environment, with `env_file` beneath it, and beneath both the variables that `beneath` stands for
+    (W&B's launch-config.yaml); raises `SettingsError` naming every wrong variable."""
     process = dict(os.environ if environ is None else environ)  # noqa: TID251  # the one place that reads it
     values: dict[str, Any] = {}
     if env_file is not None and env_file.is_file():
@@ -261,8 +355,10 @@ def load_settings(env_file: Path | None = Path(".env"), environ: Mapping[str, st
     init: dict[str, Any] = {}
     for name, field in Settings.model_fields.items():
         variable = variable_name(name)
-        if variable in given:
-            init[str(field.validation_alias or name)] = given[variable]
+        found = next((given[v] for v in (variable, _WANDB_FALLBACKS.get(name)) if v in given), None)
+        value = (beneath or {}).get(variable) if found is None else found
+        if value is not None:
+            init[str(field.validation_alias or name)] = value
     init["_macros"] = {
         k.removeprefix(MACRO_PREFIX): v for k, v in given.items() if k.startswith(MACRO_PREFIX)
     }
@@ -296,4 +392,6 @@ def variable_name(field_name: str) -> str:
 def _explain(problem: Mapping[str, Any]) -> str:
     name = str(problem["loc"][0])
     variable = name if name.isupper() else f"LAUNCH_{name.upper()}"
+    if "API_KEY" in variable:  # what was put there may be the key itself
+        return f"{variable}: {problem['msg']}"
     return f"{variable}: {problem['msg']} (got {problem['input']!r})"

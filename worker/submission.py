@@ -9,6 +9,7 @@ from traceback import format_exception
 from typing import Any
 
 from worker.aio import backoff, effect
+from worker.clients.api_key import ApiKey
 from worker.errors import Again, MustRestart, Never, Stage, Throttled
 from worker.intake.refusal import Refusals
 from worker.launch.record import Failure, LaunchState
@@ -37,15 +38,18 @@ class Submission:
         sagemaker: SageMaker,
         refusals: Refusals,
         metrics: Metrics,
-        api_key: str,
+        api_key: ApiKey,
+        hand_over_key: bool = True,
         max_jobs: int,
         max_wait: float,
     ) -> None:
+        """`hand_over_key`: False keeps the W&B key from containers."""
         self._held = held
         self._sagemaker = sagemaker
         self._refusals = refusals
         self._metrics = metrics
         self._api_key = api_key
+        self._hand_over_key = hand_over_key
         self._max_jobs = max_jobs
         self._max_wait = max_wait
         self._submitting: set[str] = set()
@@ -151,10 +155,11 @@ class Submission:
                 tries += 1
 
     def _request(self, held: HeldLaunch) -> dict[str, Any]:
-        key = held.api_key.get_secret_value() if held.api_key else self._api_key
+        key = held.api_key.get_secret_value() if held.api_key else self._api_key.value
         assert held.record.request is not None
         # Offline without a key the container gets none either.
-        return with_api_key(held.record.request, key) if key else dict(held.record.request)
+        given = with_api_key(held.record.request, key) if key and self._hand_over_key else held.record.request
+        return dict(given)
 
     async def _wait(
         self, held: HeldLaunch, error: Exception, on_accepted: Callable[[HeldLaunch], None]
@@ -194,7 +199,7 @@ class Submission:
     def _without_secrets(self, held: HeldLaunch, text: str) -> str:
         """AWS quotes the request it refuses, its Environment included."""
         environment = (held.record.request or {}).get("Environment", {})
-        keys = [key.get_secret_value() for key in (held.api_key,) if key] + [self._api_key]
+        keys = [key.get_secret_value() for key in (held.api_key,) if key] + [*self._api_key.secrets]
         hidden = [value for name, value in environment.items() if is_secret_variable(name)]
         return redact_text(text, (*keys, *hidden))
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from worker.clients.api_key import ApiKey
 from worker.clients.wandb_api import wandb_api
 from worker.errors import Unreachable
 from worker.launch.console import CONSOLE_LIMIT, ConsoleLine
@@ -89,7 +90,7 @@ async def sync(double: WandbDouble, folder: Path) -> str:
 
 @contextlib.asynccontextmanager
 async def online(double: WandbDouble, project: str) -> AsyncIterator[Harness]:
-    async with wandb_api(double.base_url, KEY, Metrics()) as api:
+    async with wandb_api(double.base_url, ApiKey(KEY), Metrics()) as api:
         yield Harness(CompanionRuns(api, project=project), double, lambda: asyncio.sleep(0))
 
 

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from tests.contract.sdk_shapes import RECORDED, file_stream_shapes, variables_shape
 from tests.unit.records import record
+from worker.clients.api_key import ApiKey
 from worker.clients.wandb_api import WandbApi, wandb_api
 from worker.launch.console import ConsoleLine
 from worker.launch.record import JobFacts
@@ -66,7 +67,7 @@ async def api(wandb: Recorder) -> AsyncIterator[WandbApi]:
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    async with wandb_api(f"http://127.0.0.1:{runner.addresses[0][1]}", "k" * 40, Metrics()) as opened:
+    async with wandb_api(f"http://127.0.0.1:{runner.addresses[0][1]}", ApiKey("k" * 40), Metrics()) as opened:
         yield opened
     await runner.cleanup()
 

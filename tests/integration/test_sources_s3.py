@@ -242,8 +242,8 @@ async def running_client(endpoint: str) -> AsyncIterator[S3Client]:
     """A client configured as the worker's own."""
     import aioboto3
 
-    from worker.clients.aws import _client_config
+    from worker.clients.aws import client_config
 
     session = aioboto3.Session("key", "secret", region_name="us-east-1")
-    async with session.client("s3", endpoint_url=endpoint, config=_client_config()) as s3:
+    async with session.client("s3", endpoint_url=endpoint, config=client_config()) as s3:
         yield s3

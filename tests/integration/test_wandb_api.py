@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from worker.clients.api_key import ApiKey
 from worker.clients.wandb_api import WandbApi, WandbRefused, wandb_api
 from worker.errors import Throttled, Unreachable
 from worker.ops.metrics import Metrics
@@ -59,7 +60,7 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 async def api(server: Server, metrics: Metrics) -> AsyncIterator[WandbApi]:
-    async with wandb_api(f"{server.url}/", KEY, metrics) as opened:
+    async with wandb_api(f"{server.url}/", ApiKey(KEY), metrics) as opened:
         yield opened
 
 
@@ -162,7 +163,7 @@ async def test_what_is_no_answer_acknowledges_nothing(
 async def test_nobody_listens(metrics: Metrics) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        async with wandb_api(f"http://127.0.0.1:{closed.getsockname()[1]}", KEY, metrics) as api:
+        async with wandb_api(f"http://127.0.0.1:{closed.getsockname()[1]}", ApiKey(KEY), metrics) as api:
             with pytest.raises(Unreachable):
                 await api.graphql("Op", "", {})
             with pytest.raises(Unreachable):

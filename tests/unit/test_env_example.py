@@ -21,7 +21,19 @@ Variables of the process win over `.env`. An empty value means the default. Dura
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "What has to be set": ("queue_url", "wandb_api_key"),
-    "W&B and AWS": ("wandb_base_url", "wandb_mode", "wandb_dir", "aws_region", "dlq_url"),
+    "W&B and AWS": (
+        "wandb_base_url",
+        "wandb_mode",
+        "wandb_dir",
+        "wandb_api_key_source",
+        "netrc",
+        "wandb_identity_token_file",
+        "container_api_key",
+        "aws_region",
+        "assume_role",
+        "assume_role_external_id",
+        "dlq_url",
+    ),
     "Ledger, heartbeat and leases": (
         "ledger",
         "deployment",
@@ -33,6 +45,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "How much at once": ("slots", "max_builds", "max_jobs", "max_wait", "max_attempts", "start_timeout"),
     "Following jobs and their logs": (
         "log_target",
+        "stopped_run_timeout",
         "companion_heartbeat",
         "companion_project",
         "status_interval",
@@ -60,11 +73,18 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Mirroring W&B launch queues into SQS": ("entity", "wandb_queues", "mirror_backlog"),
     "Who may do what (globs, for example arn:aws:iam::123456789012:role/train-*)": (
         "secure_mode",
+        "lock_entrypoint",
         "allowed_roles",
         "allowed_images",
         "allowed_instance_types",
         "allowed_git_hosts",
         "allowed_regions",
+        "allowed_subnets",
+        "allowed_security_groups",
+        "allowed_environment",
+        "allowed_outputs",
+        "max_instances",
+        "max_runtime",
     ),
     "Upper bounds of AWS calls a second; the rates adapt below them when AWS throttles": (
         "rate_create_training_job",

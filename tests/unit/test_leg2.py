@@ -17,6 +17,7 @@ from tests.fakes.ledger import MemoryLedger
 from tests.fakes.sagemaker import FakeSageMaker
 from tests.unit.records import OTHER, WORKER, record, waiting
 from tests.unit.waiting import until
+from worker.clients.api_key import ApiKey
 from worker.clients.aws import AwsRefused
 from worker.delivery.closing import Closing
 from worker.delivery.loop import LogDelivery
@@ -118,7 +119,7 @@ class Worker:
                 sagemaker=world.sagemaker,
                 refusals=Refusals(FakeQueueItems(world.queue.told), world.queue),
                 metrics=metrics,
-                api_key="k" * 40,
+                api_key=ApiKey("k" * 40),
                 max_jobs=-1,
                 max_wait=3600,
             ),

@@ -25,6 +25,7 @@ from worker.launch.intent import item_id_of
 from worker.launch.message import CodeSource, Launch
 from worker.launch.outcome import Verdict
 from worker.launch.record import LaunchRecord, LaunchState
+from worker.launch.redaction import KnownSecrets
 from worker.ledger.held import HeldLaunch
 from worker.ledger.membership import Membership
 from worker.ledger.port import WorkerBeat
@@ -113,7 +114,7 @@ class Bench:
                 log_target="companion",
                 heartbeat=HEARTBEAT,
                 max_attempts=MAX_ATTEMPTS,
-                secrets=(),
+                secrets=KnownSecrets(),
             ),
             ledger=self.ledger,
             membership=membership,

@@ -15,6 +15,7 @@ from tests.fakes.launch_queue import FakeLaunchQueue, FakeQueueItems
 from tests.fakes.ledger import MemoryLedger
 from tests.fakes.sagemaker import FakeSageMaker
 from tests.unit.records import OTHER, WORKER, waiting
+from worker.clients.api_key import ApiKey
 from worker.clients.aws import AwsDenied, AwsRefused
 from worker.errors import Never, Stage, Throttled, Unreachable
 from worker.intake.refusal import Refusals
@@ -62,7 +63,7 @@ class Bench:
             sagemaker=self.sagemaker,
             refusals=Refusals(self.items, self.queue),
             metrics=self.metrics,
-            api_key=WANDB_KEY,
+            api_key=ApiKey(WANDB_KEY),
             max_jobs=max_jobs,
             max_wait=max_wait,
         )

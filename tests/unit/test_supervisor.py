@@ -18,6 +18,7 @@ from tests.fakes.ledger import MemoryLedger
 from tests.fakes.sagemaker import FakeSageMaker
 from tests.unit.records import OTHER, WORKER, record, waiting
 from tests.unit.waiting import until
+from worker.clients.api_key import ApiKey
 from worker.clients.aws import AwsRefused
 from worker.delivery.closing import Closing
 from worker.delivery.loop import LogDelivery
@@ -125,7 +126,7 @@ class Bench:
                 sagemaker=self.sagemaker,
                 refusals=Refusals(None, FakeLaunchQueue()),
                 metrics=metrics,
-                api_key="",
+                api_key=ApiKey(""),
                 max_jobs=-1,
                 max_wait=3600,
             ),

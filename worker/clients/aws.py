@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     from types_aiobotocore_logs import CloudWatchLogsClient
     from types_aiobotocore_s3 import S3Client
     from types_aiobotocore_sagemaker import SageMakerClient
+    from types_aiobotocore_secretsmanager import SecretsManagerClient
     from types_aiobotocore_sqs import SQSClient
+    from types_aiobotocore_ssm import SSMClient
     from types_aiobotocore_sts import STSClient
 
 T = TypeVar("T")
@@ -158,7 +160,8 @@ class AwsClients:
     s3: S3Client
 
 
-def _client_config() -> AioConfig:
+def client_config() -> AioConfig:
+    """What holds for every client: no retries of its own, bounded waits."""
     # Reading must outlast SQS's 20 s long poll. 50 connections: slots and submits run side by side.
     return AioConfig(
         retries={"total_max_attempts": 1},
@@ -172,7 +175,23 @@ def _client_config() -> AioConfig:
 @contextlib.asynccontextmanager
 async def ecr_client(region: str) -> AsyncIterator[ECRClient]:
     """A client of ECR in another Region, for base images that lie there: tokens hold for one Region."""
-    async with aioboto3.Session().client("ecr", region_name=region, config=_client_config()) as client:
+    async with aioboto3.Session().client("ecr", region_name=region, config=client_config()) as client:
+        yield client
+
+
+@contextlib.asynccontextmanager
+async def secrets_client(region: str = "") -> AsyncIterator[SecretsManagerClient]:
+    """A client of Secrets Manager, open for the reading of one secret."""
+    session = aioboto3.Session(region_name=region or None)
+    async with session.client("secretsmanager", config=client_config()) as client:
+        yield client
+
+
+@contextlib.asynccontextmanager
+async def parameters_client(region: str = "") -> AsyncIterator[SSMClient]:
+    """A client of Systems Manager's parameter store, open for the reading of one parameter."""
+    session = aioboto3.Session(region_name=region or None)
+    async with session.client("ssm", config=client_config()) as client:
         yield client
 
 
@@ -181,7 +200,7 @@ async def aws_clients(region: str = "") -> AsyncIterator[AwsClients]:
     """Open the clients. Endpoints come from AWS's own variables (`AWS_ENDPOINT_URL…`).
 
     Raises `SettingsError` when there is no Region or no such profile."""
-    config = _client_config()
+    config = client_config()
     async with contextlib.AsyncExitStack() as stack:
         try:
             session = aioboto3.Session(region_name=region or None)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import aiohttp
 from yarl import URL
 
+from worker.clients.api_key import ApiKey
 from worker.errors import Never, Throttled, Unreachable, WorkerError
 from worker.ops.metrics import Metrics
+
+T = TypeVar("T")
 
 _TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=10)
 
@@ -30,12 +33,14 @@ class WandbRefused(Never):
 
 
 class WandbApi:
-    """W&B's HTTP API for one key and server."""
+    """W&B's HTTP API for one key and server. A request that is refused for its key is sent once more with a new key,
+    if there is one."""
 
-    def __init__(self, session: aiohttp.ClientSession, base_url: str, api_key: str, metrics: Metrics) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, base_url: str, api_key: ApiKey, metrics: Metrics
+    ) -> None:
         self._session = session
-        self._authorization = {"Authorization": aiohttp.encode_basic_auth("api", api_key)}
-        self._headers = {**self._authorization, "Content-Type": "application/json"}
+        self._api_key = api_key
         self.base_url = base_url.rstrip("/")
         self._metrics = metrics
         self._features: frozenset[str] | None = None
@@ -62,10 +67,14 @@ class WandbApi:
         """Upload a run file to the address that CreateRunFiles gave. Writing the same content again is harmless."""
         # Signed storage addresses refuse a second kind of credentials; W&B's own want ours.
         same_server = URL(url).origin() == URL(self.base_url).origin()
-        ours = self._authorization if same_server else {}
-        send = self._session.put(url, data=content, headers={**headers, **ours}, timeout=_TIMEOUT)
-        async with self._translated("upload"), send as response:
-            await self._check("upload", response)
+
+        async def send(key: str) -> None:
+            given = {**headers, **(_authorization(key) if same_server else {})}
+            put = self._session.put(url, data=content, headers=given, timeout=_TIMEOUT)
+            async with self._translated("upload"), put as response:
+                await self._check("upload", response)
+
+        await (self._with_key(send) if same_server else send(""))
 
     async def features(self) -> frozenset[str]:
         """The server's feature flags that are on; asked once a process."""
@@ -82,13 +91,24 @@ class WandbApi:
         return self._features
 
     async def _post(self, url: str, what: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        async with (
-            self._translated(what),
-            self._session.post(url, data=_encode(body), headers=self._headers, timeout=_TIMEOUT) as response,
-        ):
-            await self._check(what, response)
-            answer = await response.json(content_type=None)
-            return answer if isinstance(answer, dict) else {}
+        async def send(key: str) -> dict[str, Any]:
+            headers = {**_authorization(key), "Content-Type": "application/json"}
+            post = self._session.post(url, data=_encode(body), headers=headers, timeout=_TIMEOUT)
+            async with self._translated(what), post as response:
+                await self._check(what, response)
+                answer = await response.json(content_type=None)
+                return answer if isinstance(answer, dict) else {}
+
+        return await self._with_key(send)
+
+    async def _with_key(self, send: Callable[[str], Awaitable[T]]) -> T:
+        key = self._api_key.value
+        try:
+            return await send(key)
+        except WandbRefused as error:
+            if error.status not in (401, 403) or not await self._api_key.replaced(key):
+                raise
+        return await send(self._api_key.value)
 
     async def _check(self, what: str, response: aiohttp.ClientResponse) -> None:
         self._metrics.wandb_posts.labels(str(response.status)).inc()
@@ -113,6 +133,10 @@ class WandbApi:
             raise Unreachable(f"{what}: no answer from W&B: {type(error).__name__}: {error}") from error
 
 
+def _authorization(api_key: str) -> dict[str, str]:
+    return {"Authorization": aiohttp.encode_basic_auth("api", api_key)}
+
+
 def _encode(body: Mapping[str, Any]) -> bytes:
     """JSON in UTF-8: escaping every other script would make its logs several times as large."""
     return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
@@ -126,7 +150,7 @@ def _retry_after(response: aiohttp.ClientResponse) -> float | None:
 
 
 @contextlib.asynccontextmanager
-async def wandb_api(base_url: str, api_key: str, metrics: Metrics) -> AsyncIterator[WandbApi]:
+async def wandb_api(base_url: str, api_key: ApiKey, metrics: Metrics) -> AsyncIterator[WandbApi]:
     """Open the one HTTP session to W&B."""
     session = aiohttp.ClientSession(
         headers={"User-Agent": "launch-worker"},

@@ -16,6 +16,7 @@ from worker.clients.docker_errors import RegistryAuthFailed, RepositoryUnknown, 
 from worker.clients.docker_types import RegistryAuth
 from worker.errors import Again, Never, SettingsError, Stage, Unreachable
 from worker.images.reference import parse_ecr_host, parse_reference
+from worker.launch.redaction import KnownSecrets
 
 if TYPE_CHECKING:
     from types_aiobotocore_ecr import ECRClient
@@ -55,9 +56,11 @@ class EcrRegistry:
         repository_uri: str,
         *,
         create_repository: bool = False,
+        secrets: KnownSecrets | None = None,
         push_timeout: float = 1800.0,
         other_region: Callable[[str], contextlib.AbstractAsyncContextManager[ECRClient]] = ecr_client,
     ) -> None:
+        self._secrets = secrets if secrets is not None else KnownSecrets()
         self._ecr = ecr
         self._docker = docker
         self._create_repository = create_repository
@@ -263,7 +266,9 @@ class EcrRegistry:
         except AwsRefused as error:
             raise Again(f"ECR in {region} gives the worker no login: {error}") from error
         data = answer["authorizationData"][0]
-        username, _, password = base64.b64decode(data["authorizationToken"]).decode().partition(":")
+        token = data["authorizationToken"]
+        username, _, password = base64.b64decode(token).decode().partition(":")
+        self._secrets.add(token, password)
         left = (data["expiresAt"] - datetime.now(UTC)).total_seconds()
         early = min(left * _EARLY_SHARE, _EARLY_LIMIT)
         renew_at = asyncio.get_running_loop().time() + left - early

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 HIDDEN = "***"
 
+_MOST_SECRETS = 200
 _LONGEST_NAME = 512  # of an environment variable (CreateTrainingJob)
 
 _KEYWORDS = r"KEY|TOKEN(?!IZ)|SECRET|PASSWORD|PASSWD|CREDENTIAL"  # TOKENIZERS_PARALLELISM is no secret
@@ -38,6 +39,30 @@ _PAIR = re.compile(
 )
 _OWN_KEY = re.compile(r"_wandb_api_key\\{0,8}[\"']?\s*[:=]\s*\\{0,8}[\"']?(?P<value>[\w.-]{8,})")
 _ASSIGNMENT = re.compile(r"(?P<head>\b(?P<name>[A-Za-z_][\w]*)\s*=\s*)[^\s\"'\\,;&]+")
+
+
+class KnownSecrets:
+    """The secrets this process has had so far. It grows: keys are replaced and logins fetched while it runs.
+
+    Those that use it iterate each time, so that one `add` is heard everywhere."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        self._secrets: dict[str, None] = {}
+        self.add(*secrets)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(tuple(self._secrets))
+
+    def __repr__(self) -> str:
+        return f"<{len(self._secrets)} secrets>"
+
+    def add(self, *secrets: str) -> None:
+        """Remember them, the newest `_MOST_SECRETS` at least: an ECR login has a new password every few hours."""
+        for secret in filter(None, secrets):
+            self._secrets.pop(secret, None)
+            self._secrets[secret] = None
+        while len(self._secrets) > _MOST_SECRETS:
+            del self._secrets[next(iter(self._secrets))]
 
 
 def redact_body(body: str, secrets: Iterable[str] = ()) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import structlog
@@ -44,8 +44,10 @@ def configure_logging(
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for chatty in ("botocore", "aiobotocore", "aiohttp.access", "asyncio"):
+    for chatty in ("botocore", "aiobotocore", "aiohttp.access", "aiosqlite", "asyncio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # It tells a failed renewal with a traceback; the call that needed the credentials tells it as well.
+    logging.getLogger("aiobotocore.credentials").setLevel(logging.ERROR)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
@@ -55,26 +57,28 @@ def configure_logging(
 
 
 def redact_secrets(secrets: Iterable[str]) -> Processor:
-    """A processor that replaces each secret in every string of an event, tracebacks included."""
-    known = sorted({secret for secret in secrets if len(secret) >= 8}, key=len, reverse=True)
+    """A processor that replaces each secret in every string of an event, tracebacks included.
 
-    def clean(value: Any) -> Any:
+    `secrets` is read anew for each event: it may be a `KnownSecrets`, which grows."""
+
+    def clean(value: Any, known: Sequence[str]) -> Any:
         if isinstance(value, str):
             for secret in known:
                 value = value.replace(secret, REDACTED)
             return value
         if isinstance(value, Mapping):
-            return {clean(key): clean(item) for key, item in value.items()}
+            return {clean(key, known): clean(item, known) for key, item in value.items()}
         if isinstance(value, list | tuple):
-            return [clean(item) for item in value]
+            return [clean(item, known) for item in value]
         # Whatever else it is, both renderers may write it as its text or its representation.
         written = f"{value!s} {value!r}"
-        return clean(repr(value)) if any(secret in written for secret in known) else value
+        return clean(repr(value), known) if any(secret in written for secret in known) else value
 
     def processor(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
         if event.get("exc_info"):
             event = structlog.processors.format_exc_info(_, __, event)
-        return {clean(key): clean(value) for key, value in event.items()}
+        known = sorted({secret for secret in secrets if len(secret) >= 8}, key=len, reverse=True)
+        return {clean(key, known): clean(value, known) for key, value in event.items()}
 
     return processor
 

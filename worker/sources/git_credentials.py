@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from pydantic import SecretStr
 
 from worker.errors import SettingsError
+from worker.launch.redaction import KnownSecrets
 from worker.sources.location import GitRemote
 
 _ENTRY = re.compile(
@@ -37,8 +38,10 @@ class Login:
 class GitCredentials:
     """The logins of the setting; read anew for each fetch when it names a file, for secrets are rotated in place."""
 
-    def __init__(self, setting: SecretStr | None = None) -> None:
+    def __init__(self, setting: SecretStr | None = None, secrets: KnownSecrets | None = None) -> None:
+        """`secrets` learns the passwords, so that nothing that is logged or reported shows them."""
         self._setting = setting
+        self._secrets = secrets if secrets is not None else KnownSecrets()
 
     def read(self) -> tuple[Login, ...]:
         """All logins, in order. Blocks. Raises `SettingsError`, which never quotes what it has read."""
@@ -51,7 +54,10 @@ class GitCredentials:
                     f"LAUNCH_GIT_CREDENTIALS: neither a list of https://USER:TOKEN@HOST nor a file that can be read "
                     f"({type(error).__name__})"
                 ) from None
-        return tuple(_parse(n, entry) for n, entry in enumerate(filter(None, _SEPARATOR.split(text)), 1))
+        logins = tuple(_parse(n, entry) for n, entry in enumerate(filter(None, _SEPARATOR.split(text)), 1))
+        for login in logins:
+            self._secrets.add(login.password, unquote(login.password))
+        return logins
 
 
 def _parse(number: int, entry: str) -> Login:

@@ -7,12 +7,21 @@ from worker.training.policy import Policy
 
 
 def policy_of(settings: Settings) -> Policy:
-    """What the operator allows messages to ask for (`LAUNCH_ALLOWED_*`, `LAUNCH_SECURE_MODE`)."""
+    """What the operator allows messages to ask for (`LAUNCH_ALLOWED_*`, `LAUNCH_MAX_INSTANCES`,
+    `LAUNCH_MAX_RUNTIME`, `LAUNCH_LOCK_ENTRYPOINT`, `LAUNCH_SECURE_MODE`, `LAUNCH_CONTAINER_API_KEY`)."""
     return Policy(
         secure_mode=settings.secure_mode,
+        lock_entrypoint=settings.lock_entrypoint,
+        container_key=settings.container_api_key == "environment",
         roles=settings.allowed_roles,
         images=settings.allowed_images,
         instance_types=settings.allowed_instance_types,
         regions=settings.allowed_regions,
         git_hosts=settings.allowed_git_hosts,
+        subnets=settings.allowed_subnets,
+        security_groups=settings.allowed_security_groups,
+        environment=settings.allowed_environment,
+        outputs=settings.allowed_outputs,
+        max_instances=settings.max_instances,
+        max_runtime=None if settings.max_runtime is None else int(settings.max_runtime),
     )

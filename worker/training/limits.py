@@ -47,12 +47,12 @@ _REMEDIES = {
 }
 
 
-def check_limits(request: Mapping[str, Any]) -> tuple[Problem, ...]:
+def check_limits(request: Mapping[str, Any], *, with_key: bool = True) -> tuple[Problem, ...]:
     """Everything AWS would refuse in the request, with JSON paths into the message's SageMaker arguments.
 
-    Room is kept for WANDB_API_KEY, which joins the Environment at the submit. No value is quoted: it may be
+    `with_key`: room is kept for WANDB_API_KEY, which joins the Environment at the submit. No value is quoted: it may be
     a secret."""
-    complete = _with_room_for_key(request)
+    complete = _with_room_for_key(request) if with_key else request
     problems = [*_check(complete, _create_training_job(), SAGEMAKER_PATH), *_rules(complete)]
     if not problems and (report := ParamValidator().validate(complete, _create_training_job())).has_errors():
         what = "; ".join(line.split(", value:")[0] for line in report.generate_report().splitlines())

@@ -48,7 +48,7 @@ def plan_launch(
     request, problems = draft_request(
         launch, image=image, account=account, base_url=base_url, deployment=deployment, macros=macros
     )
-    wrong = [*problems, *check_limits(request), *_leaked_key(launch, request)]
+    wrong = [*problems, *check_limits(request, with_key=policy.container_key), *_leaked_key(launch, request)]
     forbidden = check_policy(request, launch, policy)
     if wrong or forbidden:
         found = _once(_where_given(problem, launch) for problem in (*wrong, *forbidden))

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 from urllib.parse import urlsplit
 
 from worker.errors import Problem
-from worker.launch.message import SAGEMAKER_PATH, CodeSource, JobSource, Launch, sagemaker_argument
+from worker.launch.message import (
+    SAGEMAKER_PATH,
+    CodeSource,
+    ImageSource,
+    JobSource,
+    Launch,
+    sagemaker_argument,
+)
 from worker.launch.strict_json import json_path
 from worker.training.limits import DEFAULT_RUNTIME
 
@@ -18,7 +25,7 @@ POLICY_CODE = "LW-POLICY"
 Globs = tuple[str, ...]
 """Shell patterns, case-sensitive; `*` also crosses `/`. None at all: anything is allowed."""
 
-_LOCKED = "this worker locks it (secure mode)"
+_LOCKED = "this worker locks the command (LAUNCH_LOCK_ENTRYPOINT or LAUNCH_SECURE_MODE)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +33,11 @@ class Policy:
     """Allow-lists; the default allows everything."""
 
     secure_mode: bool = False
-    """Refuse messages that choose the command or the Dockerfile."""
+    """As W&B documents it (wandb/sdk/launch/agent/config.py): a launch may override neither entrypoint nor image."""
+    lock_entrypoint: bool = False
+    """Refuse messages that choose the command or the Dockerfile; secure mode does so too."""
+    container_key: bool = True
+    """Containers get a W&B key. False: a launch that brings one of its own is refused."""
     roles: Globs = ()
     """Role ARNs."""
     images: Globs = ()
@@ -38,9 +49,16 @@ class Policy:
     security_groups: Globs = ()
     environment: Globs = ()
     """Names of variables that a message may set."""
+    outputs: Globs = ()
+    """S3 URIs that a job may write to."""
     max_instances: int | None = None
     max_runtime: int | None = None
     """Seconds."""
+
+    def for_checked_message(self) -> Policy:
+        """What is left to check once the message was held to all of it: a command that is set now comes from the
+        source, and so does the image."""
+        return replace(self, secure_mode=False, lock_entrypoint=False)
 
 
 def check_policy(request: Mapping[str, Any], launch: Launch, policy: Policy) -> tuple[Problem, ...]:
@@ -48,7 +66,9 @@ def check_policy(request: Mapping[str, Any], launch: Launch, policy: Policy) -> 
     return (
         *_check_names(request, launch, policy),
         *_check_amounts(request, policy),
-        *(_check_overrides(request, launch) if policy.secure_mode else ()),
+        *(_check_command(request, launch) if policy.secure_mode or policy.lock_entrypoint else ()),
+        *(_check_replaced_image(launch) if policy.secure_mode else ()),
+        *(() if policy.container_key else _check_own_key(launch)),
     )
 
 
@@ -57,7 +77,10 @@ def _check_names(request: Mapping[str, Any], launch: Launch, policy: Policy) -> 
     yield from _refused("role", policy.roles, [(("RoleArn",), request.get("RoleArn"))])
     yield from _refused("image", policy.images, _images(request))
     yield from _refused("instance type", policy.instance_types, _instance_types(request, resources))
-    yield from _refused("region", policy.regions, [(("region",), launch.sagemaker.get("region"))])
+    yield from _refused(
+        "region", policy.regions, [(("region",), sagemaker_argument(launch.sagemaker, "region"))]
+    )
+    yield from _refused("output location", policy.outputs, _outputs(request))
     if policy.subnets or policy.security_groups:
         yield from _check_vpc(vpc, policy)
     given = sagemaker_argument(launch.sagemaker, "Environment")
@@ -96,6 +119,15 @@ def _instance_types(request: Mapping[str, Any], resources: Mapping[str, Any]) ->
         yield (*keys, "InstanceType"), rule.get("InstanceType")
 
 
+def _outputs(request: Mapping[str, Any]) -> Iterator[Named]:
+    """Every place in S3 that SageMaker writes to for a job."""
+    yield ("CheckpointConfig", "S3Uri"), _object(request, "CheckpointConfig").get("S3Uri")
+    for name in ("OutputDataConfig", "DebugHookConfig", "ProfilerConfig", "TensorBoardOutputConfig"):
+        yield (name, "S3OutputPath"), _object(request, name).get("S3OutputPath")
+    for keys, rule in _rule_configurations(request):
+        yield (*keys, "S3OutputPath"), rule.get("S3OutputPath")
+
+
 def _rule_configurations(
     request: Mapping[str, Any],
 ) -> Iterator[tuple[tuple[str | int, ...], Mapping[str, Any]]]:
@@ -130,7 +162,7 @@ def _check_amounts(request: Mapping[str, Any], policy: Policy) -> Iterator[Probl
         yield Problem(path, f"{runtime} s are not allowed", f"set it to at most {policy.max_runtime}")
 
 
-def _check_overrides(request: Mapping[str, Any], launch: Launch) -> Iterator[Problem]:
+def _check_command(request: Mapping[str, Any], launch: Launch) -> Iterator[Problem]:
     """W&B's agent locks `entry_point` only; the other ways to choose the command are locked with it."""
     if launch.entry_point:
         yield Problem("$.runSpec.overrides.entry_point", _LOCKED, "remove it")
@@ -139,6 +171,19 @@ def _check_overrides(request: Mapping[str, Any], launch: Launch) -> Iterator[Pro
         yield Problem(path, _LOCKED, "remove it")
     if isinstance(launch.source, JobSource | CodeSource) and launch.source.dockerfile:
         yield Problem("$.runSpec.overrides.dockerfile", _LOCKED, "remove it")
+
+
+def _check_replaced_image(launch: Launch) -> Iterator[Problem]:
+    """W&B's configuration says that image overrides are refused; its agent lets them through."""
+    if launch.job and isinstance(launch.source, ImageSource):
+        what = f"replaces the image of {launch.job}, which this worker forbids (LAUNCH_SECURE_MODE)"
+        yield Problem(launch.source.given_at, what, "remove it, or launch the image without the job")
+
+
+def _check_own_key(launch: Launch) -> Iterator[Problem]:
+    if launch.api_key is not None:
+        what = "this worker hands no W&B key to containers (LAUNCH_CONTAINER_API_KEY=none)"
+        yield Problem("$.runSpec._wandb_api_key", what, "remove it, and let the image find its key")
 
 
 def instance_count(request: Mapping[str, Any]) -> int:

@@ -31,7 +31,14 @@ def restored() -> Iterator[None]:
     handlers, level = root.handlers[:], root.level
     named = {
         name: logging.getLogger(name).level
-        for name in ("botocore", "aiobotocore", "aiohttp.access", "asyncio")
+        for name in (
+            "botocore",
+            "aiobotocore",
+            "aiohttp.access",
+            "aiobotocore.credentials",
+            "aiosqlite",
+            "asyncio",
+        )
     }
     yield
     root.handlers[:] = handlers
