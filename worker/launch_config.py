@@ -81,8 +81,7 @@ def map_launch_config(content: object) -> LaunchConfig:
         **_environment(environment),
         **_builder(builder),
     }
-    region = environment.text("region") or ""
-    registry = _registry(top.section("registry"), region)
+    registry = _registry(top.section("registry"), found["AWS_REGION"] or "")
     found["LAUNCH_REGISTRY"] = _destination(builder) or registry
     schedulers = (_SCHEDULERS,) if top.whole("max_schedulers", least=-1) not in (None, "0") else ()
     return LaunchConfig(
