@@ -31,8 +31,9 @@ def invoke(*arguments: str, stdin: str = "", env: Mapping[str, str] | None = Non
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No `.env` of the developer's is read."""
+    """No `.env` and no launch-config.yaml of the developer's is read."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
 
 
@@ -203,6 +204,9 @@ def test_what_is_no_message_is_refused_without_a_traceback(elsewhere: Path, body
         (("enqueue", "nowhere.json"), {}, "nowhere.json: No such file"),
         (("run",), {"LAUNCH_LEASE": "soon"}, "LAUNCH_LEASE"),
         (("run",), {"WANDB_API_KEY": "k" * 40}, "LAUNCH_QUEUE_URL"),
+        (("run", "--config", "nowhere.yaml"), {}, "--config: nowhere.yaml: No such file"),
+        (("validate", "-", "-c", "nowhere.yaml"), {}, "nowhere.yaml"),
+        (("enqueue", "-", "--config", "."), {}, "Is a directory"),
     ],
 )
 def test_wrong_use_and_wrong_settings_exit_with_two(
@@ -307,3 +311,49 @@ def test_settings_come_from_a_file_and_the_environment_wins(elsewhere: Path) -> 
     assert tags["LaunchWorker"] == "from-file"
     won = invoke("validate", file, "--env-file", "mine.env", env={"LAUNCH_DEPLOYMENT": "from-environment"})
     assert '"from-environment"' in won.stdout
+
+
+CONFIG = """\
+secure_mode: true
+environment: {type: aws, region: eu-central-1}
+max_schedulers: 2
+runner: {}
+"""
+
+
+def test_validate_and_enqueue_take_wandbs_configuration(elsewhere: Path) -> None:
+    (elsewhere / "config.yaml").write_text(CONFIG)
+    file = written(elsewhere, message(overrides={"entry_point": ["sh"]}))
+    refused = invoke("validate", file, "--config", "config.yaml")
+    assert refused.exit_code == 1
+    warning, problem = refused.stderr.splitlines()
+    assert warning.startswith("warning: config.yaml: no meaning here: runner, max_schedulers")
+    assert problem.startswith("$.runSpec.overrides.entry_point: ")
+    won = invoke("validate", file, "-c", "config.yaml", env={"LAUNCH_SECURE_MODE": "false"})
+    assert won.exit_code == 0
+    assert json.loads(won.stdout)["AlgorithmSpecification"]["ContainerEntrypoint"] == ["sh"]
+    sent = invoke("enqueue", file, "-c", "config.yaml")
+    assert "LAUNCH_QUEUE_URL" in sent.stderr
+
+
+def test_only_run_looks_in_wandbs_own_place(elsewhere: Path) -> None:
+    place = elsewhere / ".config" / "wandb" / "launch-config.yaml"
+    place.parent.mkdir(parents=True)
+    place.write_text("max_jobs: many")
+    assert invoke("validate", written(elsewhere, message())).exit_code == 0
+    result = invoke("run")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"{place}: max_jobs: is 'many'; write a whole number from -1\n"
+
+
+def test_the_role_that_is_assumed_says_whose_roles_are_meant(elsewhere: Path) -> None:
+    file = written(elsewhere, message(sagemaker_args(RoleArn="trainer")))
+    env = {"LAUNCH_ASSUME_ROLE": "arn:aws:iam::210987654321:role/launcher"}
+    assert json.loads(invoke("validate", file, env=env).stdout)["RoleArn"].startswith(
+        "arn:aws:iam::210987654321:"
+    )
+
+
+def test_validate_shows_that_containers_get_no_key(elsewhere: Path) -> None:
+    result = invoke("validate", written(elsewhere, message()), env={"LAUNCH_CONTAINER_API_KEY": "none"})
+    assert "WANDB_API_KEY" not in json.loads(result.stdout)["Environment"]

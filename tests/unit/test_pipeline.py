@@ -88,6 +88,8 @@ class Bench:
     building: FakeBuilding = field(default_factory=FakeBuilding)
     companion: FakeCompanion = field(default_factory=FakeCompanion)
     now: float = 1000.0
+    policy: Policy = field(default_factory=Policy)
+    secrets: KnownSecrets = field(default_factory=KnownSecrets)
 
     def __post_init__(self) -> None:
         self.items = FakeQueueItems(self.queue.told)
@@ -109,12 +111,12 @@ class Bench:
                 deployment="default",
                 base_url=BASE_URL,
                 account=ACCOUNT,
-                policy=Policy(),
+                policy=self.policy,
                 macros={},
                 log_target="companion",
                 heartbeat=HEARTBEAT,
                 max_attempts=MAX_ATTEMPTS,
-                secrets=KnownSecrets(),
+                secrets=self.secrets,
             ),
             ledger=self.ledger,
             membership=membership,
@@ -429,3 +431,30 @@ async def test_side_by_side_messages_are_launches_of_their_own(bench: Bench) -> 
     outcomes = await asyncio.gather(*map(worker.pipeline.handle, sent))
     assert {outcome.verdict for outcome in outcomes} == {Verdict.DONE}
     assert len({held.launch_id for held in worker.submitted}) == 20
+
+
+async def test_a_locked_command_may_come_from_the_source(bench: Bench) -> None:
+    """The message chooses none; what the source brings is no override."""
+    bench.policy = Policy(lock_entrypoint=True)
+    worker = bench.worker("w1")
+    assert (await worker.handle(code())).verdict is Verdict.DONE
+    (held,) = worker.submitted
+    assert held.record.request is not None
+    assert held.record.request["AlgorithmSpecification"]["ContainerEntrypoint"] == ["python", "train.py"]
+
+
+@pytest.mark.parametrize("overrides", [{"entry_point": ["sh"]}, {"dockerfile": "Dockerfile"}])
+async def test_what_policy_refuses_is_not_fetched(bench: Bench, overrides: dict[str, Any]) -> None:
+    bench.policy = Policy(lock_entrypoint=True)
+    outcome = await bench.worker("w1").handle(code(overrides=overrides))
+    assert (outcome.verdict, outcome.code) == (Verdict.NEVER, "LW-POLICY")
+    assert bench.building.asked == 0
+
+
+async def test_a_secret_that_is_learnt_later_is_taken_out_as_well(bench: Bench) -> None:
+    worker = bench.worker("w1")
+    bench.secrets.add(OWN_KEY)
+    body = message(name=f"my key is {OWN_KEY}", resource_args={"sagemaker": {}})
+    assert (await worker.handle(body)).verdict is Verdict.NEVER
+    assert OWN_KEY not in repr(await bench.records())
+    assert OWN_KEY not in repr(bench.queue.told)

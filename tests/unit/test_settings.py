@@ -135,3 +135,41 @@ def test_settings_cannot_be_changed() -> None:
     settings = read()
     with pytest.raises(ValueError, match="frozen"):
         settings.slots = 1  # type: ignore[misc]
+
+
+def test_a_registry_may_be_given_as_its_arn() -> None:
+    uri = "123456789012.dkr.ecr.us-east-1.amazonaws.com/acme/train"
+    arn = "arn:aws:ecr:us-east-1:123456789012:repository/acme/train"
+    assert [read(LAUNCH_REGISTRY=given).registry for given in (arn, uri, f"https://{uri}/")] == [uri] * 3
+    china = read(LAUNCH_REGISTRY="arn:aws-cn:ecr:cn-north-1:123456789012:repository/t").registry
+    assert china == "123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn/t"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("LAUNCH_ASSUME_ROLE", "my-role"),
+        ("LAUNCH_ASSUME_ROLE", "arn:aws:iam::123:role/x"),
+        ("LAUNCH_MAX_RUNTIME", "0"),
+        ("LAUNCH_MAX_INSTANCES", "0"),
+        ("LAUNCH_CONTAINER_API_KEY", "file"),
+        ("LAUNCH_WANDB_API_KEY_SOURCE", "vault:x"),
+        ("LAUNCH_WANDB_API_KEY_SOURCE", "secretsmanager:"),
+        ("LAUNCH_WANDB_API_KEY_SOURCE", "arn:aws:s3:::bucket"),
+    ],
+)
+def test_wrong_roles_amounts_and_sources(variable: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{variable}: "):
+        read(**{variable: value})
+
+
+def test_a_key_that_was_put_in_the_place_of_its_source_is_not_quoted() -> None:
+    with pytest.raises(SettingsError) as raised:
+        read(LAUNCH_WANDB_API_KEY_SOURCE="0123456789abcdef" * 2)
+    assert "0123456789abcdef" not in str(raised.value)
+
+
+def test_amounts_of_the_policy() -> None:
+    assert (read().max_instances, read().max_runtime) == (None, None)
+    settings = read(LAUNCH_MAX_INSTANCES="4", LAUNCH_MAX_RUNTIME="12h")
+    assert (settings.max_instances, settings.max_runtime) == (4, 43200.0)
