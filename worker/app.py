@@ -103,7 +103,7 @@ def wire(parts: Opened) -> Service:
         metrics=metrics,
     )
     supervisor = _supervisor(parts, held, adoption, refusals)
-    build_logs = BuildLogs(parts.companion)
+    build_logs = BuildLogs(parts.companion, parts.secrets)
     locks = BuildLocks(parts.ledger, membership, parts.worker)
     pipeline = Pipeline(
         facts=_pipeline_facts(parts),

@@ -22,6 +22,7 @@ from worker.intake.sqs import SqsMessage
 from worker.launch.intent import identity_of, intent_record, read_message
 from worker.launch.message import CodeSource, Launch, LaunchMessage, interpret
 from worker.launch.outcome import Outcome, Verdict
+from worker.launch.pasted import refuse_pasted_secrets
 from worker.launch.record import Failure, LaunchRecord, LaunchState
 from worker.launch.redaction import KnownSecrets, redact_text
 from worker.ledger.held import HeldLaunch
@@ -127,7 +128,7 @@ class Pipeline:
         try:
             return await self._carry_out(held, parsed)
         except Never as error:
-            return await self._refuse(held, Failure(error.stage, error.code, self._told(held, error)))
+            return await self._refuse(held, Failure(error.stage, error.code, self._told(error)))
         except Again as error:
             return await self._try_again(held, error)
         except Exception as error:  # a defect of ours must not take the launch away from its owner
@@ -136,10 +137,9 @@ class Pipeline:
             _log.exception("launch_failed_unexpectedly")
             return await self._try_again(held, Again(f"{type(error).__name__}: {error}"))
 
-    def _told(self, held: HeldLaunch, error: Exception) -> str:
+    def _told(self, error: Exception) -> str:
         """An error as everybody may read it: its text may quote what the message or a service said."""
-        own = (held.api_key.get_secret_value(),) if held.api_key else ()
-        return redact_text(str(error), (*own, *self._facts.secrets))
+        return redact_text(str(error), self._facts.secrets)
 
     async def _give_up_or_again(self, message: SqsMessage, identity: str, error: Exception) -> Outcome:
         """Outside the ledger, so SQS counts the tries; the DLQ gets what could be made of the message."""
@@ -160,6 +160,7 @@ class Pipeline:
             return await self._refuse(held, held.record.failure)
         if isinstance(parsed, BadMessage):
             raise parsed
+        refuse_pasted_secrets(parsed, self._facts.secrets)
         launch = interpret(parsed, launch_id=held.launch_id, default_log_target=self._facts.log_target)
         held.api_key = launch.api_key
         held.update(run=launch.run, name=launch.name, log_target=launch.log_target)
@@ -271,16 +272,13 @@ class Pipeline:
         """Count the try and give the launch back; too many tries are a refusal."""
         tries = held.record.tries + 1
         if tries >= self._facts.max_attempts:
-            reason = f"Gave up after {tries} tries (LAUNCH_MAX_ATTEMPTS): {self._told(held, error)}"
+            reason = f"Gave up after {tries} tries (LAUNCH_MAX_ATTEMPTS): {self._told(error)}"
             return await self._refuse(held, Failure(Stage.AGENT, "LW-GAVE-UP", reason))
         held.update(tries=tries, state=LaunchState.INTENT)
         await self._give_back(held)
         outcome = self._again(error, tries)
-        await self._refusals.warn(
-            held.record.item_id,
-            f"Try {tries} failed, next in {outcome.delay:.0f} s: {self._told(held, error)}",
-            Stage.AGENT,
-        )
+        told = f"Try {tries} failed, next in {outcome.delay:.0f} s: {self._told(error)}"
+        await self._refusals.warn(held.record.item_id, told, Stage.AGENT)
         return outcome
 
     async def _give_back(self, held: HeldLaunch) -> None:

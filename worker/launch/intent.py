@@ -9,7 +9,7 @@ from worker.errors import BadMessage
 from worker.launch.identity import identity_parts, launch_id
 from worker.launch.message import LaunchMessage, parse_message
 from worker.launch.record import LaunchRecord, LaunchState, RunRef
-from worker.launch.redaction import redact_body
+from worker.launch.redaction import hide_secrets, redact_body
 
 MAX_KEPT_BODY = 100_000
 """Characters of the message that the ledger keeps while it may still be refused and copied to the DLQ."""
@@ -49,18 +49,22 @@ def intent_record(
 ) -> LaunchRecord:
     """The record with which a worker says that it is at work on a launch; it holds no secret. `now`: epoch seconds."""
     if isinstance(parsed, BadMessage):
+        hidden = tuple(secrets)
         run, item_id = RunRef("", "", launch_id[:10]), item_id_of(body)
     else:
         spec = parsed.run_spec
-        run = RunRef(spec.entity, spec.project.lower(), spec.run_id or launch_id[:10])
+        own = spec.wandb_api_key.get_secret_value() if spec.wandb_api_key else ""
+        hidden = (*secrets, own)
+        names = (spec.entity, spec.project.lower(), spec.run_id or launch_id[:10])
+        run = RunRef(*(hide_secrets(name, hidden) for name in names))
         item_id = parsed.item_id
-    kept = redact_body(body, secrets)[:MAX_KEPT_BODY]
+    kept = redact_body(body, hidden)[:MAX_KEPT_BODY]
     return LaunchRecord(
         launch_id=launch_id,
         state=LaunchState.INTENT,
         owner=owner,
         run=run,
-        item_id=item_id,
+        item_id=hide_secrets(item_id, hidden),
         # Lone surrogates, which UTF-8 and so ledger and queues cannot hold, go.
         message=kept.encode("utf-8", "replace").decode(),
         message_id=message_id,

@@ -9,7 +9,8 @@ from typing import Any
 
 HIDDEN = "***"
 
-_MOST_SECRETS = 200
+_MOST_SECRETS = 100
+_MOST_PASSING = 100
 _LONGEST_NAME = 512  # of an environment variable (CreateTrainingJob)
 
 _KEYWORDS = r"KEY|TOKEN(?!IZ)|SECRET|PASSWORD|PASSWD|CREDENTIAL"  # TOKENIZERS_PARALLELISM is no secret
@@ -47,22 +48,32 @@ class KnownSecrets:
     Those that use it iterate each time, so that one `add` is heard everywhere."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        self._secrets: dict[str, None] = {}
+        self._own: dict[str, None] = {}
+        self._passing: dict[str, None] = {}
         self.add(*secrets)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(tuple(self._secrets))
+        return iter((*self._own, *self._passing))
 
     def __repr__(self) -> str:
-        return f"<{len(self._secrets)} secrets>"
+        return f"<{len(self._own) + len(self._passing)} secrets>"
 
     def add(self, *secrets: str) -> None:
-        """Remember them, the newest `_MOST_SECRETS` at least: an ECR login has a new password every few hours."""
-        for secret in filter(None, secrets):
-            self._secrets.pop(secret, None)
-            self._secrets[secret] = None
-        while len(self._secrets) > _MOST_SECRETS:
-            del self._secrets[next(iter(self._secrets))]
+        """Remember secrets of the worker; an ECR login, for example, has a new password every few hours."""
+        _remember(self._own, secrets, _MOST_SECRETS)
+
+    def add_passing(self, *secrets: str) -> None:
+        """Remember secrets of single launches, which come and go; they push out none of the worker's."""
+        _remember(self._passing, secrets, _MOST_PASSING)
+
+
+def _remember(known: dict[str, None], secrets: Iterable[str], most: int) -> None:
+    """The newest stand last, and only so many stay."""
+    for secret in filter(None, secrets):
+        known.pop(secret, None)
+        known[secret] = None
+    while len(known) > most:
+        del known[next(iter(known))]
 
 
 def redact_body(body: str, secrets: Iterable[str] = ()) -> str:
@@ -79,6 +90,11 @@ def redact_body(body: str, secrets: Iterable[str] = ()) -> str:
 def redact_text(text: str, secrets: Iterable[str] = ()) -> str:
     """Any text, an error of AWS for example, without `secrets` and without what looks like one."""
     return _redact_text(text, {secret for secret in secrets if secret})
+
+
+def hide_secrets(text: str, secrets: Iterable[str]) -> str:
+    """A name, which may be a secret that was put in the wrong place."""
+    return _hide_literals(text, {secret for secret in secrets if secret})
 
 
 def is_secret_variable(name: str) -> bool:

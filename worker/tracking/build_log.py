@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from worker.errors import WorkerError
 from worker.launch.record import LaunchRecord
+from worker.launch.redaction import hide_secrets
 from worker.ops.logging import get_logger
 from worker.tracking.port import Companion
 
 NAME = "logs/build.log"
 _MAX_BYTES = 8 << 20
+_SHORTEST = 8
+"""Characters of a secret; to hide shorter ones would riddle the log, and they hide nothing that is one."""
 
 _log = get_logger()
 
@@ -35,8 +38,10 @@ class BuildLogs:
     """Keeps the output of builds until the ledger has taken in how they ended: only then, and only by the launch's
     owner, may W&B be told. Losing the file never fails a launch: a failure is told elsewhere too."""
 
-    def __init__(self, companion: Companion) -> None:
+    def __init__(self, companion: Companion, secrets: Iterable[str] = ()) -> None:
+        """`secrets` are taken out of what is uploaded: a registry that refuses a login may quote it."""
         self._companion = companion
+        self._secrets = secrets
         self._kept: dict[str, _Lines] = {}
 
     def start(self, launch_id: str) -> Callable[[str], None]:
@@ -56,7 +61,8 @@ class BuildLogs:
         text = "\n".join([*kept.lines, *([failure] if failure else [])])
         try:
             await self._companion.open(record, {"launch/launch_id": record.launch_id})
-            await self._companion.upload(record, NAME, text.encode("utf-8", "replace"))
+            shown = hide_secrets(text, (secret for secret in self._secrets if len(secret) >= _SHORTEST))
+            await self._companion.upload(record, NAME, shown.encode("utf-8", "replace"))
             if failure:
                 await self._companion.finish(record, {"launch/failure": failure}, 1)
         except WorkerError as error:
