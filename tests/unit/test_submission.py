@@ -50,6 +50,8 @@ class Bench:
         max_wait: float = 24 * HOUR,
         ledger: MemoryLedger | None = None,
         worker: str = WORKER,
+        api_key: ApiKey | None = None,
+        hand_over_key: bool = True,
     ) -> None:
         self.metrics = Metrics()
         self.ledger = ledger or MemoryLedger()
@@ -63,7 +65,8 @@ class Bench:
             sagemaker=self.sagemaker,
             refusals=Refusals(self.items, self.queue),
             metrics=self.metrics,
-            api_key=ApiKey(WANDB_KEY),
+            api_key=api_key or ApiKey(WANDB_KEY),
+            hand_over_key=hand_over_key,
             max_jobs=max_jobs,
             max_wait=max_wait,
         )
@@ -495,3 +498,30 @@ async def test_no_trouble_with_the_ledger_undoes_a_job() -> None:
         await settled
     assert (await bench.stored()).state is LaunchState.ACCEPTED
     assert (bench.accepted, bench.queue.told) == (["launch-1"], [])
+
+
+async def test_containers_get_no_key_where_they_find_their_own() -> None:
+    bench = Bench(hand_over_key=False)
+    async with bench.running():
+        await (await bench.add(new(), key="o" * 40))[1]
+    (request,) = bench.sagemaker.requests
+    assert "WANDB_API_KEY" not in request["Environment"]
+
+
+async def test_a_new_key_goes_to_the_next_containers_and_both_are_hidden() -> None:
+    new_key = "n" * 40
+
+    async def read() -> str:
+        return new_key
+
+    key = ApiKey(WANDB_KEY, read=read)
+    bench = Bench(api_key=key)
+    assert await key.replaced(WANDB_KEY)
+    bench.sagemaker.errors = [AwsRefused("Create", "ValidationException", f"{WANDB_KEY} {new_key}")]
+    async with bench.running():
+        await (await bench.add(new("launch-1")))[1]
+        await (await bench.add(new("launch-2")))[1]
+    assert bench.sagemaker.requests[-1]["Environment"]["WANDB_API_KEY"] == new_key
+    failure = (await bench.stored("launch-1")).failure
+    assert failure is not None
+    assert failure.reason.endswith("*** ***")

@@ -25,6 +25,7 @@ POLICY_CODE = "LW-POLICY"
 Globs = tuple[str, ...]
 """Shell patterns, case-sensitive; `*` also crosses `/`. None at all: anything is allowed."""
 
+_JOB_PATH = "$.runSpec.job"
 _LOCKED = "this worker locks the command (LAUNCH_LOCK_ENTRYPOINT or LAUNCH_SECURE_MODE)"
 
 
@@ -175,9 +176,10 @@ def _check_command(request: Mapping[str, Any], launch: Launch) -> Iterator[Probl
 
 def _check_replaced_image(launch: Launch) -> Iterator[Problem]:
     """W&B's configuration says that image overrides are refused; its agent lets them through."""
-    if launch.job and isinstance(launch.source, ImageSource):
+    source = launch.source
+    if launch.job and isinstance(source, ImageSource) and source.given_at != _JOB_PATH:
         what = f"replaces the image of {launch.job}, which this worker forbids (LAUNCH_SECURE_MODE)"
-        yield Problem(launch.source.given_at, what, "remove it, or launch the image without the job")
+        yield Problem(source.given_at, what, "remove it, or launch the image without the job")
 
 
 def _check_own_key(launch: Launch) -> Iterator[Problem]:

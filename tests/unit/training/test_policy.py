@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.unit.launches import IMAGE, SAGEMAKER, launch_of, message, plan_of, request_of, sagemaker_args
 from worker.errors import BadMessage
+from worker.launch.message import ImageSource
 from worker.settings import load_settings
 from worker.training.allowed import policy_of
 from worker.training.policy import POLICY_CODE, Policy, check_policy, instance_count
@@ -171,6 +173,13 @@ def test_secure_mode_keeps_a_jobs_image(spec: dict[str, Any], algorithm: Any, ex
     body = message(sagemaker_args(AlgorithmSpecification=algorithm), **spec)
     assert refused(Policy(secure_mode=True), body, image=IMAGE) == expected
     assert refused(Policy(lock_entrypoint=True), body, image=IMAGE) == []
+
+
+def test_the_image_that_a_job_holds_is_its_own() -> None:
+    body = message(**JOB, docker={})
+    resolved = replace(launch_of(body), source=ImageSource(IMAGE, "$.runSpec.job"))
+    request = request_of(body, image=IMAGE)
+    assert check_policy(request, resolved, Policy(secure_mode=True)) == ()
 
 
 def test_a_command_that_comes_from_the_source_is_not_locked() -> None:
