@@ -155,7 +155,7 @@ def test_the_command_is_locked(
     assert refused(Policy(), body, image=IMAGE) == []
 
 
-JOB = {"job": "acme/vision/train:v3"}
+JOB: dict[str, Any] = {"job": "acme/vision/train:v3"}
 
 
 @pytest.mark.parametrize(
