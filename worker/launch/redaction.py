@@ -11,6 +11,8 @@ HIDDEN = "***"
 
 _MOST_SECRETS = 100
 _MOST_PASSING = 100
+_SHORTEST = 8
+"""Characters of a known secret: a shorter password may stand anywhere by chance, and to hide it would hide all else."""
 _LONGEST_NAME = 512  # of an environment variable (CreateTrainingJob)
 
 _KEYWORDS = r"KEY|TOKEN(?!IZ)|SECRET|PASSWORD|PASSWD|CREDENTIAL"  # TOKENIZERS_PARALLELISM is no secret
@@ -69,7 +71,7 @@ class KnownSecrets:
 
 def _remember(known: dict[str, None], secrets: Iterable[str], most: int) -> None:
     """The newest stand last, and only so many stay."""
-    for secret in filter(None, secrets):
+    for secret in (secret for secret in secrets if len(secret) >= _SHORTEST):
         known.pop(secret, None)
         known[secret] = None
     while len(known) > most:

@@ -12,8 +12,6 @@ from worker.tracking.port import Companion
 
 NAME = "logs/build.log"
 _MAX_BYTES = 8 << 20
-_SHORTEST = 8
-"""Characters of a secret; to hide shorter ones would riddle the log, and they hide nothing that is one."""
 
 _log = get_logger()
 
@@ -61,7 +59,7 @@ class BuildLogs:
         text = "\n".join([*kept.lines, *([failure] if failure else [])])
         try:
             await self._companion.open(record, {"launch/launch_id": record.launch_id})
-            shown = hide_secrets(text, (secret for secret in self._secrets if len(secret) >= _SHORTEST))
+            shown = hide_secrets(text, self._secrets)
             await self._companion.upload(record, NAME, shown.encode("utf-8", "replace"))
             if failure:
                 await self._companion.finish(record, {"launch/failure": failure}, 1)
