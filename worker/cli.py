@@ -111,8 +111,10 @@ def validate(
         region = region or settings.aws_region or "us-east-1"
         role_account = settings.assume_role.split(":")[4] if settings.assume_role else ""
         facts = AccountFacts(account or role_account or "123456789012", region, partition_of(region))
-        request = planned_request(_read(file), settings, account=facts, image=image_uri)
-        typer.echo(json.dumps(request, indent=2, ensure_ascii=False))
+        planned = planned_request(_read(file), settings, account=facts, image=image_uri)
+        typer.echo(json.dumps(planned.request, indent=2, ensure_ascii=False))
+        for warning in planned.warnings:
+            _errors.print(f"warning: {warning}", markup=False)
 
 
 @app.command()

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import structlog
 
@@ -20,7 +21,7 @@ from worker.errors import Again, BadMessage, MustRestart, Never, Stage, WorkerEr
 from worker.intake.refusal import Refusals
 from worker.intake.sqs import SqsMessage
 from worker.launch.intent import identity_of, intent_record, read_message
-from worker.launch.message import CodeSource, Launch, LaunchMessage, interpret
+from worker.launch.message import CodeSource, Launch, LaunchMessage
 from worker.launch.outcome import Outcome, Verdict
 from worker.launch.pasted import refuse_pasted_secrets
 from worker.launch.record import Failure, LaunchRecord, LaunchState
@@ -31,7 +32,7 @@ from worker.ledger.port import FINISHED_TTL, Ledger
 from worker.ops.logging import get_logger
 from worker.sources.checkout import Checkout
 from worker.tracking.build_log import BuildLogs
-from worker.training.plan import Plan, plan_launch
+from worker.training.plan import plan_launch, read_launch
 from worker.training.policy import Policy
 from worker.training.request import AccountFacts
 
@@ -81,6 +82,14 @@ class Pipeline:
         self._submit = submit
         self._is_held = is_held
         self._in_work: set[str] = set()
+        self._plan = partial(
+            plan_launch,
+            account=facts.account,
+            base_url=facts.base_url,
+            deployment=facts.deployment,
+            macros=facts.macros,
+            policy=facts.policy,
+        )
 
     async def handle(self, message: SqsMessage) -> Outcome:
         """The whole of leg 1. Never raises but for cancellation; the outcome says what becomes of the message."""
@@ -158,10 +167,10 @@ class Pipeline:
         """What is left to do for a launch that is ours now."""
         if held.record.failure is not None:
             return await self._refuse(held, held.record.failure)
-        if isinstance(parsed, BadMessage):
-            raise parsed
-        refuse_pasted_secrets(parsed, self._facts.secrets)
-        launch = interpret(parsed, launch_id=held.launch_id, default_log_target=self._facts.log_target)
+        if isinstance(parsed, LaunchMessage):
+            refuse_pasted_secrets(parsed, self._facts.secrets)
+        target = self._facts.log_target
+        launch = read_launch(parsed, self._plan, launch_id=held.launch_id, default_log_target=target)
         held.api_key = launch.api_key
         held.update(run=launch.run, name=launch.name, log_target=launch.log_target)
         await self._make_ready(held, launch)
@@ -176,7 +185,10 @@ class Pipeline:
         image: str | None = None
         if isinstance(launch.source, CodeSource):
             image, launch = await self._build(held, launch, launch.source)
-        plan = self._plan(launch, image, held.record.attempt, checked=image is not None)
+        policy = self._facts.policy if image is None else self._facts.policy.for_checked_message()
+        plan = self._plan(launch, image=image, attempt=held.record.attempt, policy=policy)
+        for warning in plan.warnings:
+            await self._refusals.warn(held.record.item_id, str(warning), Stage.AGENT)
         held.update(
             state=LaunchState.WAITING,
             queue=launch.queue,
@@ -198,7 +210,7 @@ class Pipeline:
         """The image of a code launch, by digest; what can be refused without it is refused before it is fetched."""
         if self._building is None:
             raise no_builder()
-        self._plan(launch, f"{self._building.repository}:unbuilt", held.record.attempt)
+        self._plan(launch, image=f"{self._building.repository}:unbuilt")
         if held.record.commit:  # an earlier try has fetched it: a branch may have moved since
             source = replace(source, version=held.record.commit)
 
@@ -210,19 +222,6 @@ class Pipeline:
         for warning in made.warnings:
             await self._refusals.warn(held.record.item_id, warning, Stage.BUILD)
         return made.uri, replace(launch, entry_point=made.entry_point)
-
-    def _plan(self, launch: Launch, image: str | None, attempt: int, *, checked: bool = False) -> Plan:
-        facts = self._facts
-        return plan_launch(
-            launch,
-            image=image,
-            account=facts.account,
-            base_url=facts.base_url,
-            deployment=facts.deployment,
-            macros=facts.macros,
-            policy=facts.policy.for_checked_message() if checked else facts.policy,
-            attempt=attempt,
-        )
 
     async def _take(self, record: LaunchRecord) -> HeldLaunch | Outcome:
         """Write the intent, or find out who has the launch already."""

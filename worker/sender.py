@@ -7,10 +7,11 @@ import json
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from worker.clients.aws import aws_clients
-from worker.errors import SettingsError
+from worker.errors import BadMessage, Problem, SettingsError
 from worker.intake.sqs import LaunchQueue, queue_facts
 from worker.launch.identity import identity_parts, launch_id
 from worker.launch.message import Launch, LaunchMessage, interpret, parse_message
@@ -19,7 +20,7 @@ from worker.launch.redaction import HIDDEN, redact_request
 from worker.ledger.opening import open_ledger
 from worker.settings import Settings
 from worker.training.allowed import policy_of
-from worker.training.plan import plan_launch
+from worker.training.plan import plan_launch, review
 from worker.training.request import AccountFacts, with_api_key
 from worker.training.status import ending
 
@@ -35,25 +36,35 @@ class Sent:
     run: str
 
 
-def planned_request(
-    body: str, settings: Settings, *, account: AccountFacts, image: str | None
-) -> Mapping[str, Any]:
-    """The CreateTrainingJob request a message leads to, secrets as `***`; calls nobody.
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What a message leads to."""
+
+    request: Mapping[str, Any]
+    """CreateTrainingJob, secrets as `***`."""
+    warnings: tuple[Problem, ...]
+
+
+def planned_request(body: str, settings: Settings, *, account: AccountFacts, image: str | None) -> Planned:
+    """The CreateTrainingJob request a message leads to; calls nobody.
 
     Raises `BadMessage` with every problem, or `Never` for a source that cannot be run."""
-    message = parse_message(body)
-    launch = _launch(message, settings, queue_arn="arn:aws:sqs:::", message_id="validate")
     policy = policy_of(settings)
-    plan = plan_launch(
-        launch,
-        image=image,
+    plan = partial(
+        plan_launch,
         account=account,
         base_url=settings.wandb_base_url,
         deployment=settings.deployment,
         macros=settings.macros,
         policy=policy,
     )
-    return redact_request(with_api_key(plan.request, HIDDEN) if policy.container_key else plan.request)
+    try:
+        launch = _launch(parse_message(body), settings, queue_arn="arn:aws:sqs:::", message_id="validate")
+    except BadMessage as error:
+        raise review(error, plan) from None
+    made = plan(launch, image=image)
+    request = with_api_key(made.request, HIDDEN) if policy.container_key else made.request
+    return Planned(redact_request(request), made.warnings)
 
 
 def with_identity(body: str) -> str:

@@ -55,7 +55,7 @@ def test_a_message_without_an_identity_gets_one_and_another_keeps_its_own() -> N
 
 
 def test_the_plan_is_what_a_worker_would_submit_without_its_secrets() -> None:
-    request = planned_request(json.dumps(message()), settings(), account=ACCOUNT, image=None)
+    request = planned_request(json.dumps(message()), settings(), account=ACCOUNT, image=None).request
     assert request["Environment"]["WANDB_API_KEY"] == "***"
     assert request["RoleArn"] == "arn:aws:iam::123456789012:role/sm-exec"
     with pytest.raises(BadMessage) as wrong:

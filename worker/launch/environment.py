@@ -18,6 +18,12 @@ _ALWAYS_RESERVED = re.compile(
 )
 
 
+_SERIALISED = re.compile(r"(WANDB_CONFIG|WANDB_LAUNCH_FILE_OVERRIDES|WANDB_ARTIFACTS)(_\d+)?")
+_GIVES_WAY = frozenset({"WANDB_NAME", "WANDB_DOCKER", "WANDB_RESUME"})
+"""What the worker sets only as a default: a message may choose these, as with W&B's agent. Nobody else's run or name is
+touched by them."""
+
+
 def container_environment(launch: Launch, *, base_url: str, image: str) -> dict[str, str]:
     """The variables the worker sets, without WANDB_API_KEY: that is added at the submit and stored nowhere."""
     environment = {
@@ -55,8 +61,20 @@ def overridden_names(given: Mapping[str, str], computed: Mapping[str, str]) -> t
     return tuple(
         name
         for name, value in given.items()
-        if (name in computed or _ALWAYS_RESERVED.fullmatch(name)) and computed.get(name) != value
+        if name not in _GIVES_WAY
+        and (name in computed or _ALWAYS_RESERVED.fullmatch(name))
+        and computed.get(name) != value
     )
+
+
+def joined_environment(given: Mapping[str, str], computed: Mapping[str, str]) -> dict[str, str]:
+    """A message's variables and the worker's; of those that both set, the worker's but for a few."""
+    return {**given, **computed, **{name: given[name] for name in _GIVES_WAY if name in given}}
+
+
+def is_serialised(name: str) -> bool:
+    """A variable that holds an override of the launch, or a piece of one, as JSON."""
+    return _SERIALISED.fullmatch(name) is not None
 
 
 def _is_docker_launch(launch: Launch) -> bool:

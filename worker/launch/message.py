@@ -1,18 +1,19 @@
-"""From an SQS body to a launch: what is refused, and what the fields of a message mean together."""
+"""From a message to a launch: what its fields mean together, and what then is refused."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import SecretStr, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import SecretStr
 
-from worker.errors import BadMessage, Problem
+from worker.errors import Problem
+from worker.launch.builder_arguments import BuilderArguments, builder_arguments
+from worker.launch.parsing import STAND_IN_IMAGE, PartlyBad, parse_message, unknown_keys
 from worker.launch.record import RunRef
-from worker.launch.schema import LaunchMessage, RunSpec
-from worker.launch.strict_json import json_path, load_json, type_name
+from worker.launch.schema import PRIORITIES, LaunchMessage, RunSpec, read_priority
+from worker.launch.strict_json import type_name
 
 __all__ = [
     "DOCKER_IMAGE",
@@ -37,6 +38,7 @@ DOCKER_IMAGE = ("$.runSpec.docker.docker_image", "$.runSpec.image_uri")
 """Where a docker launch names its image."""
 
 _RUN_ID_LENGTH = 10
+_DEFAULT_PRIORITY = PRIORITIES["medium"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,31 +109,39 @@ class Launch:
     api_key: SecretStr | None = None
     """The submitter's own W&B key, if the message carries one."""
     log_target: str = "companion"
-
-
-def parse_message(body: str) -> LaunchMessage:
-    """Read an SQS body; raises `BadMessage` with every field that is missing or of the wrong kind."""
-    value = load_json(body)
-    if not isinstance(value, dict):
-        raise BadMessage((Problem("$", f"is {type_name(value)}", 'send an object: {"runSpec": {…}}'),))
-    if isinstance(
-        value.get("runSpec"), str
-    ):  # pushToRunQueueByName answers with text, popFromRunQueue does not
-        value = {**value, "runSpec": load_json(value["runSpec"], "$.runSpec")}
-    try:
-        return LaunchMessage.model_validate(value)
-    except ValidationError as error:
-        raise BadMessage(tuple(_explain(details) for details in error.errors())) from None
+    priority: int = _DEFAULT_PRIORITY
+    """0 (critical) to 3 (low)."""
+    python_version: str = ""
+    """Of generated images; a job's own wins."""
+    builder: BuilderArguments = field(default_factory=BuilderArguments)
+    warnings: tuple[Problem, ...] = ()
+    """What its sender should know, though nothing of it keeps the launch from running."""
 
 
 def interpret(message: LaunchMessage, *, launch_id: str, default_log_target: str) -> Launch:
-    """What the message asks for; raises `BadMessage` when nothing in it can be run on SageMaker."""
+    """What the message asks for; raises `PartlyBad` when nothing in it can be run on SageMaker."""
     spec = message.run_spec
     source = _source(spec)
-    problems = _contradictions(spec, source)
-    if source is None or problems:
-        raise BadMessage(tuple(problems))
+    builder, wrong = builder_arguments(spec.resource_args.sagemaker or {}, SAGEMAKER_PATH)
+    problems = [*_contradictions(spec, source), *wrong]
+    launch = _launch(
+        message,
+        source or ImageSource(STAND_IN_IMAGE),
+        builder,
+        launch_id=launch_id,
+        log_target=message.options.log_target or default_log_target,
+    )
+    if problems:
+        raise PartlyBad(tuple(problems), launch if _is_for_sagemaker(spec) else None)
+    return launch
+
+
+def _launch(
+    message: LaunchMessage, source: Source, builder: BuilderArguments, *, launch_id: str, log_target: str
+) -> Launch:
+    spec = message.run_spec
     key = spec.wandb_api_key
+    priority, warnings = _priority(message)
     return Launch(
         launch_id=launch_id,
         item_id=message.item_id,
@@ -152,8 +162,27 @@ def interpret(message: LaunchMessage, *, launch_id: str, default_log_target: str
         artifacts=spec.overrides.artifacts,
         files=spec.overrides.files,
         api_key=key if key and key.get_secret_value() else None,
-        log_target=message.options.log_target or default_log_target,
+        log_target=log_target,
+        priority=priority,
+        python_version=_text(spec.python_version),
+        builder=builder,
+        warnings=(*warnings, *unknown_keys(message)),
     )
+
+
+def _priority(message: LaunchMessage) -> tuple[int, tuple[Problem, ...]]:
+    given, option = message.run_spec.priority, message.options.priority
+    priority = read_priority(given)
+    if given is None or priority is not None:
+        chosen = priority if option is None else option
+        return _DEFAULT_PRIORITY if chosen is None else chosen, ()
+    remedy = f"use 0 to 3 or one of {', '.join(PRIORITIES)}"
+    warning = Problem("$.runSpec.priority", "is no priority, and is ignored", remedy)
+    return _DEFAULT_PRIORITY if option is None else option, (warning,)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def sagemaker_argument(arguments: Mapping[str, Any], name: str) -> Any:
@@ -176,7 +205,7 @@ def _source(spec: RunSpec) -> Source | None:
         return SchedulerSource()
     algorithm = sagemaker_argument(spec.resource_args.sagemaker or {}, "AlgorithmSpecification")
     given = algorithm if isinstance(algorithm, dict) else {}
-    name, image = given.get("AlgorithmName"), given.get("TrainingImage")
+    name, image = (sagemaker_argument(given, key) for key in ("AlgorithmName", "TrainingImage"))
     if isinstance(name, str) and name:
         return AlgorithmSource(name)
     if isinstance(image, str) and image and "${image_uri}" not in image:
@@ -187,7 +216,7 @@ def _source(spec: RunSpec) -> Source | None:
     dockerfile = spec.overrides.dockerfile
     if spec.job:
         return JobSource(spec.job, dockerfile)
-    return CodeSource(spec.uri, spec.git.version, dockerfile) if spec.uri else None
+    return CodeSource(spec.uri, _text(spec.git.version), dockerfile) if spec.uri else None
 
 
 def _contradictions(spec: RunSpec, source: Source | None) -> list[Problem]:
@@ -201,43 +230,30 @@ def _contradictions(spec: RunSpec, source: Source | None) -> list[Problem]:
     if isinstance(source, JobSource) and not _is_job_name(source.job):
         remedy = "write it as entity/project/name:alias"
         problems.append(Problem("$.runSpec.job", "is not the name of a job artifact", remedy))
-    if spec.resource and spec.resource != "sagemaker":
+    if not _is_for_sagemaker(spec):
         what = f"is {spec.resource!r}, and this worker runs sagemaker only"
         problems.append(Problem("$.runSpec.resource", what, "send it to a queue of that resource"))
     elif not spec.resource_args.sagemaker:
         remedy = "give the CreateTrainingJob arguments, or set them in the W&B queue's config"
         problems.append(Problem(SAGEMAKER_PATH, "no SageMaker arguments are given", remedy))
+    if isinstance(source, CodeSource | JobSource):
+        problems.extend(_unreadable_for_code(spec, source))
     return problems
+
+
+def _is_for_sagemaker(spec: RunSpec) -> bool:
+    return spec.resource in ("", "sagemaker")
+
+
+def _unreadable_for_code(spec: RunSpec, source: CodeSource | JobSource) -> Iterator[Problem]:
+    """Keys that matter only where code is fetched and built: for a ready image they may hold anything."""
+    texts = {"$.runSpec.python_version": spec.python_version}
+    if isinstance(source, CodeSource):
+        texts["$.runSpec.git.version"] = spec.git.version
+    for path, value in texts.items():
+        if not isinstance(value, str):
+            yield Problem(path, f"should be a string, not {type_name(value)}", "write it as a string")
 
 
 def _is_job_name(job: str) -> bool:
     return job.count("/") == 2 and ":" in job.rpartition("/")[2] and all(job.split("/"))
-
-
-_REMEDIES = {
-    "missing": "add it",
-    "string_type": "write it as a string",
-    "tuple_type": "write it as a list of strings",
-    "dict_type": "write it as an object",
-    "model_type": "write it as an object",
-    "int_type": "write it as a whole number",
-    "literal_error": "choose one of these",
-}
-# Where pydantic speaks of Python, not of JSON.
-_WANTED = {
-    "tuple_type": "should be a list",
-    "dict_type": "should be an object",
-    "model_type": "should be an object",
-}
-
-
-def _explain(details: ErrorDetails) -> Problem:
-    """A pydantic error in our words. Its input is not quoted: it may be a secret."""
-    path = json_path("$", *details["loc"])
-    kind = details["type"]
-    if kind == "launch":
-        return Problem(path, details["ctx"]["what"], details["ctx"]["remedy"])
-    if kind == "missing":
-        return Problem(path, "is missing", _REMEDIES[kind])
-    wanted = _WANTED.get(kind) or details["msg"].removeprefix("Input ")
-    return Problem(path, f"{wanted}, not {type_name(details['input'])}", _REMEDIES.get(kind, "correct it"))

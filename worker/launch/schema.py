@@ -1,15 +1,28 @@
 """The launch message field by field, as W&B's popFromRunQueue returns it, with our optional envelope beside it.
 
-It accepts what W&B's own agent accepts: unknown keys are ignored, null means absent.
+It accepts what W&B's own agent accepts: unknown keys are ignored, null means absent. So are keys that mean nothing for
+a SageMaker job, whatever they hold: `docker.user_id`, `git.repo`, `overrides.working_dir`, `builder`, `registry`,
+`queue_entity`, `template_variables`, and the resource arguments of other resources. docs/messages.md lists every key.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, StrictInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
+
+from worker.launch.strict_json import type_name
 
 # A W&B name ends up in URLs. The SDK refuses the first set in projects, and the second in run ids as well
 # (wandb/sdk/wandb_settings.py, validate_project and validate_run_id).
@@ -49,7 +62,36 @@ def _wandb_name(text: str, refused: str) -> str:
     return text
 
 
+def _count(value: object) -> int:
+    """A number of any spelling (W&B's agent asks only whether it is above 0)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _refusal(f"should be a number, not {type_name(value)}", "write it as a whole number")
+    return math.ceil(value)
+
+
+PRIORITIES = {"critical": 0, "high": 1, "medium": 2, "low": 3}
+"""W&B's names of priorities (wandb/cli/cli.py, `launch --priority`); 0 is the most urgent."""
+
+
+def read_priority(value: object) -> int | None:
+    """0 to 3 or one of W&B's names as a number; None for anything else."""
+    if isinstance(value, str):
+        return PRIORITIES.get(value.strip().lower())
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if value in PRIORITIES.values() else None
+
+
+def _priority(value: object) -> int:
+    priority = read_priority(value)
+    if priority is None:
+        raise _refusal(f"should be 0 to 3 or one of {', '.join(PRIORITIES)}", "choose one of these")
+    return priority
+
+
 Line = Annotated[str, AfterValidator(_line)]
+Count = Annotated[int, BeforeValidator(_count)]
+Priority = Annotated[int, BeforeValidator(_priority)]
 Entity = Annotated[str, AfterValidator(lambda text: _wandb_name(text, _NOT_IN_PROJECT))]
 Project = Annotated[str, AfterValidator(lambda text: _wandb_name(text, _NOT_IN_PROJECT))]
 RunId = Annotated[str, AfterValidator(lambda text: _wandb_name(text, _NOT_IN_RUN_ID))]
@@ -74,9 +116,9 @@ class Docker(_Part):
 
 
 class Git(_Part):
-    """`runSpec.git`; W&B's agent stores and ignores it, for direct sources it says which commit."""
+    """`runSpec.git`; for a direct source it says which commit, else nobody reads it."""
 
-    version: Line = ""
+    version: Any = ""
 
 
 class Overrides(_Part):
@@ -113,26 +155,38 @@ class RunSpec(_Part):
     git: Git = Field(default_factory=Git)
     overrides: Overrides = Field(default_factory=Overrides)
     resource_args: ResourceArgs = Field(default_factory=ResourceArgs)
-    resume_count: StrictInt = Field(0, alias="_resume_count")
+    python_version: Any = ""
+    """Read for code only, so for a ready image it may be anything."""
+    priority: Any = None
+    """W&B's agent ignores it, so one that is no priority is told and ignored."""
+    resume_count: Count = Field(0, alias="_resume_count")
     wandb_api_key: SecretStr | None = Field(None, alias="_wandb_api_key")
 
     @model_validator(mode="before")
     @classmethod
-    def _no_sweep(cls, value: Any) -> Any:
-        """W&B's client writes "no sweep" as an empty object."""
-        if isinstance(value, dict) and value.get("sweep_id") == {}:
-            return {k: v for k, v in value.items() if k != "sweep_id"}
-        return value
+    def _empty_is_absent(cls, value: Any) -> Any:
+        """W&B's client writes "no sweep" as an empty object, and its agent makes a new id for an empty one."""
+        if not isinstance(value, dict):
+            return value
+        return {k: v for k, v in value.items() if v or k not in ("sweep_id", "run_id")}
 
 
 class Options(_Part):
-    """`options` of our envelope: settings of the worker that one message may change."""
+    """`options` of our envelope: settings of the worker that one message may change.
+
+    An option that this version does not know is told and ignored: a newer sender may know more."""
+
+    model_config = ConfigDict(extra="allow")
 
     log_target: LogTarget | None = None
+    priority: Priority | None = None
+    """Goes before the one of `runSpec`."""
 
 
 class LaunchMessage(_Part):
     """The body of one SQS message, each field valid by itself; `interpret` says what they mean together."""
+
+    model_config = ConfigDict(extra="allow")
 
     run_spec: RunSpec = Field(alias="runSpec")
     item_id: Line = Field("", alias="runQueueItemId")

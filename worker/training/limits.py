@@ -13,14 +13,17 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
-from botocore.loaders import Loader
-from botocore.model import ListShape, MapShape, ServiceModel, Shape, StringShape, StructureShape
+from botocore.model import ListShape, MapShape, Shape, StringShape, StructureShape
 from botocore.validate import ParamValidator
 
 from worker.errors import Problem
 from worker.launch.message import SAGEMAKER_PATH, fold_argument
 from worker.launch.strict_json import json_path, type_name
+from worker.training.create_training_job import create_training_job
 
+MAX_VARIABLES = 100
+"""Entries of Environment, WANDB_API_KEY among them."""
+MAX_TAGS = 50
 _MAX_RUNTIME = 28 * 24 * 3600
 DEFAULT_RUNTIME = 24 * 3600
 """Seconds a job runs at most when it does not say (CreateTrainingJob, StoppingCondition)."""
@@ -44,6 +47,7 @@ _ECR_HOST = re.compile(
 _REMEDIES = {
     "WANDB_ARTIFACTS": "override fewer artifacts: W&B's SDK reads this variable in one piece",
     "WANDB_NAME": "shorten the run's name",
+    "ContainerArguments": "shorten it: long values go into overrides.run_config",
 }
 
 
@@ -53,20 +57,11 @@ def check_limits(request: Mapping[str, Any], *, with_key: bool = True) -> tuple[
     `with_key`: room is kept for WANDB_API_KEY, which joins the Environment at the submit. No value is quoted: it may be
     a secret."""
     complete = _with_room_for_key(request) if with_key else request
-    problems = [*_check(complete, _create_training_job(), SAGEMAKER_PATH), *_rules(complete)]
-    if not problems and (report := ParamValidator().validate(complete, _create_training_job())).has_errors():
+    problems = [*_check(complete, create_training_job(), SAGEMAKER_PATH), *_rules(complete)]
+    if not problems and (report := ParamValidator().validate(complete, create_training_job())).has_errors():
         what = "; ".join(line.split(", value:")[0] for line in report.generate_report().splitlines())
         problems.append(Problem(SAGEMAKER_PATH, what, "correct it"))
     return tuple(problems)
-
-
-@cache
-def _create_training_job() -> StructureShape:
-    """The input shape, from the files of the installed botocore: no client, no network; about 50 ms once."""
-    model = ServiceModel(Loader().load_service_model("sagemaker", "service-2"), "sagemaker")
-    shape = model.operation_model("CreateTrainingJob").input_shape
-    assert isinstance(shape, StructureShape)
-    return shape
 
 
 def _with_room_for_key(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,7 +121,7 @@ def _check_size(size: int, shape: Shape, path: str, unit: str, subject: str = ""
     if size < low:
         yield Problem(path, f"{has} {size} {unit}, the least is {low}", "give more, or leave it out")
     if high is not None and size > high:
-        name = path.rpartition(".")[2]
+        name = path.rpartition(".")[2].partition("[")[0]
         yield Problem(
             path, f"{has} {size} {unit}, SageMaker's limit is {high}", _REMEDIES.get(name, "shorten it")
         )
@@ -179,6 +174,8 @@ def _rules(request: Mapping[str, Any]) -> Iterator[Problem]:
     yield from _image_rules(_object(request, "AlgorithmSpecification"))
     yield from _time_rules(request, _object(request, "StoppingCondition"))
     yield from _machine_rules(_object(request, "ResourceConfig"))
+    yield from _warm_pool_rules(request, _object(request, "ResourceConfig"))
+    yield from _channel_rules(request)
     yield from _tag_rules(request.get("Tags"))
 
 
@@ -216,7 +213,12 @@ def _time_rules(request: Mapping[str, Any], stopping: Mapping[str, Any]) -> Iter
     if isinstance(runtime, int) and runtime > _MAX_RUNTIME:
         what = f"is longer than SageMaker's 28 days ({_MAX_RUNTIME} s)"
         yield Problem(f"{path}.MaxRuntimeInSeconds", what, "shorten it and use checkpoints")
-    if request.get("EnableManagedSpotTraining") is not True or not isinstance(runtime, int):
+    is_spot = request.get("EnableManagedSpotTraining")
+    if wait is not None and is_spot in (None, False):
+        what = "is for spot training only"  # AWS refuses it: sagify issue 111
+        remedy = "remove it, or set EnableManagedSpotTraining to true"
+        yield Problem(f"{path}.MaxWaitTimeInSeconds", what, remedy)
+    if is_spot is not True or not isinstance(runtime, int):
         return
     if wait is None:
         what = "is missing, and spot training needs it"
@@ -238,22 +240,64 @@ def _machine_rules(resources: Mapping[str, Any]) -> Iterator[Problem]:
                 yield Problem(f"{path}.{name}", "is missing", "add it, or use InstanceGroups")
         if resources.get("InstanceCount") == 0:
             yield Problem(f"{path}.InstanceCount", "is 0", "set it to 1 or more")
+    for i, group in enumerate(_objects(resources.get("InstanceGroups"))):
+        if group.get("InstanceCount") == 0:
+            yield Problem(f"{path}.InstanceGroups[{i}].InstanceCount", "is 0", "set it to 1 or more")
+    yield from _twice(resources.get("InstanceGroups"), "InstanceGroupName", f"{path}.InstanceGroups")
+
+
+def _warm_pool_rules(request: Mapping[str, Any], resources: Mapping[str, Any]) -> Iterator[Problem]:
+    """SageMaker guide, managed warm pools, considerations."""
+    if not resources.get("KeepAlivePeriodInSeconds"):
+        return
+    path = f"{SAGEMAKER_PATH}.ResourceConfig.KeepAlivePeriodInSeconds"
+    if request.get("EnableManagedSpotTraining") is True:
+        yield Problem(path, "cannot be used with spot training", "remove one of them")
+    elif resources.get("InstanceGroups"):
+        yield Problem(path, "cannot be used with InstanceGroups", "remove one of them")
+
+
+def _channel_rules(request: Mapping[str, Any]) -> Iterator[Problem]:
+    path = f"{SAGEMAKER_PATH}.InputDataConfig"
+    yield from _twice(request.get("InputDataConfig"), "ChannelName", path)
+    groups = {
+        group.get("InstanceGroupName")
+        for group in _objects(_object(request, "ResourceConfig").get("InstanceGroups"))
+        if isinstance(group.get("InstanceGroupName"), str)
+    }
+    for i, channel in enumerate(_objects(request.get("InputDataConfig"))):
+        names = _object(_object(channel, "DataSource"), "S3DataSource").get("InstanceGroupNames")
+        for j, name in enumerate(names if isinstance(names, list) else ()):
+            if isinstance(name, str) and name not in groups:
+                where = f"{path}[{i}].DataSource.S3DataSource.InstanceGroupNames[{j}]"
+                yield Problem(where, "is no group of ResourceConfig.InstanceGroups", "name one of them")
+
+
+def _twice(items: Any, name: str, path: str) -> Iterator[Problem]:
+    """Items of a list that share what has to be their own."""
+    seen: set[str] = set()
+    for i, item in enumerate(items if isinstance(items, list) else ()):
+        value = item.get(name) if isinstance(item, dict) else None
+        if isinstance(value, str):
+            if value in seen:
+                yield Problem(f"{path}[{i}].{name}", f"{value!r} is given twice", "give each name once")
+            seen.add(value)
 
 
 def _tag_rules(tags: Any) -> Iterator[Problem]:
-    seen: set[str] = set()
+    path = f"{SAGEMAKER_PATH}.Tags"
+    yield from _twice(tags, "Key", path)
     for i, tag in enumerate(tags if isinstance(tags, list) else ()):
         key = tag.get("Key") if isinstance(tag, dict) else None
-        if not isinstance(key, str):
-            continue
-        path = json_path(SAGEMAKER_PATH, "Tags", i, "Key")
-        if key in seen:
-            yield Problem(path, f"{key!r} is given twice", "give each key once")
-        if key.lower().startswith("aws:"):
-            yield Problem(path, "starts with aws:, which is reserved", "choose another key")
-        seen.add(key)
+        if isinstance(key, str) and key.lower().startswith("aws:"):
+            yield Problem(f"{path}[{i}].Key", "starts with aws:, which is reserved", "choose another key")
 
 
 def _object(request: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     value = request.get(name)
     return value if isinstance(value, dict) else {}
+
+
+def _objects(value: Any) -> list[Mapping[str, Any]]:
+    """The items of a list; one that is no object as an empty one, so that positions stay."""
+    return [item if isinstance(item, dict) else {} for item in value] if isinstance(value, list) else []

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from worker.errors import BadMessage, Problem
+from worker.launch.environment import is_serialised
 from worker.launch.identity import training_job_name
-from worker.launch.message import SAGEMAKER_PATH, CodeSource, JobSource, Launch, SchedulerSource
+from worker.launch.message import (
+    SAGEMAKER_PATH,
+    CodeSource,
+    ImageSource,
+    JobSource,
+    Launch,
+    LaunchMessage,
+    SchedulerSource,
+    interpret,
+)
+from worker.launch.parsing import STAND_IN_IMAGE, PartlyBad
 from worker.launch.strict_json import json_path
 from worker.training.limits import check_limits
+from worker.training.origins import at_their_origins
 from worker.training.policy import POLICY_CODE, Policy, check_policy, instance_count
 from worker.training.request import AccountFacts, draft_request, with_job_name
+
+_TRAINING_IMAGE = f"{SAGEMAKER_PATH}.AlgorithmSpecification.TrainingImage"
+_WHOLE = "$.runSpec"
+_NO_ID = "unread"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +43,8 @@ class Plan:
     instance_type: str
     """Of the first group, if there are several."""
     instance_count: int
+    warnings: tuple[Problem, ...] = ()
+    """What the sender of the message should know, though the job can run."""
 
 
 def plan_launch(
@@ -44,15 +62,26 @@ def plan_launch(
 
     Raises `BadMessage` with the problems of request, limits and policy together (code LW-POLICY when policy is
     all that stands against it; a code of its own for a source that this version does not run)."""
-    _refuse_source(launch, image)
-    request, problems = draft_request(
-        launch, image=image, account=account, base_url=base_url, deployment=deployment, macros=macros
+    if isinstance(launch.source, SchedulerSource):
+        raise _scheduler()
+    unbuilt = None if image else _unbuilt(launch)
+    draft = draft_request(
+        launch,
+        image=STAND_IN_IMAGE if unbuilt else image,
+        account=account,
+        base_url=base_url,
+        deployment=deployment,
+        macros=macros,
     )
-    wrong = [*problems, *check_limits(request, with_key=policy.container_key), *_leaked_key(launch, request)]
-    forbidden = check_policy(request, launch, policy)
-    if wrong or forbidden:
-        found = _once(_where_given(problem, launch) for problem in (*wrong, *forbidden))
-        raise BadMessage(found, code="LW-BAD-MESSAGE" if wrong else POLICY_CODE)
+    request = draft.request
+    limits = check_limits(request, with_key=policy.container_key)
+    wrong = [*draft.problems, *limits, *_leaked_key(launch, request)]
+    forbidden = [p for p in check_policy(request, launch, policy) if not (unbuilt and _is_stand_in(p))]
+    if wrong or forbidden or unbuilt:
+        missing = (unbuilt.problem,) if unbuilt else ()
+        found = at_their_origins((*wrong, *forbidden, *missing), launch, request, draft.written)
+        code = "LW-BAD-MESSAGE" if wrong else POLICY_CODE if forbidden or not unbuilt else unbuilt.code
+        raise BadMessage(found, code=code)
     name = training_job_name(request["TrainingJobName"], launch.launch_id, attempt)
     return Plan(
         launch=launch,
@@ -61,26 +90,101 @@ def plan_launch(
         image=request["AlgorithmSpecification"].get("TrainingImage", ""),
         instance_type=_instance_type(request["ResourceConfig"]),
         instance_count=instance_count(request),
+        warnings=draft.warnings,
     )
 
 
-def _refuse_source(launch: Launch, image: str | None) -> None:
-    """Raises `BadMessage` for what this version does not run."""
+def read_launch(
+    parsed: LaunchMessage | BadMessage,
+    plan: Callable[..., object],
+    *,
+    launch_id: str,
+    default_log_target: str,
+) -> Launch:
+    """What a message asks for. Raises `BadMessage` with all that is wrong with it, as `review` finds it."""
+    try:
+        if isinstance(parsed, BadMessage):
+            raise parsed
+        return interpret(parsed, launch_id=launch_id, default_log_target=default_log_target)
+    except BadMessage as error:
+        raise review(error, plan) from None
+
+
+def review(error: BadMessage, plan: Callable[..., object]) -> BadMessage:
+    """The refusal of a message or a launch together with all that `plan` finds wrong in what is left of it.
+
+    `plan`: `plan_launch` with all but the launch and its image."""
+    problems = list(error.problems)
+    rest = error.rest if isinstance(error, PartlyBad) else None
+    if isinstance(rest, LaunchMessage):
+        try:
+            rest = interpret(rest, launch_id=_NO_ID, default_log_target="off")
+        except PartlyBad as more:
+            problems.extend(_besides(error.problems, more.problems))
+            rest = more.rest
+    if isinstance(rest, Launch) and not isinstance(rest.source, SchedulerSource):
+        try:
+            plan(rest, image=STAND_IN_IMAGE if _unbuilt(rest) else None)
+        except BadMessage as more:
+            problems.extend(_besides([*problems, *_of_stand_in(rest)], more.problems))
+    return BadMessage(tuple(problems), code=error.code)
+
+
+def _besides(known: Iterable[Problem], more: Iterable[Problem]) -> list[Problem]:
+    """Problems that are no consequence of the known ones: neither above nor below them in the message."""
+    paths = [problem.path for problem in known if problem.path != _WHOLE]
+    return [
+        problem
+        for problem in more
+        if not any(
+            problem.path == path
+            or problem.path.startswith((f"{path}.", f"{path}["))
+            or (problem.path != _WHOLE and path.startswith((f"{problem.path}.", f"{problem.path}[")))
+            for path in paths
+        )
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Unbuilt:
+    """Why the image of a launch is not known."""
+
+    problem: Problem
+    code: str
+
+
+def _unbuilt(launch: Launch) -> _Unbuilt | None:
     source = launch.source
-    if isinstance(source, SchedulerSource):
-        what = "is a sweep scheduler, a process beside the queue and not a training job"
-        problem = Problem("$.runSpec.uri", what, "run `wandb launch-agent` for it")
-        raise BadMessage((problem,), code="LW-SWEEP-SCHEDULER")
-    if image:
-        return
     remedy = "build the image and name it in docker.docker_image"
     if isinstance(source, JobSource):
         what = f"names the job {source.job}, and this version runs ready images only"
-        raise BadMessage((Problem("$.runSpec.job", what, remedy),), code="LW-SOURCE-JOB")
+        return _Unbuilt(Problem("$.runSpec.job", what, remedy), "LW-SOURCE-JOB")
     if isinstance(source, CodeSource):
         what = "names code, whose image is not known before a worker has built it"
         remedy = "give --image-uri, which stands for that image"
-        raise BadMessage((Problem("$.runSpec.uri", what, remedy),), code="LW-SOURCE-CODE")
+        return _Unbuilt(Problem("$.runSpec.uri", what, remedy), "LW-SOURCE-CODE")
+    return None
+
+
+def _is_stand_in(problem: Problem) -> bool:
+    """A problem of the image that only stands for another."""
+    return problem.path == _TRAINING_IMAGE
+
+
+def _of_stand_in(launch: Launch) -> Iterator[Problem]:
+    """Where problems of the image would be told, if that image only stands for another."""
+    if _unbuilt(launch):
+        yield Problem(_TRAINING_IMAGE, "", "")
+    elif isinstance(launch.source, ImageSource) and launch.source.image == STAND_IN_IMAGE:
+        yield Problem(launch.source.given_at, "", "")
+
+
+def _scheduler() -> BadMessage:
+    what = "is a sweep scheduler, a process beside the queue and not a training job"
+    remedy = (
+        "let `wandb launch-agent` run it from a queue of resource local-process; the sweep's runs come here"
+    )
+    return BadMessage((Problem("$.runSpec.uri", what, remedy),), code="LW-SWEEP-SCHEDULER")
 
 
 def _instance_type(resources: Mapping[str, Any]) -> str:
@@ -93,39 +197,32 @@ def _leaked_key(launch: Launch, request: Mapping[str, Any]) -> Iterator[Problem]
     if launch.api_key is None:
         return
     key = launch.api_key.get_secret_value()
-    stack: list[tuple[Any, str]] = [(request, SAGEMAKER_PATH)]
+    overrides = "$.runSpec.overrides"
+    stack: list[tuple[Any, str]] = [
+        (launch.run_config, f"{overrides}.run_config"),
+        (launch.files, f"{overrides}.files"),
+        (launch.artifacts, f"{overrides}.artifacts"),
+        ({**request, "Environment": _whole_variables(request)}, SAGEMAKER_PATH),
+    ]
     while stack:
         value, path = stack.pop()
-        if isinstance(value, str) and key in value:
-            yield Problem(
-                path, "holds the W&B API key", "remove it: the worker hands the key to the container"
-            )
+        if _holds(value, key):
+            remedy = "remove it: the worker hands the key to the container"
+            yield Problem(path, "holds the W&B API key", remedy)
         elif isinstance(value, Mapping):
             stack.extend((item, json_path(path, name)) for name, item in value.items())
         elif isinstance(value, list):
             stack.extend((item, json_path(path, i)) for i, item in enumerate(value))
 
 
-def _where_given(problem: Problem, launch: Launch) -> Problem:
-    """The request's fields that come from elsewhere in the message are reported where the sender wrote them."""
-    origins = {
-        f"{SAGEMAKER_PATH}.Environment.WANDB_ARTIFACTS": "$.runSpec.overrides.artifacts",
-        f"{SAGEMAKER_PATH}.Environment.WANDB_NAME": "$.runSpec.name",
-    }
-    algorithm = f"{SAGEMAKER_PATH}.AlgorithmSpecification"
-    if launch.args:
-        origins[f"{algorithm}.ContainerArguments"] = "$.runSpec.overrides.args"
-    if launch.entry_point:
-        origins[f"{algorithm}.ContainerEntrypoint"] = "$.runSpec.overrides.entry_point"
-    for path, origin in origins.items():
-        if problem.path == path or problem.path.startswith(f"{path}["):
-            return Problem(origin + problem.path.removeprefix(path), problem.what, problem.remedy)
-    return problem
+def _whole_variables(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Without those cut into pieces, where a key may be cut as well: what they are made of is looked at instead."""
+    environment = request.get("Environment", {})
+    return {name: value for name, value in environment.items() if not is_serialised(name)}
 
 
-def _once(problems: Iterable[Problem]) -> tuple[Problem, ...]:
-    """One problem a path: a part that could not be built is not reported as missing as well."""
-    first: dict[str, Problem] = {}
-    for problem in problems:
-        first.setdefault(problem.path, problem)
-    return tuple(first.values())
+def _holds(value: Any, key: str) -> bool:
+    """In itself or as a name in it, which is then not named."""
+    if isinstance(value, str):
+        return key in value
+    return isinstance(value, Mapping) and any(key in name for name in value)

@@ -9,44 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from worker.errors import BadMessage, Problem
-from worker.launch.environment import container_environment, overridden_names
+from worker.launch.environment import container_environment, joined_environment, overridden_names
 from worker.launch.identity import training_job_name
 from worker.launch.macros import launch_macros, substitute
-from worker.launch.message import SAGEMAKER_PATH, AlgorithmSource, ImageSource, Launch, fold_argument
+from worker.launch.message import SAGEMAKER_PATH, AlgorithmSource, ImageSource, Launch
 from worker.launch.strict_json import json_path, type_name
+from worker.training.arguments import Arguments, read_arguments
 
-TOP_LEVEL = (
-    "TrainingJobName",
-    "HyperParameters",
-    "AlgorithmSpecification",
-    "RoleArn",
-    "InputDataConfig",
-    "OutputDataConfig",
-    "ResourceConfig",
-    "VpcConfig",
-    "StoppingCondition",
-    "Tags",
-    "EnableNetworkIsolation",
-    "EnableInterContainerTrafficEncryption",
-    "EnableManagedSpotTraining",
-    "CheckpointConfig",
-    "DebugHookConfig",
-    "DebugRuleConfigurations",
-    "TensorBoardOutputConfig",
-    "ExperimentConfig",
-    "ProfilerConfig",
-    "ProfilerRuleConfigurations",
-    "Environment",
-    "RetryStrategy",
-    "RemoteDebugConfig",
-    "InfraCheckConfig",
-    "SessionChainingConfig",
-)
-"""CreateTrainingJob's parameters; a test holds the list to botocore's model."""
-
-_BY_FOLDED_NAME = {fold_argument(name): name for name in TOP_LEVEL}
-# Arguments to W&B's agent, not to SageMaker (wandb/sdk/launch/runner/sagemaker_runner.py pops them too).
-_NOT_FOR_SAGEMAKER = frozenset({"ecrreponame", "region", "profile", "builder"})
 _ROLE_ARN = re.compile(r"arn:aws[a-z-]*:iam::\d{12}:role/.+", re.ASCII)
 _NOT_IN_TAG = re.compile(r"[^\w .:/=+\-@]")
 _REQUIRED = {
@@ -65,6 +34,17 @@ class AccountFacts:
     partition: str = "aws"
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A request as far as it goes, for a caller that has more to check."""
+
+    request: dict[str, Any]
+    problems: tuple[Problem, ...]
+    warnings: tuple[Problem, ...]
+    written: Mapping[str, str]
+    """JSON paths of the request → those that the sender wrote, where they differ in spelling."""
+
+
 def build_request(
     launch: Launch,
     *,
@@ -77,12 +57,12 @@ def build_request(
     """The request of attempt 1, without WANDB_API_KEY; raises `BadMessage` with every problem.
 
     `image` replaces the launch's own: a built or pinned one. Only a TrainingImage in the message beats it."""
-    request, problems = draft_request(
+    draft = draft_request(
         launch, image=image, account=account, base_url=base_url, deployment=deployment, macros=macros
     )
-    if problems:
-        raise BadMessage(problems)
-    return request
+    if draft.problems:
+        raise BadMessage(draft.problems)
+    return draft.request
 
 
 def draft_request(
@@ -93,14 +73,15 @@ def draft_request(
     base_url: str,
     deployment: str,
     macros: Mapping[str, str],
-) -> tuple[dict[str, Any], tuple[Problem, ...]]:
-    """As `build_request`, but the request as far as it goes and its problems, for a caller that has more to check."""
+) -> Draft:
+    """As `build_request`, but it does not raise."""
     problems: list[Problem] = []
-    given = _canonical(launch.sagemaker)
-    used_image = _image(launch, given, image, macros, problems)
+    arguments = read_arguments(launch.sagemaker)
+    used_image = _image(launch, arguments.values, image, macros, problems)
     # Macros come first: everything below reads substituted arguments only.
-    given = substitute(given, launch_macros(launch, image_uri=used_image, extra=macros))
-    _check_region(launch, account, problems)
+    known = launch_macros(launch, image_uri=used_image, extra=macros)
+    given = substitute(arguments.values, known)
+    _check_agent_arguments(substitute(arguments.for_agent, known), account, problems)
     for name, remedy in _REQUIRED.items():
         if name not in given:
             problems.append(_problem(name, what="is missing", remedy=remedy))
@@ -110,10 +91,16 @@ def draft_request(
         "TrainingJobName": _job_name(launch, given, problems),
         "AlgorithmSpecification": _algorithm(launch, given, used_image, problems),
         "RoleArn": _role_arn(given.get("RoleArn"), account, problems),
+        "HyperParameters": _texts(given.get("HyperParameters")),
         "Environment": _environment(given, computed_env, problems),
         "Tags": _tags(launch, given, deployment, problems),
     }
-    return {name: value for name, value in request.items() if value is not None}, tuple(problems)
+    return Draft(
+        request={name: value for name, value in request.items() if value is not None},
+        problems=tuple(problems),
+        warnings=_warnings(launch, arguments, given),
+        written=arguments.written,
+    )
 
 
 def with_api_key(request: Mapping[str, Any], api_key: str) -> dict[str, Any]:
@@ -124,25 +111,6 @@ def with_api_key(request: Mapping[str, Any], api_key: str) -> dict[str, Any]:
 def with_job_name(request: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The same request for another attempt."""
     return {**request, "TrainingJobName": name}
-
-
-def _canonical(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Known arguments under CreateTrainingJob's spelling, nulls dropped; unknown ones stay, for limits to name."""
-    canonical: dict[str, Any] = {}
-    for key, value in arguments.items():
-        folded = fold_argument(key)
-        if value is None or folded in _NOT_FOR_SAGEMAKER:
-            continue
-        name = _BY_FOLDED_NAME.get(folded, key)
-        if name == key or name not in canonical:
-            canonical[name] = _without_nulls(value)
-    return canonical
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _image(
@@ -169,12 +137,30 @@ def _image(
     return own
 
 
-def _check_region(launch: Launch, account: AccountFacts, problems: list[Problem]) -> None:
-    """W&B's agent drops `region` unread; a job in another Region than asked for is worse than none."""
-    region = next((v for k, v in launch.sagemaker.items() if fold_argument(k) == "region"), None)
-    if region and region != account.region:
+def _check_agent_arguments(given: Mapping[str, Any], account: AccountFacts, problems: list[Problem]) -> None:
+    """W&B's agent drops `region` and `profile` unread; a job elsewhere than asked for is worse than none."""
+    if (region := given.get("region")) and region != account.region:
         what = f"this worker submits to {account.region} only"
         problems.append(_problem("region", what=what, remedy="remove it, or use a worker of that Region"))
+    if (profile := given.get("profile")) and profile != "default":
+        what = "this worker submits with its own credentials, not with those of a profile"
+        problems.append(_problem("profile", what=what, remedy="remove it, or use a worker of that account"))
+
+
+def _warnings(launch: Launch, arguments: Arguments, given: Mapping[str, Any]) -> tuple[Problem, ...]:
+    """What the sender should know of a request that is valid."""
+    warnings = [*launch.warnings, *arguments.doubles]
+    if isinstance(launch.source, AlgorithmSource):
+        for name, value in (("args", launch.args), ("entry_point", launch.entry_point)):
+            if value:
+                what = "is ignored: an algorithm brings its own command"
+                warnings.append(Problem(f"$.runSpec.overrides.{name}", what, "use HyperParameters"))
+    if given.get("EnableNetworkIsolation") is True:
+        what = "keeps the container from W&B: a run inside of it cannot report"
+        warnings.append(
+            _problem("EnableNetworkIsolation", what=what, remedy="read the log in the companion run")
+        )
+    return tuple(warnings)
 
 
 def _job_name(launch: Launch, given: Mapping[str, Any], problems: list[Problem]) -> str:
@@ -214,7 +200,8 @@ def _role_arn(value: Any, account: AccountFacts, problems: list[Problem]) -> str
         problems.append(_wrong_type(value, "a string", "RoleArn"))
         return None
     if not value.startswith("arn:"):
-        return f"arn:{account.partition}:iam::{account.account}:role/{value.lstrip('/')}"
+        name = value.lstrip("/").removeprefix("role/")
+        return f"arn:{account.partition}:iam::{account.account}:role/{name}"
     if not _ROLE_ARN.fullmatch(value):
         problems.append(_problem("RoleArn", what="is not the ARN of an IAM role", remedy=remedy))
     return value
@@ -223,17 +210,24 @@ def _role_arn(value: Any, account: AccountFacts, problems: list[Problem]) -> str
 def _environment(
     given: Mapping[str, Any], computed: Mapping[str, str], problems: list[Problem]
 ) -> dict[str, str]:
-    """The message's variables beside the worker's, which nothing in a message can replace."""
+    """The message's variables beside the worker's."""
     variables = given.get("Environment", {})
     if not isinstance(variables, dict):
         problems.append(_wrong_type(variables, "an object", "Environment"))
         return dict(computed)
-    texts = {name: v if isinstance(v, str) else json.dumps(v) for name, v in variables.items()}
+    texts = _texts(variables)
     for name in overridden_names(texts, computed):
         what = f"{name} is set by the worker and cannot be overridden by a message"
         remedy = "put it in runSpec._wandb_api_key" if name == "WANDB_API_KEY" else "remove it"
         problems.append(_problem("Environment", name, what=what, remedy=remedy))
-    return {**texts, **computed}
+    return joined_environment(texts, computed)
+
+
+def _texts(values: Any) -> Any:
+    """The values of a map as SageMaker takes them: text as it is, the rest as JSON (`true`, `0.1`)."""
+    if not isinstance(values, dict):
+        return values
+    return {name: item if isinstance(item, str) else json.dumps(item) for name, item in values.items()}
 
 
 def _tags(
@@ -249,10 +243,11 @@ def _tags(
     if not isinstance(tags, list):
         problems.append(_wrong_type(tags, "a list", "Tags"))
         tags = []
+    own = [{"Key": key, "Value": value} for key, value in ours.items()]
     for i, tag in enumerate(tags):
-        if isinstance(tag, dict) and tag.get("Key") in list(ours):
+        if isinstance(tag, dict) and tag.get("Key") in list(ours) and tag not in own:
             problems.append(_problem("Tags", i, what=f"{tag['Key']} is the worker's tag", remedy="remove it"))
-    return [*tags, *({"Key": key, "Value": value} for key, value in ours.items())]
+    return [*tags, *(tag for tag in own if tag not in tags)]
 
 
 def _wrong_type(value: object, wanted: str, *keys: str | int) -> Problem:

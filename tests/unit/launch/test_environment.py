@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from wandb.sdk.launch.inputs.files import FileOverrides
+from wandb.sdk.wandb_init import _handle_launch_config
+from wandb.sdk.wandb_settings import Settings
 
 from tests.unit.launches import BASE_URL, BUILT, IMAGE, launch_of, message, sagemaker_args
-from worker.launch.environment import container_environment, overridden_names
+from worker.launch.environment import container_environment, joined_environment, overridden_names
 
 
 def environment(image: str = IMAGE, **spec: Any) -> dict[str, str]:
@@ -128,7 +131,7 @@ COMPUTED = {"WANDB_PROJECT": "vision", "WANDB_NAME": "smoke", "LAUNCH_ID": "x"}
     [
         ("WANDB_PROJECT", "other", True),
         ("WANDB_PROJECT", "vision", False),
-        ("WANDB_NAME", "other", True),
+        ("WANDB_NAME", "other", False),
         ("WANDB_USERNAME", "jdoe", False),
         ("WANDB_API_KEY", "k", True),
         ("WANDB_BASE_URL", "https://x", True),
@@ -148,3 +151,38 @@ COMPUTED = {"WANDB_PROJECT": "vision", "WANDB_NAME": "smoke", "LAUNCH_ID": "x"}
 )
 def test_reserved_names_q9(name: str, value: str, refused: bool) -> None:
     assert overridden_names({name: value}, COMPUTED) == ((name,) if refused else ())
+
+
+@pytest.mark.parametrize("name", ["WANDB_NAME", "WANDB_DOCKER", "WANDB_RESUME"])
+def test_a_message_may_choose_what_touches_nobody_else(name: str) -> None:
+    assert joined_environment({name: "mine", "A": "1"}, {name: "ours", "B": "2"}) == {
+        name: "mine",
+        "A": "1",
+        "B": "2",
+    }
+
+
+def test_what_both_set_is_the_worker_s() -> None:
+    assert joined_environment({"WANDB_PROJECT": "x"}, COMPUTED) == COMPUTED
+
+
+@pytest.mark.parametrize("length", [2, 512, 513, 2000, 40_000])
+def test_wandb_s_sdk_reads_the_config_that_was_sent(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    """The reader of `wandb.init` itself, on our variables."""
+    config = {"k": "é" * (length // 6), "nested": {"lr": 0.1, "steps": [1, None, True]}}
+    for name, value in environment(overrides={"run_config": config}).items():
+        monkeypatch.setenv(name, value)
+    settings = Settings()
+    settings.update_from_env_vars(
+        {name: value for name, value in environment().items() if name == "WANDB_LAUNCH"}
+    )
+    assert _handle_launch_config(settings) == config
+
+
+@pytest.mark.parametrize("length", [2, 600, 40_000])
+def test_wandb_s_sdk_reads_the_files_that_were_sent(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    files = {"conf/train.yaml": {"text": '"\n' * (length // 4)}}
+    for name, value in environment(overrides={"files": files}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(FileOverrides, "_instance", None)
+    assert FileOverrides().overrides == files  # type: ignore[no-untyped-call]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from worker.launch.message import (
 from worker.launch.record import RunRef
 
 JOB = "acme/vision/train:v3"
+SCHEDULER = "placeholder-uri-scheduler"
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 JSON = st.recursive(
     SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=9), inner), max_leaves=9
@@ -110,16 +112,140 @@ def test_null_is_absence_q8(name: str) -> None:
     assert launch_of(message(**{name: None})) == launch_of(message())
 
 
-def test_no_sweep_may_be_an_empty_object() -> None:
-    assert launch_of(message(sweep_id={})).sweep_id == ""
+@pytest.mark.parametrize("empty", [{}, "", None])
+def test_no_sweep_and_no_run_id_may_be_empty(empty: object) -> None:
+    assert launch_of(message(sweep_id=empty, run_id=empty)) == launch_of(message())
+
+
+@pytest.mark.parametrize("value", [None, 5, "text", [1], {"a": 1}, False])
+def test_keys_that_mean_nothing_on_sagemaker_may_hold_anything(value: object) -> None:
+    """As with W&B's agent, which reads them for other resources, or not at all."""
+    spec = message()["runSpec"]
+    arguments = {**spec["resource_args"], "kubernetes": value, "local-container": value}
+    body = message(
+        docker={**spec["docker"], "user_id": value},
+        git={"repo": value, "version": value},
+        overrides={"working_dir": value},
+        resource_args=arguments,
+        python_version=value,
+        builder=value,
+        registry=value,
+        queue_entity=value,
+        template_variables=value,
+    )
+    assert replace(launch_of(body), python_version="") == launch_of(message())
+
+
+@pytest.mark.parametrize("path", ["docker", "git", "overrides", "builder", "accelerator"])
+def test_null_where_an_object_is_meant_is_absence(path: str) -> None:
+    arguments = {**sagemaker_args(), "builder": {"accelerator": None, "cuda": None, "base_image": None}}
+    if path == "builder":
+        arguments["builder"] = None
+    spec = {} if path in ("builder", "accelerator", "docker") else {path: None}
+    launch = launch_of(message(arguments, **spec))
+    assert launch.builder == launch_of(message()).builder
+
+
+@pytest.mark.parametrize(
+    ("builder", "accelerator", "base"),
+    [
+        ({"accelerator": {"base_image": "nvidia/cuda:12.4.1"}}, "nvidia/cuda:12.4.1", ""),
+        ({"cuda": {"base_image": "nvidia/cuda:11"}}, "nvidia/cuda:11", ""),
+        ({"accelerator": {"base_image": "a:1"}, "cuda": {"base_image": "b:1"}}, "a:1", ""),
+        ({"base_image": "python:3.12"}, "", "python:3.12"),
+        ({"accelerator": {"base_image": ""}}, "", ""),
+    ],
+)
+def test_base_images(builder: dict[str, Any], accelerator: str, base: str) -> None:
+    launch = launch_of(message({**sagemaker_args(), "builder": builder}))
+    assert (launch.builder.accelerator, launch.builder.base_image) == (accelerator, base)
+
+
+@pytest.mark.parametrize(
+    ("spec", "option", "priority"),
+    [
+        (None, None, 2),
+        (0, None, 0),
+        ("critical", None, 0),
+        ("High", None, 1),
+        ("low", None, 3),
+        (3, 1, 1),
+        (None, "critical", 0),
+        ("urgent", None, 2),
+        (True, None, 2),
+        (9, "low", 3),
+    ],
+)
+def test_priorities(spec: object, option: object, priority: int) -> None:
+    body = {**message(priority=spec), "options": {"priority": option}}
+    assert launch_of(body).priority == priority
+
+
+@pytest.mark.parametrize("priority", [4, -1, "urgent", True, 1.5, [1]])
+def test_a_priority_of_our_own_envelope_has_to_be_one(priority: object) -> None:
+    body = {**message(), "options": {"priority": priority}}
+    (problem,) = bad(json.dumps(body))
+    assert problem.path == "$.options.priority"
+    assert "critical" in problem.what
+
+
+@pytest.mark.parametrize(
+    ("envelope", "told"),
+    [
+        (
+            {"options": {"log_taget": "off"}},
+            "$.options.log_taget: is no option of this worker; did you mean log_target?",
+        ),
+        (
+            {"options": {"retries": 3}},
+            "$.options.retries: is no option of this worker; use one of log_target, priority",
+        ),
+        ({"launch_id": "x"}, "$.launch_id: is no key of a launch message; did you mean launchId?"),
+        ({"future": 1}, ""),
+    ],
+)
+def test_what_looks_like_a_slip_in_our_envelope_is_told_and_not_refused(
+    envelope: dict[str, Any], told: str
+) -> None:
+    launch = launch_of({**message(), **envelope})
+    assert "".join(map(str, launch.warnings)) == told
+
+
+@pytest.mark.parametrize(
+    ("spec", "path"),
+    [
+        ({"python_version": 3.1}, "$.runSpec.python_version"),
+        ({"git": {"version": 7}}, "$.runSpec.git.version"),
+    ],
+)
+def test_what_matters_for_code_only_is_checked_there(spec: dict[str, Any], path: str) -> None:
+    launch_of(message(**spec))
+    with pytest.raises(BadMessage) as caught:
+        launch_of(message(docker={}, uri="s3://b/k.zip", **spec))
+    assert paths(caught.value) == [path]
+
+
+@pytest.mark.parametrize(
+    ("count", "resumes"), [(0, 0), (2, 2), (1.0, 1), (0.5, 1), (10**400, 10**400), (-1, -1)]
+)
+def test_resume_counts(count: float, resumes: int) -> None:
+    assert launch_of(message(_resume_count=count)).resume_count == resumes
+
+
+@pytest.mark.parametrize(
+    "spec", [{"job": JOB}, {"overrides": {"entry_point": ["wandb", "scheduler", "x"]}}, {}]
+)
+@pytest.mark.parametrize("resource", ["local-process", "sagemaker", None])
+def test_every_form_of_a_sweep_scheduler(spec: dict[str, Any], resource: str | None) -> None:
+    body = message(uri=SCHEDULER, resource=resource, resource_args=None, docker={}, **spec)
+    assert launch_of(body).source == SchedulerSource()
 
 
 def test_unknown_keys_are_ignored() -> None:
-    body = message(template_variables={"x": 1}, priority=2)
+    body = message(template_variables={"x": 1}, priority=2, future=1)
     assert launch_of({**body, "future": True}) == launch_of(message())
 
 
-SCHEDULER = "placeholder-uri-scheduler"
 USER_IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/user:2"
 AT_TRAINING_IMAGE = f"{SAGEMAKER}.AlgorithmSpecification.TrainingImage"
 
@@ -186,7 +312,7 @@ def test_contradictions_are_reported_together() -> None:
 
 
 @pytest.mark.parametrize(
-    "run_id", ["", " ", "a/b", "a\\b", "a#b", "a?b", "a%b", "a:b", "a b ", "a\nb", "x" * 129]
+    "run_id", [" ", "a/b", "a\\b", "a#b", "a?b", "a%b", "a:b", "a b ", "a\nb", "x" * 129]
 )
 def test_run_ids_that_wandb_refuses(run_id: str) -> None:
     assert [problem.path for problem in bad(json.dumps(message(run_id=run_id)))] == ["$.runSpec.run_id"]
@@ -206,7 +332,7 @@ def test_all_problems_at_once_each_with_place_and_remedy() -> None:
     spec = {
         "entity": 5,
         "docker": "x",
-        "run_id": "",
+        "run_id": " ",
         "overrides": {"args": ["a", 1], "run_config": [], "entry_point": "python t.py"},
         "_resume_count": True,
         "_wandb_api_key": ["hush"],

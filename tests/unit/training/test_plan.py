@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.launches import BUILT, IMAGE, SAGEMAKER, example, message, paths, plan_of, sagemaker_args
+from tests.unit.launches import (
+    ACCOUNT,
+    BASE_URL,
+    BUILT,
+    IMAGE,
+    SAGEMAKER,
+    example,
+    message,
+    paths,
+    plan_of,
+    sagemaker_args,
+)
 from worker.errors import BadMessage, Never
+from worker.launch.intent import read_message
+from worker.training.create_training_job import create_training_job
+from worker.training.plan import plan_launch, read_launch
 from worker.training.policy import Policy
-from worker.training.request import TOP_LEVEL
 
 GROUPS = [
     {"InstanceType": "ml.m5.large", "InstanceCount": 2, "InstanceGroupName": "a"},
@@ -120,10 +134,152 @@ def test_policy_alone_has_its_own_code() -> None:
         ({"overrides": {"entry_point": ["x" * 257]}}, "$.runSpec.overrides.entry_point[0]"),
         ({"overrides": {"artifacts": {"a": "x" * 512}}}, "$.runSpec.overrides.artifacts"),
         ({"name": "x" * 513}, "$.runSpec.name"),
+        ({"author": "x" * 513}, "$.runSpec.author"),
+        ({"sweep_id": "x" * 513}, "$.runSpec.sweep_id"),
+        ({"job": "a/b/" + "x" * 600 + ":v1"}, "$.runSpec.job"),
+        ({"docker": {"docker_image": "pytorch/pytorch:2.3.0"}}, "$.runSpec.docker.docker_image"),
+        ({"docker": {}, "image_uri": "python:3.12"}, "$.runSpec.image_uri"),
+        ({"overrides": {"run_config": {"k": "v" * 60_000}}}, "$.runSpec.overrides.run_config"),
+        (
+            {"overrides": {"run_config": {"k": "v" * 9_000}, "files": {"k": "v" * 50_000}}},
+            "$.runSpec.overrides.files",
+        ),
     ],
 )
 def test_problems_are_reported_where_the_sender_wrote_them(spec: dict[str, Any], path: str) -> None:
     assert paths(bad(message(**spec))) == [path]
+
+
+def test_the_user_s_own_variables_are_reported_where_they_stand() -> None:
+    arguments = sagemaker_args(Environment={"WANDB_NAME": "x" * 513, "WANDB_CONFIG": '{"a": 1}'})
+    assert sorted(paths(bad(message(arguments, name="y" * 600)))) == [
+        f"{SAGEMAKER}.Environment.WANDB_CONFIG",
+        f"{SAGEMAKER}.Environment.WANDB_NAME",
+    ]
+
+
+def test_too_many_variables_say_how_many_are_whose() -> None:
+    arguments = sagemaker_args(Environment={f"A{i}": "" for i in range(120)})
+    (problem,) = bad(message(arguments)).problems
+    assert str(problem) == (
+        f"{SAGEMAKER}.Environment: has 120 variables beside 12 of the worker, SageMaker's limit is 100;"
+        " leave out 32"
+    )
+
+
+def test_a_config_that_does_not_fit_says_how_much_would() -> None:
+    (problem,) = bad(message(overrides={"run_config": {"k": "v" * 60_000}})).problems
+    assert "fills 118 variables of 512 characters beside 11 others" in problem.what
+    assert "shorten it to 45568 characters" in problem.remedy
+    assert plan_of(message(overrides={"run_config": {"k": "v" * (45568 - 9)}}))
+
+
+def test_too_many_tags_say_how_many_are_the_worker_s() -> None:
+    arguments = sagemaker_args(Tags=[{"Key": f"k{i}", "Value": ""} for i in range(48)])
+    (problem,) = bad(message(arguments)).problems
+    assert (problem.what, problem.remedy) == (
+        "has 48 tags beside 3 of the worker, SageMaker's limit is 50",
+        "leave out 1",
+    )
+
+
+def test_problems_are_reported_in_the_sender_s_spelling_q7() -> None:
+    arguments = {
+        **sagemaker_args(ResourceConfig=None, RoleArn=None),
+        "resource_config": {"instance_type": "ml.m5.large", "instance_count": 0},
+        "role_arn": "arn:aws:s3:::x",
+        "environment": {"A": "x" * 513},
+    }
+    assert sorted(paths(bad(message(arguments)))) == [
+        f"{SAGEMAKER}.environment.A",
+        f"{SAGEMAKER}.resource_config.VolumeSizeInGB",
+        f"{SAGEMAKER}.resource_config.instance_count",
+        f"{SAGEMAKER}.role_arn",
+    ]
+
+
+def test_a_launch_without_its_image_has_its_other_problems_told_too() -> None:
+    error = bad(message(sagemaker_args(RoleArn=None), docker={}, uri="s3://b/k.zip"), Policy(images=("x",)))
+    assert (error.code, paths(error)) == ("LW-BAD-MESSAGE", [f"{SAGEMAKER}.RoleArn", "$.runSpec.uri"])
+    error = bad(message(docker={}, uri="s3://b/k.zip"), Policy(roles=("x",)))
+    assert (error.code, paths(error)) == ("LW-POLICY", [f"{SAGEMAKER}.RoleArn", "$.runSpec.uri"])
+
+
+def reviewed(body: dict[str, Any]) -> BadMessage:
+    with pytest.raises(BadMessage) as caught:
+        read_launch(
+            read_message(json.dumps(body)),
+            partial(
+                plan_launch,
+                account=ACCOUNT,
+                base_url=BASE_URL,
+                deployment="default",
+                macros={},
+                policy=Policy(images=(IMAGE,)),
+            ),
+            launch_id="a" * 26,
+            default_log_target="companion",
+        )
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "places"),
+    [
+        (
+            {"entity": 5, "resource": "kubernetes"},
+            {"RoleArn": None},
+            ["$.runSpec.entity", "$.runSpec.resource"],
+        ),
+        ({"entity": 5}, {"RoleArn": None}, ["$.runSpec.entity", f"{SAGEMAKER}.RoleArn"]),
+        ({"docker": {}, "project": None}, {}, ["$.runSpec.project", "$.runSpec"]),
+        ({"docker": "x"}, {"RoleArn": 5}, ["$.runSpec.docker", f"{SAGEMAKER}.RoleArn"]),
+        ({"docker": {}, "job": ["x"]}, {}, ["$.runSpec.job"]),
+        ({"docker": {}}, {"RoleArn": 5}, ["$.runSpec", f"{SAGEMAKER}.RoleArn"]),
+        (
+            {"overrides": {"args": ["a", 1]}, "name": "x" * 600},
+            {},
+            ["$.runSpec.overrides.args[1]", "$.runSpec.name"],
+        ),
+        ({"name": 5, "resource_args": {"sagemaker": 5}}, {}, ["$.runSpec.name", f"{SAGEMAKER}"]),
+        ({"name": 5, "resource_args": None}, {}, ["$.runSpec.name", f"{SAGEMAKER}"]),
+        ({"name": 5, "uri": "placeholder-uri-scheduler"}, {}, ["$.runSpec.name"]),
+    ],
+)
+def test_problems_of_fields_and_of_the_request_come_together(
+    changes: dict[str, Any], arguments: dict[str, Any], places: list[str]
+) -> None:
+    """None of them is only a consequence of another."""
+    error = reviewed(message(sagemaker_args(**arguments), **changes) if arguments else message(**changes))
+    assert paths(error) == places
+    if arguments:
+        assert error.code == "LW-BAD-MESSAGE"
+
+
+def test_a_good_message_is_read() -> None:
+    assert plan_of(message()).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "spec", "place"),
+    [
+        ({"role_arn": "other"}, {}, f"{SAGEMAKER}.role_arn"),
+        ({"EnableNetworkIsolation": True}, {}, f"{SAGEMAKER}.EnableNetworkIsolation"),
+        (
+            {"AlgorithmSpecification": {"AlgorithmName": "a"}},
+            {"overrides": {"args": ["x"]}},
+            "$.runSpec.overrides.args",
+        ),
+        ({}, {"priority": "urgent"}, "$.runSpec.priority"),
+    ],
+)
+def test_what_does_not_keep_a_launch_from_running_is_a_warning(
+    arguments: dict[str, Any], spec: dict[str, Any], place: str
+) -> None:
+    (warning,) = plan_of(message(sagemaker_args(**arguments), **spec)).warnings
+    assert warning.path == place
+    assert warning.what
+    assert warning.remedy
 
 
 def test_no_key_in_a_plan_q10() -> None:
@@ -139,7 +295,15 @@ def test_no_key_in_a_plan_q10() -> None:
         ({"Environment": {"MY_KEY": "k" * 40}}, {}, f"{SAGEMAKER}.Environment.MY_KEY"),
         ({"Tags": [{"Key": "x", "Value": "k" * 40}]}, {}, f"{SAGEMAKER}.Tags[0].Value"),
         ({}, {"overrides": {"args": ["--key=" + "k" * 40]}}, "$.runSpec.overrides.args[0]"),
-        ({}, {"overrides": {"run_config": {"key": "k" * 40}}}, f"{SAGEMAKER}.Environment.WANDB_CONFIG"),
+        ({}, {"overrides": {"run_config": {"key": "k" * 40}}}, "$.runSpec.overrides.run_config.key"),
+        (
+            {},
+            {"overrides": {"run_config": {"a": "x" * 480, "key": "k" * 40}}},  # cut in two by the chunks
+            "$.runSpec.overrides.run_config.key",
+        ),
+        ({}, {"overrides": {"files": {"f": ["k" * 40]}}}, "$.runSpec.overrides.files.f[0]"),
+        ({}, {"overrides": {"run_config": {"k" * 40: 1}}}, "$.runSpec.overrides.run_config"),
+        ({}, {"name": "k" * 40}, "$.runSpec.name"),
     ],
 )
 def test_a_pasted_key_is_refused_not_stored_q10(
@@ -169,7 +333,7 @@ STRICT = Policy(
 )
 
 
-@given(st.dictionaries(st.sampled_from([*TOP_LEVEL, "region", "odd_key"]), JSON))
+@given(st.dictionaries(st.sampled_from([*create_training_job().members, "region", "odd_key"]), JSON))
 def test_any_sagemaker_arguments_are_a_plan_or_a_bad_message(arguments: dict[str, Any]) -> None:
     body = message({**sagemaker_args(), **arguments})
     for policy in (Policy(), STRICT):
