@@ -9,6 +9,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -42,6 +43,9 @@ def pytest_configure() -> None:
     # looptime asks for the main thread's loop in tests that are not async; asked before there is one, asyncio would
     # make one that nobody closes.
     asyncio.set_event_loop(None)
+    # How long an example takes depends on the machine; pytest-timeout bounds each test.
+    settings.register_profile("no deadline", deadline=None)
+    settings.load_profile("no deadline")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

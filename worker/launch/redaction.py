@@ -141,9 +141,11 @@ def _redact_tag(pair: dict[str, Any]) -> dict[str, Any]:
 def _redact_string(text: str, literals: set[str]) -> str:
     if text.lstrip().startswith("{"):  # a runSpec given as text
         try:
-            return _dumps(_redact(json.loads(text), literals))
+            value = json.loads(text)
+            redacted = _redact(value, literals)
         except (ValueError, RecursionError):
             return _redact_text(text, literals)
+        return text if redacted == value else _dumps(redacted)  # what hides nothing stays as it was written
     return _redact_patterns(text, literals)
 
 

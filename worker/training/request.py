@@ -247,7 +247,8 @@ def _tags(
     for i, tag in enumerate(tags):
         if isinstance(tag, dict) and tag.get("Key") in list(ours) and tag not in own:
             problems.append(_problem("Tags", i, what=f"{tag['Key']} is the worker's tag", remedy="remove it"))
-    return [*tags, *(tag for tag in own if tag not in tags)]
+    given_keys = [tag.get("Key") for tag in tags if isinstance(tag, dict)]
+    return [*tags, *(tag for tag in own if tag["Key"] not in given_keys)]
 
 
 def _wrong_type(value: object, wanted: str, *keys: str | int) -> Problem:

@@ -169,3 +169,9 @@ def test_a_request_is_printed_without_keys_and_kept_as_it_is_q10() -> None:
     assert printed["Environment"]["A"] == "1"
     assert request["Environment"]["WANDB_API_KEY"] == KEY
     assert {**printed, "Environment": None} == {**request, "Environment": None}
+
+
+@pytest.mark.parametrize("text", ['{"note": "gr\\u00f6\\u00dfer"}', '{"a":1}', '{ "a" : [1,2] }'])
+def test_json_in_a_variable_that_hides_nothing_stays_as_it_was_written(text: str) -> None:
+    """`validate` shows what the container will find, character by character."""
+    assert redact_request({"Environment": {"WANDB_CONFIG": text}})["Environment"]["WANDB_CONFIG"] == text

@@ -18,6 +18,13 @@ from worker.training.request import with_api_key
 ECR = "123456789012.dkr.ecr.us-east-1.amazonaws.com"
 MACHINE = {"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 10}
 GROUP = {"InstanceType": "ml.m5.large", "InstanceCount": 1, "InstanceGroupName": "g"}
+GROUPS = {"InstanceGroups": [GROUP], "VolumeSizeInGB": 10}
+METRIC = {"Name": "loss", "Regex": "loss=(.*)"}
+
+
+def channel(name: str, **changes: Any) -> dict[str, Any]:
+    source = {"S3DataType": "S3Prefix", "S3Uri": "s3://bucket/prefix", **changes}
+    return {"ChannelName": name, "DataSource": {"S3DataSource": source}}
 
 
 def create_training_job() -> Shape:
@@ -60,6 +67,25 @@ VALID: list[dict[str, Any]] = [
         "StoppingCondition": {"MaxRuntimeInSeconds": 3600, "MaxWaitTimeInSeconds": 3600},
     },
     {"RoleArn": "arn:aws-us-gov:iam::123456789012:role/service-role/x"},
+    {"HyperParameters": {f"k{i:03}" + "x" * 252: "v" * 2500 for i in range(100)}},
+    {"InputDataConfig": [channel(f"c{i}") for i in range(20)]},
+    {"AlgorithmSpecification": algorithm(MetricDefinitions=[{"Name": "n" * 255, "Regex": "r" * 500}] * 40)},
+    {
+        "ResourceConfig": {
+            **GROUPS,
+            "InstanceGroups": [{**GROUP, "InstanceGroupName": f"g{i}"} for i in range(5)],
+        }
+    },
+    {"ResourceConfig": GROUPS, "InputDataConfig": [channel("a", InstanceGroupNames=["g"])]},
+    {"ResourceConfig": {**MACHINE, "KeepAlivePeriodInSeconds": 3600}},
+    {"ResourceConfig": {**GROUPS, "KeepAlivePeriodInSeconds": 0}},
+    {"StoppingCondition": {"MaxPendingTimeInSeconds": 7200}},
+    {"StoppingCondition": {"MaxPendingTimeInSeconds": 2419200}},
+    {"RetryStrategy": {"MaximumRetryAttempts": 1}},
+    {"RetryStrategy": {"MaximumRetryAttempts": 30}},
+    {"AlgorithmSpecification": algorithm(TrainingImage=f"{ECR}/" + "x" * (254 - len(ECR)))},
+    {"CheckpointConfig": {"S3Uri": "s3://bucket/ckpt"}},
+    {"EnableNetworkIsolation": True, "VpcConfig": {"Subnets": ["s"], "SecurityGroupIds": ["g"]}},
 ]
 
 
@@ -131,6 +157,73 @@ INVALID: list[tuple[dict[str, Any], list[str]]] = [
         ["InputDataConfig[0].DataSource", "InputDataConfig[0].ChannelName"],
     ),
     ({"output_data": 1}, ["output_data"]),
+    ({"HyperParameters": {f"k{i}": "" for i in range(101)}}, ["HyperParameters"]),
+    ({"HyperParameters": {"k" * 257: ""}}, ["HyperParameters." + "k" * 257]),
+    ({"InputDataConfig": [channel(f"c{i}") for i in range(21)]}, ["InputDataConfig"]),
+    ({"InputDataConfig": []}, ["InputDataConfig"]),
+    ({"InputDataConfig": [channel("a"), channel("b"), channel("a")]}, ["InputDataConfig[2].ChannelName"]),
+    (
+        {"InputDataConfig": [channel("a", InstanceGroupNames=["g", "h"])], "ResourceConfig": GROUPS},
+        ["InputDataConfig[0].DataSource.S3DataSource.InstanceGroupNames[1]"],
+    ),
+    (
+        {"InputDataConfig": [channel("a", InstanceGroupNames=["g"])]},
+        ["InputDataConfig[0].DataSource.S3DataSource.InstanceGroupNames[0]"],
+    ),
+    ({"AlgorithmSpecification": algorithm(MetricDefinitions=[METRIC] * 41)}, [".MetricDefinitions"]),
+    (
+        {"AlgorithmSpecification": algorithm(MetricDefinitions=[{"Name": "n" * 256, "Regex": "r" * 501}])},
+        [".MetricDefinitions[0].Name", ".MetricDefinitions[0].Regex"],
+    ),
+    (
+        {
+            "ResourceConfig": {
+                **GROUPS,
+                "InstanceGroups": [{**GROUP, "InstanceGroupName": f"g{i}"} for i in range(6)],
+            }
+        },
+        ["ResourceConfig.InstanceGroups"],
+    ),
+    (
+        {"ResourceConfig": {**GROUPS, "InstanceGroups": [GROUP, GROUP]}},
+        ["ResourceConfig.InstanceGroups[1].InstanceGroupName"],
+    ),
+    (
+        {"ResourceConfig": {**GROUPS, "InstanceGroups": [{**GROUP, "InstanceCount": 0}]}},
+        ["ResourceConfig.InstanceGroups[0].InstanceCount"],
+    ),
+    (
+        {"ResourceConfig": {**MACHINE, "KeepAlivePeriodInSeconds": 3601}},
+        ["ResourceConfig.KeepAlivePeriodInSeconds"],
+    ),
+    (
+        {"ResourceConfig": {**GROUPS, "KeepAlivePeriodInSeconds": 60}},
+        ["ResourceConfig.KeepAlivePeriodInSeconds"],
+    ),
+    (
+        {
+            "ResourceConfig": {**MACHINE, "KeepAlivePeriodInSeconds": 60},
+            "EnableManagedSpotTraining": True,
+            "StoppingCondition": {"MaxRuntimeInSeconds": 60, "MaxWaitTimeInSeconds": 60},
+        },
+        ["ResourceConfig.KeepAlivePeriodInSeconds"],
+    ),
+    (
+        {"StoppingCondition": {"MaxRuntimeInSeconds": 60, "MaxWaitTimeInSeconds": 60}},
+        ["StoppingCondition.MaxWaitTimeInSeconds"],
+    ),
+    (
+        {"StoppingCondition": {"MaxPendingTimeInSeconds": 2419201}},
+        ["StoppingCondition.MaxPendingTimeInSeconds"],
+    ),
+    ({"RetryStrategy": {"MaximumRetryAttempts": 0}}, ["RetryStrategy.MaximumRetryAttempts"]),
+    ({"CheckpointConfig": {"S3Uri": "bucket"}}, ["CheckpointConfig.S3Uri"]),
+    ({"VpcConfig": {"Subnets": ["subnet-1"]}}, ["VpcConfig.SecurityGroupIds"]),
+    (
+        {"VpcConfig": {"Subnets": [f"s-{i}" for i in range(17)], "SecurityGroupIds": ["sg"]}},
+        ["VpcConfig.Subnets"],
+    ),
+    ({"Tags": [{"Key": "k" * 129, "Value": ""}]}, ["Tags[0].Key"]),
 ]
 
 
