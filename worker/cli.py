@@ -10,7 +10,7 @@ import contextlib
 import importlib.util
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 
 from worker import __version__
-from worker.errors import BadMessage, Never, SettingsError, WorkerError
+from worker.errors import BadMessage, Never, Problem, SettingsError, WorkerError
 from worker.launch_config import LaunchConfig, read_launch_config
 from worker.settings import Settings, export_aws_variables, load_settings, partition_of
 
@@ -113,8 +113,7 @@ def validate(
         facts = AccountFacts(account or role_account or "123456789012", region, partition_of(region))
         planned = planned_request(_read(file), settings, account=facts, image=image_uri)
         typer.echo(json.dumps(planned.request, indent=2, ensure_ascii=False))
-        for warning in planned.warnings:
-            _errors.print(f"warning: {warning}", markup=False)
+        _warn(planned.warnings)
 
 
 @app.command()
@@ -133,6 +132,7 @@ def enqueue(
     from worker.sender import enqueue as send
 
     def on_sent(sent: Sent) -> None:
+        _warn(sent.warnings)
         if as_json:
             typer.echo(
                 json.dumps({"launchId": sent.launch_id, "messageId": sent.message_id, "run": sent.run})
@@ -226,6 +226,11 @@ def _exit_codes() -> Iterator[None]:
     except WorkerError as error:
         _errors.print(str(error), markup=False)
         raise typer.Exit(1) from error
+
+
+def _warn(warnings: Iterable[Problem]) -> None:
+    for warning in warnings:
+        _errors.print(f"warning: {warning}", markup=False)
 
 
 def _read(file: str) -> str:

@@ -11,14 +11,16 @@ from functools import partial
 from typing import Any
 
 from worker.clients.aws import aws_clients
-from worker.errors import BadMessage, Problem, SettingsError
+from worker.errors import BadMessage, Never, Problem, SettingsError
 from worker.intake.sqs import LaunchQueue, queue_facts
 from worker.launch.identity import identity_parts, launch_id
-from worker.launch.message import Launch, LaunchMessage, interpret, parse_message
+from worker.launch.message import CodeSource, Launch, LaunchMessage, interpret, parse_message
+from worker.launch.parsing import PartlyBad
 from worker.launch.record import LaunchRecord, LaunchState
 from worker.launch.redaction import HIDDEN, redact_request
 from worker.ledger.opening import open_ledger
 from worker.settings import Settings
+from worker.sources.location import ACCEPTED, parse_location
 from worker.training.allowed import policy_of
 from worker.training.plan import plan_launch, review
 from worker.training.request import AccountFacts, with_api_key
@@ -34,6 +36,7 @@ class Sent:
     launch_id: str
     message_id: str
     run: str
+    warnings: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +63,23 @@ def planned_request(body: str, settings: Settings, *, account: AccountFacts, ima
     )
     try:
         launch = _launch(parse_message(body), settings, queue_arn="arn:aws:sqs:::", message_id="validate")
+        _check_location(launch)
     except BadMessage as error:
         raise review(error, plan) from None
     made = plan(launch, image=image)
     request = with_api_key(made.request, HIDDEN) if policy.container_key else made.request
     return Planned(redact_request(request), made.warnings)
+
+
+def _check_location(launch: Launch) -> None:
+    """What a worker finds out when it fetches the code: raises `BadMessage` for a `uri` that names none."""
+    if not isinstance(launch.source, CodeSource):
+        return
+    try:
+        parse_location(launch.source.uri)
+    except Never as error:
+        what, _, remedy = str(error).partition("; ")
+        raise PartlyBad((Problem("$.runSpec.uri", what, remedy or ACCEPTED),), launch) from None
 
 
 def with_identity(body: str) -> str:
@@ -91,7 +106,7 @@ async def enqueue(
         launch = _launch(message, settings, queue_arn=queue.facts.arn, message_id="")
         message_id = await queue.send(body, launch.launch_id, group=launch.queue)
         run = f"{launch.run.entity}/{launch.run.project}/{launch.run.run_id}"
-        on_sent(Sent(launch.launch_id, message_id, run))
+        on_sent(Sent(launch.launch_id, message_id, run, launch.warnings))
         if on_state is None:
             return None
         async with open_ledger(settings.ledger, aws.dynamodb) as ledger:

@@ -180,6 +180,23 @@ def test_every_problem_is_told_on_a_line_of_its_own(elsewhere: Path) -> None:
     assert all(": " in line and "; " in line for line in lines), "path: what; what to do"
 
 
+def test_what_is_odd_but_runs_is_a_warning_on_standard_error(elsewhere: Path) -> None:
+    body = {**message(), "options": {"log_taget": "off"}}
+    result = invoke("validate", written(elsewhere, body))
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["RoleArn"]
+    assert result.stderr == (
+        "warning: $.options.log_taget: is no option of this worker; did you mean log_target?\n"
+    )
+
+
+def test_problems_are_told_as_their_sender_spelled_them(elsewhere: Path) -> None:
+    arguments = {**sagemaker_args(StoppingCondition=None), "Region": "mars", "stopping_condition": {"x": 1}}
+    result = invoke("validate", written(elsewhere, message(arguments)))
+    places = [line.partition(": ")[0].rpartition("sagemaker.")[2] for line in result.stderr.splitlines()]
+    assert places == ["Region", "stopping_condition.x"]
+
+
 def test_square_brackets_in_a_problem_are_no_markup(elsewhere: Path) -> None:
     body = message(sagemaker_args(**{"[bold]Tags[/bold]": []}))
     result = invoke("validate", written(elsewhere, body))
@@ -250,6 +267,10 @@ async def test_enqueue_gives_an_identity_to_what_has_none(queue: AwsServer, else
     first, second = (json.loads(sent["MessageBody"]) for sent in queue.requests("SendMessage"))
     assert first["launchId"] != second["launchId"]
     assert json.loads(result.stdout)["launchId"] == launch_of(second).launch_id
+    item = written(elsewhere, message())
+    assert (await asyncio.to_thread(invoke, "enqueue", item)).stderr == ""
+    odd = written(elsewhere, {**message(), "options": {"colour": 1}})
+    assert "warning: $.options.colour" in (await asyncio.to_thread(invoke, "enqueue", odd)).stderr
     item = written(elsewhere, message())
     result = await asyncio.to_thread(invoke, "enqueue", item)
     assert result.stdout.startswith(f"sent launch {launch_of(message()).launch_id} (run acme/vision/")

@@ -172,6 +172,22 @@ async def test_code_is_built_and_submitted_by_digest(bench: Bench) -> None:
     assert bench.items.warned == [("item-1", "no lock file", "build")]
 
 
+async def test_what_is_odd_but_runs_is_shown_on_the_queue_item(bench: Bench) -> None:
+    body = {**message(priority="urgent"), "options": {"log_taget": "off"}}
+    assert (await bench.worker("w1").handle(body)).verdict is Verdict.DONE
+    assert [(item, stage) for item, _, stage in bench.items.warned] == [("item-1", "agent")] * 2
+    assert "did you mean log_target?" in bench.items.warned[1][1]
+
+
+@pytest.mark.parametrize("spec", [{"entity": 5}, {"docker": {}}])
+async def test_a_refusal_names_the_problems_of_the_request_too(bench: Bench, spec: dict[str, Any]) -> None:
+    """The sender mends the message once, not once a problem."""
+    body = message({"region": "mars"}, **spec)
+    outcome = await bench.worker("w1").handle(body)
+    assert (outcome.verdict, outcome.code) == (Verdict.NEVER, "LW-BAD-MESSAGE")
+    assert len(outcome.reason.splitlines()) == 6, outcome.reason
+
+
 async def test_code_without_a_builder_is_refused_with_the_remedy(bench: Bench) -> None:
     outcome = await bench.worker("w1", builds=False).handle(code())
     assert (outcome.verdict, outcome.code) == (Verdict.NEVER, "LW-NO-BUILDER")

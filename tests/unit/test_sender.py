@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.aws_server import AwsServer, serving_aws
-from tests.unit.launches import ACCOUNT, launch_of, message, paths
+from tests.unit.launches import ACCOUNT, BUILT, SAGEMAKER, launch_of, message, paths, sagemaker_args
 from tests.unit.records import record
 from tests.unit.waiting import until
 from worker.errors import BadMessage, Never, SettingsError
@@ -67,6 +67,16 @@ def test_the_plan_is_what_a_worker_would_submit_without_its_secrets() -> None:
         planned_request(
             json.dumps(body), settings(LAUNCH_ALLOWED_INSTANCE_TYPES="ml.m5.*"), account=ACCOUNT, image=None
         )
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://host/x.git", "file:///etc", "s3://b", "https://h:99999/x.git", "/tmp/x"]
+)
+def test_code_that_no_worker_would_fetch_is_told_with_all_else(uri: str) -> None:
+    body = json.dumps(message(sagemaker_args(RoleArn=None), docker={}, uri=uri))
+    with pytest.raises(BadMessage) as wrong:
+        planned_request(body, settings(), account=ACCOUNT, image=BUILT)
+    assert paths(wrong.value) == ["$.runSpec.uri", f"{SAGEMAKER}.RoleArn"]
 
 
 async def test_a_message_is_sent_as_it_is_and_its_identity_told(sqs: AwsServer) -> None:

@@ -117,6 +117,7 @@ _REMEDIES = {
 }
 # Where pydantic speaks of Python, not of JSON.
 _WANTED = {
+    "string_type": "should be a string",
     "tuple_type": "should be a list",
     "dict_type": "should be an object",
     "model_type": "should be an object",
@@ -131,5 +132,7 @@ def _explain(details: ErrorDetails) -> Problem:
         return Problem(path, details["ctx"]["what"], details["ctx"]["remedy"])
     if kind == "missing":
         return Problem(path, "is missing", _REMEDIES[kind])
+    if kind == "literal_error":
+        return Problem(path, f"should be {details['ctx']['expected']}", _REMEDIES[kind])
     wanted = _WANTED.get(kind) or details["msg"].removeprefix("Input ")
     return Problem(path, f"{wanted}, not {type_name(details['input'])}", _REMEDIES.get(kind, "correct it"))

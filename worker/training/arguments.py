@@ -40,13 +40,14 @@ def read_arguments(given: Mapping[str, Any]) -> Arguments:
     """Spell and sort the arguments of a message."""
     for_agent: dict[str, Any] = {}
     rest: dict[str, Any] = {}
+    speller = _Speller()
     for key, value in given.items():
         own = _NOT_FOR_SAGEMAKER.get(fold_argument(key))
         if own is None:
             rest[key] = value
         elif value is not None and (key == own or own not in for_agent):
             for_agent[own] = value
-    speller = _Speller()
+            speller.written[json_path(SAGEMAKER_PATH, own)] = json_path(SAGEMAKER_PATH, key)
     values = speller.structure(rest, create_training_job(), SAGEMAKER_PATH, SAGEMAKER_PATH)
     return Arguments(values, for_agent, speller.written, tuple(speller.doubles))
 
