@@ -69,12 +69,23 @@ class Problem:
         return f"{self.path}: {self.what}; {self.remedy}"
 
 
+MAX_PROBLEMS = 100
+"""Problems of one message that are told; who has mended those sends the message again."""
+_MAX_LINE = 500
+
+
 class BadMessage(Never):
-    """The launch message is wrong. All problems are reported at once."""
+    """The launch message is wrong. All problems are reported at once, as far as somebody can read them."""
 
     def __init__(self, problems: tuple[Problem, ...], *, code: str = "LW-BAD-MESSAGE") -> None:
-        super().__init__("\n".join(map(str, problems)), code=code)
-        self.problems = problems
+        self.problems = problems[:MAX_PROBLEMS]
+        super().__init__("\n".join(_shortened(str(problem)) for problem in self.problems), code=code)
+
+
+def _shortened(line: str) -> str:
+    """A path holds keys of the message, which may be of any length; what to do stands at the end."""
+    half = _MAX_LINE // 2
+    return line if len(line) <= _MAX_LINE else f"{line[:half]} … {line[-half:]}"
 
 
 class OwnershipLost(WorkerError):

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from botocore.validate import ParamValidator
 
-from tests.unit.launches import ACCOUNT, BASE_URL, BUILT, EXAMPLES
-from worker.errors import BadMessage
+from tests.unit.launches import ACCOUNT, BASE_URL, BUILT, EXAMPLES, message, sagemaker_args
+from worker.errors import MAX_PROBLEMS, BadMessage
 from worker.launch.intent import read_message
 from worker.launch.message import CodeSource, JobSource
 from worker.training.create_training_job import create_training_job
@@ -177,6 +177,35 @@ def check_request(request: dict[str, Any]) -> None:
     json.dumps(request, ensure_ascii=False).encode()
     assert not ParamValidator().validate(request, create_training_job()).has_errors()
     assert check_limits(request) == ()
+
+
+@pytest.mark.parametrize(
+    ("spec", "arguments"),
+    [
+        ({"overrides": {"args": [1] * 300_000}}, {}),
+        ({"overrides": {"run_config": {f"k{i}": i for i in range(60_000)}}}, {}),
+        ({}, {"Environment": {f"a b{i}": "" for i in range(60_000)}}),
+        ({}, {"Environment": {f"LAUNCH_{i}": "" for i in range(60_000)}}),
+        ({}, {"Environment": {"a b" * 300_000: ""}}),
+        ({}, {"Tags": [5] * 300_000}),
+        ({}, {f"x{i}": 1 for i in range(60_000)}),
+        ({}, {f"x{i}.[" * 400: 1 for i in range(400)}),
+        ({}, {"ResourceConfig": {"InstanceGroups": [{"InstanceGroupName": "g"}] * 20_000}}),
+        ({}, {"no_such": [[{f"k{i}": {"tags": None}} for i in range(9)] for _ in range(2_000)]}),
+    ],
+    ids=range(10),
+)
+def test_a_message_of_many_mistakes_takes_neither_long_nor_much_room(
+    spec: dict[str, Any], arguments: dict[str, Any]
+) -> None:
+    """The reason goes into the ledger, to W&B and into an attribute of the copy in the dead-letter queue."""
+    body = json.dumps(message({**sagemaker_args(), **arguments}, **spec))
+    started = time.thread_time()
+    found = outcome(body)
+    assert time.thread_time() - started < SECONDS_A_MESSAGE
+    assert isinstance(found, BadMessage)
+    assert 1 <= len(found.problems) <= MAX_PROBLEMS
+    assert len(str(found)) <= MAX_PROBLEMS * 510
 
 
 @pytest.mark.parametrize("batch", range(BATCHES))

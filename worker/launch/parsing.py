@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from difflib import get_close_matches
+from itertools import islice
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -13,6 +14,8 @@ from worker.errors import BadMessage, Problem
 from worker.launch.schema import LaunchMessage
 from worker.launch.strict_json import json_path, load_json, type_name
 
+_MAX_SLIPS = 10
+"""Unknown keys that are looked at: one slip is a slip, a hundred are something else."""
 _STAND_IN = "unreadable"
 STAND_IN_IMAGE = f"000000000000.dkr.ecr.us-east-1.amazonaws.com/{_STAND_IN}"
 """In place of an image that is not known, so that the rest can be checked."""
@@ -53,11 +56,11 @@ def unknown_keys(message: LaunchMessage) -> tuple[Problem, ...]:
     return (
         *(
             Problem(json_path("$.options", key), "is no option of this worker", _nearest(key, options))
-            for key in options.model_extra or ()
+            for key in islice(options.model_extra or (), _MAX_SLIPS)
         ),
         *(
             Problem(json_path("$", key), "is no key of a launch message", f"did you mean {near}?")
-            for key in message.model_extra or ()
+            for key in islice(message.model_extra or (), _MAX_SLIPS)
             if (near := _near(key, message))
         ),
     )

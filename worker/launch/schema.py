@@ -29,6 +29,8 @@ from worker.launch.strict_json import type_name
 _NOT_IN_PROJECT = "/\\#?%:"
 _NOT_IN_RUN_ID = _NOT_IN_PROJECT + ";,'"
 _MAX_WANDB_NAME = 128
+MAX_WORDS = 100
+"""Items of a command or its arguments (CreateTrainingJob, ContainerEntrypoint and ContainerArguments)."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -89,7 +91,14 @@ def _priority(value: object) -> int:
     return priority
 
 
+def _few(value: object) -> object:
+    if isinstance(value, list) and len(value) > MAX_WORDS:
+        raise _refusal(f"has {len(value)} items, SageMaker's limit is {MAX_WORDS}", "shorten it")
+    return value
+
+
 Line = Annotated[str, AfterValidator(_line)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_few)]
 Count = Annotated[int, BeforeValidator(_count)]
 Priority = Annotated[int, BeforeValidator(_priority)]
 Entity = Annotated[str, AfterValidator(lambda text: _wandb_name(text, _NOT_IN_PROJECT))]
@@ -124,8 +133,8 @@ class Git(_Part):
 class Overrides(_Part):
     """`runSpec.overrides`: what this launch changes about the job."""
 
-    args: tuple[str, ...] = ()
-    entry_point: tuple[str, ...] = ()
+    args: Words = ()
+    entry_point: Words = ()
     run_config: dict[str, Any] = Field(default_factory=dict)
     artifacts: dict[str, Any] = Field(default_factory=dict)
     files: dict[str, Any] = Field(default_factory=dict)

@@ -21,6 +21,9 @@ from worker.training.create_training_job import create_training_job
 # Arguments to W&B's agent, not to SageMaker (wandb/sdk/launch/runner/sagemaker_runner.py takes them out too).
 _NOT_FOR_SAGEMAKER = {name.lower(): name for name in ("EcrRepoName", "region", "profile", "builder")}
 
+_MAX_PATH = 2_000
+"""Characters of a path that is translated; names of parameters are shorter."""
+
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
@@ -101,11 +104,11 @@ class _Speller:
 
 def where_written(path: str, written: Mapping[str, str]) -> str:
     """`path` as the sender of the message spelled it."""
-    known = [name for name in written if path == name or path.startswith((f"{name}.", f"{name}["))]
-    if not known:
+    if len(path) > _MAX_PATH:
         return path
-    nearest = max(known, key=len)
-    return written[nearest] + path.removeprefix(nearest)
+    ends = [len(path), *(i for i in range(len(path) - 1, 0, -1) if path[i] in ".[")]
+    nearest = next((path[:end] for end in ends if path[:end] in written), "")
+    return written[nearest] + path.removeprefix(nearest) if nearest else path
 
 
 def _folded_names(shape: StructureShape) -> dict[str, str]:

@@ -8,15 +8,16 @@ from the same model, and what the API documentation adds to it in `_rules`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from difflib import get_close_matches
 from functools import cache
+from itertools import chain, islice
 from typing import Any
 
 from botocore.model import ListShape, MapShape, Shape, StringShape, StructureShape
 from botocore.validate import ParamValidator
 
-from worker.errors import Problem
+from worker.errors import MAX_PROBLEMS, Problem
 from worker.launch.message import SAGEMAKER_PATH, fold_argument
 from worker.launch.strict_json import json_path, type_name
 from worker.training.create_training_job import create_training_job
@@ -57,7 +58,8 @@ def check_limits(request: Mapping[str, Any], *, with_key: bool = True) -> tuple[
     `with_key`: room is kept for WANDB_API_KEY, which joins the Environment at the submit. No value is quoted: it may be
     a secret."""
     complete = _with_room_for_key(request) if with_key else request
-    problems = [*_check(complete, create_training_job(), SAGEMAKER_PATH), *_rules(complete)]
+    found = chain(_check(complete, create_training_job(), SAGEMAKER_PATH), _rules(complete))
+    problems = list(islice(found, MAX_PROBLEMS))
     if not problems and (report := ParamValidator().validate(complete, create_training_job())).has_errors():
         what = "; ".join(line.split(", value:")[0] for line in report.generate_report().splitlines())
         problems.append(Problem(SAGEMAKER_PATH, what, "correct it"))
@@ -83,18 +85,24 @@ def _check(value: Any, shape: Shape, path: str) -> Iterator[Problem]:
         yield from _check_members(value, shape, path)
     elif isinstance(shape, MapShape):
         yield from _check_size(len(value), shape, path, "entries")
-        for key, item in value.items():
+        for key, item in () if _is_too_large(value, shape) else value.items():
             where = json_path(path, key)
             yield from _check_text(key, shape.key, where, "its name")
             yield from _check(item, shape.value, where)
     elif isinstance(shape, ListShape):
         yield from _check_size(len(value), shape, path, "items")
-        for i, item in enumerate(value):
+        for i, item in enumerate(() if _is_too_large(value, shape) else value):
             yield from _check(item, shape.member, json_path(path, i))
     elif isinstance(shape, StringShape):
         yield from _check_text(value, shape, path)
     elif isinstance(value, int) and not isinstance(value, bool):
         yield from _check_range(value, shape, path)
+
+
+def _is_too_large(value: Sized, shape: Shape) -> bool:
+    """Then nobody looks at what is in it: it has to become another one."""
+    limit = shape.metadata.get("max")
+    return limit is not None and len(value) > int(limit)
 
 
 def _check_members(value: Mapping[str, Any], shape: StructureShape, path: str) -> Iterator[Problem]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from worker.errors import BadMessage, Problem
+from worker.errors import MAX_PROBLEMS, BadMessage, Problem
 from worker.launch.environment import is_serialised
 from worker.launch.identity import training_job_name
 from worker.launch.message import (
@@ -79,7 +79,8 @@ def plan_launch(
     forbidden = [p for p in check_policy(request, launch, policy) if not (unbuilt and _is_stand_in(p))]
     if wrong or forbidden or unbuilt:
         missing = (unbuilt.problem,) if unbuilt else ()
-        found = at_their_origins((*wrong, *forbidden, *missing), launch, request, draft.written)
+        all_found = (*missing, *wrong, *forbidden)[:MAX_PROBLEMS]
+        found = at_their_origins(all_found, launch, request, draft.written)
         code = "LW-BAD-MESSAGE" if wrong else POLICY_CODE if forbidden or not unbuilt else unbuilt.code
         raise BadMessage(found, code=code)
     name = training_job_name(request["TrainingJobName"], launch.launch_id, attempt)

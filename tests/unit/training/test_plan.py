@@ -200,9 +200,9 @@ def test_problems_are_reported_in_the_sender_s_spelling_q7() -> None:
 
 def test_a_launch_without_its_image_has_its_other_problems_told_too() -> None:
     error = bad(message(sagemaker_args(RoleArn=None), docker={}, uri="s3://b/k.zip"), Policy(images=("x",)))
-    assert (error.code, paths(error)) == ("LW-BAD-MESSAGE", [f"{SAGEMAKER}.RoleArn", "$.runSpec.uri"])
+    assert (error.code, paths(error)) == ("LW-BAD-MESSAGE", ["$.runSpec.uri", f"{SAGEMAKER}.RoleArn"])
     error = bad(message(docker={}, uri="s3://b/k.zip"), Policy(roles=("x",)))
-    assert (error.code, paths(error)) == ("LW-POLICY", [f"{SAGEMAKER}.RoleArn", "$.runSpec.uri"])
+    assert (error.code, paths(error)) == ("LW-POLICY", ["$.runSpec.uri", f"{SAGEMAKER}.RoleArn"])
 
 
 def reviewed(body: dict[str, Any]) -> BadMessage:
