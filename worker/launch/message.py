@@ -12,7 +12,7 @@ from worker.errors import Problem
 from worker.launch.builder_arguments import BuilderArguments, builder_arguments
 from worker.launch.parsing import STAND_IN_IMAGE, PartlyBad, parse_message, unknown_keys
 from worker.launch.record import RunRef
-from worker.launch.schema import PRIORITIES, LaunchMessage, RunSpec, read_priority
+from worker.launch.schema import CONTROL, PRIORITIES, LaunchMessage, RunSpec, read_priority
 from worker.launch.strict_json import type_name
 
 __all__ = [
@@ -171,14 +171,15 @@ def _launch(
 
 
 def _priority(message: LaunchMessage) -> tuple[int, tuple[Problem, ...]]:
+    """The priority, and a warning about one that is none."""
     given, option = message.run_spec.priority, message.options.priority
-    priority = read_priority(given)
-    if given is None or priority is not None:
-        chosen = priority if option is None else option
-        return _DEFAULT_PRIORITY if chosen is None else chosen, ()
-    remedy = f"use 0 to 3 or one of {', '.join(PRIORITIES)}"
-    warning = Problem("$.runSpec.priority", "is no priority, and is ignored", remedy)
-    return _DEFAULT_PRIORITY if option is None else option, (warning,)
+    read = read_priority(given)
+    chosen = read if option is None else option
+    warnings: tuple[Problem, ...] = ()
+    if given is not None and read is None:
+        remedy = f"use 0 to 3 or one of {', '.join(PRIORITIES)}"
+        warnings = (Problem("$.runSpec.priority", "is no priority, and is ignored", remedy),)
+    return _DEFAULT_PRIORITY if chosen is None else chosen, warnings
 
 
 def _text(value: object) -> str:
@@ -253,6 +254,8 @@ def _unreadable_for_code(spec: RunSpec, source: CodeSource | JobSource) -> Itera
     for path, value in texts.items():
         if not isinstance(value, str):
             yield Problem(path, f"should be a string, not {type_name(value)}", "write it as a string")
+        elif CONTROL.search(value):
+            yield Problem(path, "holds control characters", "write it on one line")
 
 
 def _is_job_name(job: str) -> bool:

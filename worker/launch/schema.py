@@ -31,7 +31,8 @@ _NOT_IN_RUN_ID = _NOT_IN_PROJECT + ";,'"
 _MAX_WANDB_NAME = 128
 MAX_WORDS = 100
 """Items of a command or its arguments (CreateTrainingJob, ContainerEntrypoint and ContainerArguments)."""
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+"""What no name, path or reference holds."""
 
 
 def _refusal(what: str, remedy: str) -> PydanticCustomError:
@@ -40,7 +41,7 @@ def _refusal(what: str, remedy: str) -> PydanticCustomError:
 
 def _line(text: str) -> str:
     """One line of text: identities are joined by newlines, and names go into headers and tags."""
-    if _CONTROL.search(text):
+    if CONTROL.search(text):
         raise _refusal("holds control characters", "write it on one line")
     return text
 

@@ -216,6 +216,7 @@ def test_what_looks_like_a_slip_in_our_envelope_is_told_and_not_refused(
     [
         ({"python_version": 3.1}, "$.runSpec.python_version"),
         ({"git": {"version": 7}}, "$.runSpec.git.version"),
+        ({"git": {"version": "v1\n--upload-pack=x"}}, "$.runSpec.git.version"),
     ],
 )
 def test_what_matters_for_code_only_is_checked_there(spec: dict[str, Any], path: str) -> None:
