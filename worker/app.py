@@ -142,7 +142,7 @@ def _supervisor(parts: Opened, held: HeldLaunches, adoption: Adoption, refusals:
         max_wait=settings.max_wait,
     )
     return Supervisor(
-        facts=SupervisorFacts(parts.aws.region, settings.status_interval),
+        facts=SupervisorFacts(parts.aws.region, settings.status_interval, settings.log_give_up),
         held=held,
         adoption=adoption,
         submission=submission,
@@ -164,7 +164,13 @@ def _supervisor(parts: Opened, held: HeldLaunches, adoption: Adoption, refusals:
 
 def _delivery(parts: Opened, held: HeldLaunches) -> LogDelivery:
     feed = LogFeed(parts.aws.logs, parts.rates, parts.metrics)
-    posting = Posting(held=held, feed=feed, companion=parts.companion, metrics=parts.metrics)
+    posting = Posting(
+        held=held,
+        feed=feed,
+        companion=parts.companion,
+        metrics=parts.metrics,
+        give_up_after=parts.settings.log_give_up,
+    )
     return LogDelivery(
         feed=feed,
         held=held,

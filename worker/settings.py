@@ -184,6 +184,11 @@ class Settings(BaseSettings):
     log_drain_limit: Seconds = Field(
         300.0, description="Longest wait for late log lines after a job has ended."
     )
+    log_give_up: Seconds = Field(
+        86400.0,
+        description="After a job's end, longest time that W&B may fail or refuse; then the launch is finished "
+        "without the rest of its log, and says so.",
+    )
     log_interval: Seconds = Field(
         2.0, gt=0, description="Pause between two sweeps over the logs of all jobs."
     )

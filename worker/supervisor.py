@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import dataclass
 
 from worker.aio import backoff, effect
 from worker.delivery.loop import LogDelivery
+from worker.delivery.persistence import GIVE_UP_AFTER, Persistence, Tried
 from worker.errors import Again, MustRestart, WorkerError
 from worker.launch.record import LaunchState
 from worker.ledger.adoption import Adoption
@@ -42,6 +43,7 @@ class SupervisorFacts:
 
     region: str
     status_interval: float
+    give_up_after: float = GIVE_UP_AFTER
 
 
 class Supervisor:
@@ -71,6 +73,7 @@ class Supervisor:
         self._companion = companion
         self._heartbeats = heartbeats
         self._metrics = metrics
+        self._persistence = Persistence(metrics, facts.give_up_after)
         self._tasks: asyncio.TaskGroup
         self._opening: set[HeldLaunch] = set()
         self._describing: set[HeldLaunch] = set()
@@ -122,13 +125,15 @@ class Supervisor:
 
     async def _open(self, held: HeldLaunch) -> None:
         links = console_links(self._facts.region, held.record.job_name)
-        await self._until_done(
+        opened = await self._persistence.until_done(
             held,
             "open_companion",
             lambda: self._companion.open(held.record, companion_config(held.record, links)),
         )
         self._opening.discard(held)
-        if held.lost:
+        if opened is not Tried.DONE:
+            if opened is Tried.GIVEN_UP:
+                self._delivered(held)
             return
         _log.info(
             "companion_opened",
@@ -182,10 +187,12 @@ class Supervisor:
     async def _look_at(self, held: HeldLaunch) -> None:
         """DescribeTrainingJob, and what follows from the answer."""
         try:
-            await self._until_done(held, "describe_training_job", lambda: self._describe(held))
+            await self._persistence.until_done(held, "describe_training_job", lambda: self._describe(held))
             while held in self._changed_meanwhile:
                 self._changed_meanwhile.discard(held)
-                await self._until_done(held, "describe_training_job", lambda: self._describe(held))
+                await self._persistence.until_done(
+                    held, "describe_training_job", lambda: self._describe(held)
+                )
         finally:
             self._describing.discard(held)
         if not (held.lost or has_ended(held.record.facts)):
@@ -256,14 +263,16 @@ class Supervisor:
     async def _finish(self, held: HeldLaunch) -> None:
         """The log is complete in W&B: tell the end, then let the launch go."""
         end = ending(held.record.facts, stop_reason=held.record.stop_reason)
-        await self._until_done(
+        await self._persistence.until_done(
             held,
             "finish_companion",
             lambda: self._companion.finish(held.record, self._summary(held, end), end.exit_code),
         )
         now = time.time()
         held.update(state=LaunchState.FINISHED, finished_at=now, expires_at=now + FINISHED_TTL)
-        await self._until_done(held, "write_finished", lambda: self._write_finished(held))
+        await self._persistence.until_done(
+            held, "write_finished", lambda: self._write_finished(held), for_ever=True
+        )
         self._finishing.discard(held)
         if held.lost:
             return
@@ -293,27 +302,3 @@ class Supervisor:
             end=str(end.end) if end else "",
             reason=end.reason if end else "",
         )
-
-    async def _until_done(self, held: HeldLaunch, what: str, step: Callable[[], Awaitable[None]]) -> None:
-        """Repeat a step until it succeeds or the launch is lost: nothing about a live job is ever given up."""
-        tries = 0
-        while not held.lost:
-            try:
-                return await step()
-            except MustRestart:
-                raise
-            except Exception as error:  # one launch's unforeseen trouble ends no other
-                if not isinstance(error, WorkerError):
-                    _log.exception("step_failed_unexpectedly", step=what, launch_id=held.launch_id)
-                pause = (error.retry_after if isinstance(error, Again) else None) or backoff(tries, cap=60)
-                _log.warning(
-                    "step_failed",
-                    step=what,
-                    launch_id=held.launch_id,
-                    training_job=held.record.job_name,
-                    error=str(error),
-                    again_in=round(pause, 1),
-                )
-                tries += 1
-                await asyncio.sleep(pause)
-        return None

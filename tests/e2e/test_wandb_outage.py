@@ -25,7 +25,7 @@ async def test_outages_of_all_kinds(bench: Bench) -> None:
     await bench.send(failing, cutting, slow, closed)
     await audit(bench, failing, cutting, slow, closed)
     assert [fault.times for fault in faults] == [0] * len(faults), "every fault has happened"
-    assert worker.events("log_delivery_delayed")
+    assert worker.events("step_failed")
 
 
 async def test_crash_after_a_post_whose_answer_was_lost(bench: Bench) -> None:
@@ -35,7 +35,7 @@ async def test_crash_after_a_post_whose_answer_was_lost(bench: Bench) -> None:
         f"file_stream acme/e2e/{case.run_id}", cut=True, when="after", times=10_000
     )
     await bench.send(case)
-    await worker.wait_for("log_delivery_delayed", training_job=case.job_name)
+    await worker.wait_for("step_failed", step="log_delivery", training_job=case.job_name)
     await worker.kill()
     fault.times = 0
     await bench.start()

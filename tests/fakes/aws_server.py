@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from tests.fakes.aws_errors import AwsError as AwsError  # noqa: PLC0414  # told to importers
 from tests.fakes.cloudwatch import CloudWatch
 from worker.ops.metrics import Metrics
 from worker.ops.rates import QUOTAS, Rates
@@ -19,15 +20,6 @@ _JSON = "application/x-amz-json-1.1"
 _XML = "<ErrorResponse><Error><Code>{}</Code><Message>{}</Message></Error></ErrorResponse>"
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
 """From a request's parameters to the answer's; raises `AwsError`."""
-
-
-class AwsError(Exception):
-    """Answered as AWS answers errors: HTTP status, code, message."""
-
-    def __init__(self, code: str, message: str = "made by a test", *, status: int = 400) -> None:
-        super().__init__(message)
-        self.code = code
-        self.status = status
 
 
 class HangUp(Exception):

@@ -65,6 +65,9 @@ class FakeLogFeed(LogFeed):
         self.after_sweep: Callable[[], None] = lambda: None
         """Called when a sweep has been answered, before the caller sees it."""
 
+    def now_ms(self) -> int:
+        return int(time.time() * 1000)
+
     async def streams(self, job_name: str) -> tuple[str, ...]:
         self._fail()
         self.listed.append(job_name)

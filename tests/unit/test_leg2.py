@@ -42,7 +42,14 @@ COMPLETED = JobFacts("Completed", "Completed", billable_seconds=30)
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits a second for another try here."""
-    for module in ("supervisor", "submission", "delivery.loop", "delivery.posting", "ledger.adoption"):
+    for module in (
+        "supervisor",
+        "submission",
+        "delivery.loop",
+        "delivery.posting",
+        "ledger.adoption",
+        "delivery.persistence",
+    ):
         monkeypatch.setattr(f"worker.{module}.backoff", lambda *_, **__: 0.002)
 
 

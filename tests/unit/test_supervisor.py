@@ -48,7 +48,7 @@ RESTING = 10 * TICK
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits a second for another try here."""
-    for module in ("supervisor", "submission", "ledger.adoption"):
+    for module in ("supervisor", "submission", "ledger.adoption", "delivery.persistence"):
         monkeypatch.setattr(f"worker.{module}.backoff", lambda *_, **__: 0.002)
 
 

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from worker.delivery.job_log import AssignedBatch, JobLog
 from worker.delivery.posting import Posting
 from worker.launch.log_state import StreamPosition
+from worker.ops.logging import get_logger
 from worker.tracking.log_files import LogFile, NumberedFiles
 from worker.tracking.port import Companion
-from worker.training import cursor
+from worker.training import cursor, reconcile
 from worker.training.log_feed import MAX_STREAMS, LogFeed
+from worker.training.sketch import Sketch
 
 _DEEP_SWEEP_EVERY = 300.0
-_DEEP_SWEEP_BACK_MS = 900_000
-"""Long sweeps of running jobs look a quarter of an hour back; what comes later than that is found after the end."""
+_DEEP_SWEEP_BACK_MS = 600_000
+_STEP_MS = 300_000
+"""Sweeps of running jobs look ten minutes and one step back, every second one two steps, every fourth four, and so
+on: an event that is late by any time is found in about that time, and each event is read a few times more, whatever
+the length of the job."""
+_RECONCILIATIONS = 10
+"""At most so often a log that has ended is compared with CloudWatch: each time found something new before."""
+
+_log = get_logger()
 
 
 class Closing:
@@ -28,12 +38,14 @@ class Closing:
 
     async def sweep_running(self, logs: Sequence[JobLog]) -> AsyncIterator[AssignedBatch]:
         """Look for late events where it is due; for each job those of one stream are assigned and given out."""
-        due = {stream: (log, since) for log in logs for stream, since in _due(log).items()}
+        now_ms = self._feed.now_ms()
+        due = {stream: (log, since) for log in logs for stream, since in _due(log, now_ms).items()}
         async for batch in self._late_batches(due):
             yield batch
 
     async def close(self, log: JobLog) -> None:
-        """The deep sweep after the end, then the files. May be repeated at any point."""
+        """The deep sweep after the end, then the files, and with them the comparison of the whole log. May be
+        repeated at any point."""
 
         async def late() -> None:
             found = True
@@ -42,19 +54,51 @@ class Closing:
                 everything = dict.fromkeys(log.positions, (log, 0))
                 async for batch in self._late_batches(everything):
                     found = True
-                    for durable in await self._posting.make_durable([batch]):
-                        await self._posting.post(durable)
+                    await self._deliver(batch)
 
-        uploaded: set[str] = set()
+        uploaded: dict[str, bytes] = {}
 
-        async def files() -> None:
-            async for file in self._full_record(log):
-                if file.name not in uploaded:
-                    await self._companion.upload(log.held.record, file.name, file.content)
-                    uploaded.add(file.name)
+        async def whole() -> None:
+            for _ in range(_RECONCILIATIONS):
+                held = Sketch()
+                async for file in self._full_record(log, held):
+                    digest = hashlib.sha256(file.content).digest()
+                    if uploaded.get(file.name) != digest:
+                        await self._companion.upload(log.held.record, file.name, file.content)
+                        uploaded[file.name] = digest
+                if not await self._take_strays(log, held):
+                    return
 
         if await self._posting.until_done(log, late):
-            await self._posting.until_done(log, files)
+            await self._posting.until_done(log, whole)
+
+    async def _take_strays(self, log: JobLog, held: Sketch) -> bool:
+        """Deliver what CloudWatch holds and nobody has taken; True: there was some."""
+        missing = reconcile.untaken(log.held.record.log, held)
+        if missing is None:
+            self._posting.metrics.log_unreconciled.inc()
+            _log.error(
+                "log_not_reconciled",
+                launch_id=log.held.launch_id,
+                training_job=log.held.record.job_name,
+                what="the console may lack lines that came out of order; the files under logs/ have them all",
+            )
+            return False
+        strays = reconcile.Strays(missing)
+        if missing:
+            async for page in self._feed.pages(sorted(log.positions), 0, None):
+                strays.add(page)
+        rest = strays.events
+        while rest and not log.held.lost and not log.posting:
+            taken = cursor.take(rest)
+            rest = rest[len(taken) :]
+            log.positions = dict(reconcile.behind(log.positions, taken))
+            await self._deliver(log.assign(taken))
+        return bool(strays.events)
+
+    async def _deliver(self, batch: AssignedBatch) -> None:
+        for durable in await self._posting.make_durable([batch]):
+            await self._posting.post(durable)
 
     async def _late_batches(self, due: Mapping[str, tuple[JobLog, int]]) -> AsyncIterator[AssignedBatch]:
         """`due`: stream → its log, and from when (ms) to look. Streams of many jobs share the calls."""
@@ -82,13 +126,15 @@ class Closing:
                 return searches
             known = {stream: search.newest for stream, search in searches.items()}
 
-    async def _full_record(self, log: JobLog) -> AsyncIterator[LogFile]:
+    async def _full_record(self, log: JobLog, held: Sketch) -> AsyncIterator[LogFile]:
+        """The files, from what CloudWatch holds now; all of it is added to `held`."""
         files: dict[str, NumberedFiles] = {}
         # A restarted host has a second stream; names end in their start time, so this is their order.
         for stream in sorted(log.positions):
             label = cursor.stream_label(stream)
             numbered = files.setdefault(label, NumberedFiles(label))
             async for page in self._feed.pages([stream], 0, None):
+                held.add(map(cursor.event_hash, page))
                 for event in page:
                     for text in event.message.rstrip("\r\n").split("\n"):
                         if full := numbered.add(event.timestamp, text):
@@ -98,20 +144,26 @@ class Closing:
                 yield rest
 
 
-def _due(log: JobLog) -> Mapping[str, int]:
+def _due(log: JobLog, now_ms: int) -> Mapping[str, int]:
     """Streams to search now → from when, ms: all of them from time to time, else those whose marks are used up."""
     now = time.monotonic()
     if log.ended_at is None and now - log.deep_swept_at > _DEEP_SWEEP_EVERY:
-        log.deep_swept_at = now
-        return {
-            stream: max(0, position.timestamp - _DEEP_SWEEP_BACK_MS)
-            for stream, position in log.positions.items()
-        }
+        back = _window(log.deep_swept_ms, now_ms)
+        log.deep_swept_at, log.deep_swept_ms = now, now_ms
+        return {stream: max(0, position.timestamp - back) for stream, position in log.positions.items()}
     return {
         stream: cursor.newer_marks_since(position)
         for stream, position in log.positions.items()
         if cursor.needs_deep_sweep(position)
     }
+
+
+def _window(before_ms: int, now_ms: int) -> int:
+    """How far a sweep looks back (ms), from the time of the one before: by the highest power of two steps between.
+
+    It depends on the clock alone, so a worker that takes over goes on with the same sequence."""
+    between = (before_ms // _STEP_MS) ^ (now_ms // _STEP_MS)
+    return int(_DEEP_SWEEP_BACK_MS + (_STEP_MS << max(0, between.bit_length() - 1)))
 
 
 def _assign_late(log: JobLog, stream: str, search: cursor.LateSearch, since: int) -> AssignedBatch | None:

@@ -43,6 +43,8 @@ class JobLog:
     look_at: float = 0.0
     """When to look for streams again."""
     deep_swept_at: float = 0.0
+    deep_swept_ms: int = 0
+    """By AWS's clock, since the epoch: the windows of deep sweeps grow with what has gone by since."""
     news_at: float = 0.0
     looked_at: float = 0.0
     """When the newest complete look for streams began."""
@@ -50,6 +52,8 @@ class JobLog:
     """When the newest sweep that read all streams to their end began."""
     ended_at: float | None = None
     closing: bool = False
+    given_up: bool = False
+    """W&B or CloudWatch have refused for so long after the job's end that the launch is finished without the rest."""
 
     @property
     def is_read(self) -> bool:
@@ -66,6 +70,12 @@ class JobLog:
             len(self.positions) < record.instance_count * (1 + restarts)
             and record.facts.secondary_status not in _NO_CONTAINER_YET
         )
+
+    @property
+    def newest_ingested(self) -> int:
+        """The newest ingestion time that any stream has shown, ms since the epoch; 0: nothing was read yet."""
+        marks = [position.marks[-1][1] for position in self.positions.values() if position.marks]
+        return max(0, *marks, 0)
 
     def assign(self, events: Sequence[LogEvent]) -> AssignedBatch:
         """Give `events` the next console lines, in memory; `positions` must already stand behind them."""

@@ -57,6 +57,7 @@ class LogDelivery:
         """Go on with a job's log where the ledger says it stands."""
         now = time.monotonic()
         log = JobLog(held, dict(held.record.log.positions), deep_swept_at=now, news_at=now)
+        log.deep_swept_ms = log.newest_ingested
         log.posting = log.replay_due = held.record.log.batch is not None
         self._logs[held.launch_id] = log
 
@@ -73,13 +74,14 @@ class LogDelivery:
 
     async def run(self, on_delivered: Callable[[HeldLaunch], None]) -> None:
         """Serve all logs until cancelled; `on_delivered` is called once for each job whose log is complete."""
-        tries = 0
+        tries, failing_since = 0, time.monotonic()
         async with asyncio.TaskGroup() as tasks:
             while True:
                 try:
                     busy = await self._round(tasks, on_delivered)
-                    tries = 0
+                    tries, failing_since = 0, time.monotonic()
                 except WorkerError as error:  # also a refusal: one job's log must not end all others
+                    self._give_up(error, failing_since, tasks, on_delivered)
                     pause = (error.retry_after if isinstance(error, Again) else None) or backoff(
                         tries, cap=30
                     )
@@ -99,7 +101,7 @@ class LogDelivery:
             await self._hand_on([late], tasks)
         logs = [log for log in logs if log.is_read]
         by_stream = {stream: log for log in logs for stream in log.positions}
-        asked_at, asked_ms = time.monotonic(), int(time.time() * 1000)
+        asked_at, asked_ms = time.monotonic(), self._feed.now_ms()
         sweep = await self._feed.sweep({stream: log.positions[stream] for stream, log in by_stream.items()})
         for stream in sweep.missing:
             del by_stream[stream].positions[stream]
@@ -109,15 +111,41 @@ class LogDelivery:
         taken = [log.take(events) for log, events in news.items() if not log.held.lost]
         cut = any(batch.events < len(news[batch.log]) for batch in taken)
         _skip_silence(logs, sweep, asked_ms - _SILENCE_MS)
-        for log in logs:
-            if not sweep.cut_at.keys() & log.positions.keys():
-                log.swept_at = asked_at
+        read = [log for log in logs if not sweep.cut_at.keys() & log.positions.keys()]
+        for log in read:
+            log.swept_at = asked_at
         await self._hand_on(taken, tasks)
-        for log in logs:
-            if log.is_read and self._is_quiet(log):
-                log.closing = True
-                tasks.create_task(self._close(log, on_delivered), name=f"close {log.held.record.job_name}")
+        # Only what this round has read to its end and found nothing in: a backlog is not quiet, however old it is.
+        quiet = [log for log in read if log.is_read and self._is_quiet(log)]
+        self._close(quiet, tasks, on_delivered)
         return cut or bool(sweep.cut_at)
+
+    def _close(
+        self,
+        quiet: Sequence[JobLog],
+        tasks: asyncio.TaskGroup,
+        on_delivered: Callable[[HeldLaunch], None],
+    ) -> None:
+        given_up = [log for log in self._logs.values() if log.given_up and not log.closing]
+        for log in (*quiet, *given_up):
+            log.closing = True
+            tasks.create_task(self._close_one(log, on_delivered), name=f"close {log.held.record.job_name}")
+
+    def _give_up(
+        self,
+        error: WorkerError,
+        failing_since: float,
+        tasks: asyncio.TaskGroup,
+        on_delivered: Callable[[HeldLaunch], None],
+    ) -> None:
+        """CloudWatch cannot be read, or not any more: jobs that ended long ago do not wait for it for ever."""
+        persistence = self._posting.persistence
+        for log in self._logs.values():
+            since = max(failing_since, log.ended_at or failing_since)
+            if log.is_read and not log.given_up and persistence.is_over(log.held.record, since):
+                persistence.give_up(log.held, "log_reading", str(error))
+                log.given_up = True
+        self._close((), tasks, on_delivered)
 
     def _start_replays(self, tasks: asyncio.TaskGroup) -> None:
         for log in self._logs.values():
@@ -155,8 +183,9 @@ class LogDelivery:
         )
         return found_nothing or log.swept_at - log.ended_at >= self._drain_limit
 
-    async def _close(self, log: JobLog, on_delivered: Callable[[HeldLaunch], None]) -> None:
-        await self._closing.close(log)
+    async def _close_one(self, log: JobLog, on_delivered: Callable[[HeldLaunch], None]) -> None:
+        if not log.given_up:
+            await self._closing.close(log)
         self._forget(log.held)
         if not log.held.lost:
             on_delivered(log.held)

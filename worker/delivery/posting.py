@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from worker.aio import backoff, effect
 from worker.delivery.job_log import AssignedBatch, JobLog
-from worker.errors import Again, MustRestart, Never, WorkerError
+from worker.delivery.persistence import GIVE_UP_AFTER, Persistence, Tried
+from worker.errors import Never, WorkerError
 from worker.ledger.held import HeldLaunches
 from worker.ops.logging import get_logger
 from worker.ops.metrics import Metrics
@@ -22,11 +23,21 @@ _log = get_logger()
 class Posting:
     """Writes assignments to the ledger and posts them; the same lines at the same place, however often."""
 
-    def __init__(self, *, held: HeldLaunches, feed: LogFeed, companion: Companion, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        *,
+        held: HeldLaunches,
+        feed: LogFeed,
+        companion: Companion,
+        metrics: Metrics,
+        give_up_after: float = GIVE_UP_AFTER,
+    ) -> None:
+        """`give_up_after`: seconds after a job's end, see `persistence`."""
+        self.persistence = Persistence(metrics, give_up_after)
         self._held = held
         self._feed = feed
         self._companion = companion
-        self._metrics = metrics
+        self.metrics = metrics
 
     async def make_durable(self, batches: Sequence[AssignedBatch]) -> list[AssignedBatch]:
         """Write the assignments of all jobs together; returns those that are still ours and may be posted.
@@ -52,15 +63,15 @@ class Posting:
                 tries += 1
 
     async def post(self, batch: AssignedBatch) -> None:
-        """Post until W&B has the lines, or the launch is somebody else's."""
+        """Post until W&B has the lines, the launch is somebody else's, or it is given up."""
         record = batch.log.held.record
 
         async def send() -> None:
             await self._companion.post_lines(record, batch.first_line, batch.lines)
 
         if await self.until_done(batch.log, send):
-            self._metrics.log_lines.inc(len(batch.lines))
-            self._metrics.log_latency.observe(max(0.0, time.time() - batch.newest_ingested / 1000))
+            self.metrics.log_lines.inc(len(batch.lines))
+            self.metrics.log_latency.observe(max(0.0, time.time() - batch.newest_ingested / 1000))
             batch.log.posting = False
 
     async def replay(self, log: JobLog) -> None:
@@ -94,27 +105,11 @@ class Posting:
             log.posting = False
 
     async def until_done(self, log: JobLog, send: Callable[[], Awaitable[None]]) -> bool:
-        """Repeat `send` until it succeeds (True) or the launch is lost (False). W&B's refusals are ridden out too:
-        a key that is rotated or a server that is mended brings the log on; the backlog stays in CloudWatch."""
-        tries = 0
-        while not log.held.lost:
-            try:
-                await send()
-                return True
-            except cursor.EventsGone:
-                raise
-            except MustRestart:
-                raise
-            except Exception as error:  # one job's trouble, also of a kind we did not foresee, ends no other
-                if not isinstance(error, WorkerError):
-                    _log.exception("log_delivery_failed_unexpectedly", launch_id=log.held.launch_id)
-                pause = (error.retry_after if isinstance(error, Again) else None) or backoff(tries, cap=30)
-                _log.warning(
-                    "log_delivery_delayed",
-                    training_job=log.held.record.job_name,
-                    error=str(error),
-                    again_in=round(pause, 1),
-                )
-                tries += 1
-                await asyncio.sleep(pause)
-        return False
+        """Repeat `send` until it succeeds. False: the launch is lost, or given up a long time after its job's end;
+        until then W&B's refusals are ridden out too: a key that is rotated or a server that is mended brings the log
+        on, and the backlog stays in CloudWatch."""
+        tried = await self.persistence.until_done(
+            log.held, "log_delivery", send, cap=30, final=(cursor.EventsGone,)
+        )
+        log.given_up = log.given_up or tried is Tried.GIVEN_UP
+        return tried is Tried.DONE

@@ -23,6 +23,9 @@ class StreamPosition:
     """Steps since the last deep sweep: (timestamp reached, newest ingestion time seen by then).
 
     An event behind a step's timestamp that was ingested after the step's mark came late."""
+    tied: str = ""
+    """base64 of 4 bytes of hash of each event that `ties` counts, if they are few: two PutLogEvents of one
+    millisecond have no order of their own, so that an event may turn up before one that was taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +53,7 @@ class LogState:
     positions: Mapping[str, StreamPosition] = field(default_factory=dict)
     batch: LogBatch | None = None
     """The newest assigned batch. It counts as posted once the next one is assigned."""
+    sketch: str = ""
+    """All events taken so far, as a `training.sketch`: what CloudWatch holds in the end is compared with it."""
+    undelivered: str = ""
+    """Why the end of the log never reached W&B; empty: it did, or is on its way."""

@@ -22,7 +22,7 @@ class LaunchState(StrEnum):
     ACCEPTED = "accepted"
     """SageMaker has the training job."""
     FINISHED = "finished"
-    """The job ended, its whole log is in W&B."""
+    """The job ended, and its whole log is in W&B or `log.undelivered` says why not."""
     REFUSED = "refused"
     """It never became a job, or can never become one; the reason is in `failure`."""
 

@@ -59,6 +59,17 @@ class Metrics:
             buckets=(0.5, 1, 2, 3, 5, 8, 13, 30, 60, 300),
             registry=registry,
         )
+        self.log_unreconciled = Counter(
+            "launch_log_unreconciled",
+            "Logs whose console could not be compared with CloudWatch at the end; the files are whole.",
+            registry=registry,
+        )
+        self.given_up = Counter(
+            "launch_given_up",
+            "Steps that W&B or AWS refused until LAUNCH_LOG_GIVE_UP after the job's end.",
+            ["step"],
+            registry=registry,
+        )
         self.wandb_posts = Counter(
             "launch_wandb_posts", "W&B requests by status.", ["status"], registry=registry
         )

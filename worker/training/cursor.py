@@ -5,21 +5,24 @@ the last event taken in that order. An event that arrives *behind* a position wa
 made the position pass its timestamp; `marks` remember, step by step, how far the position went and the newest
 ingestion time seen by then, so that a deep sweep tells late events from taken ones without keeping a list of ids.
 
-What is relied on: the events of one PutLogEvents have one ingestion time and appear together, and whatever was
-ingested by then is in an answer. The pages of one read are separate answers: what arrives between two of them may be
-older than what the second one shows.
+While a job runs it is relied on that the events of one PutLogEvents have one ingestion time and appear together, and
+that whatever was ingested by then is in an answer. The pages of one read are separate answers: what arrives between
+two of them may be older than what the second one shows. AWS promises none of this, so the end relies on nothing: a
+`sketch` of all events taken is compared with what CloudWatch holds then (`reconcile`).
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from worker.launch.console import ConsoleLine
 from worker.launch.log_state import LogBatch, LogState, StreamPosition
+from worker.training.sketch import Sketch
 
 MAX_BATCH_EVENTS = 4000
 """Events in one assigned batch: 8 bytes of hash each stay far below DynamoDB's 400 KB an item."""
@@ -29,9 +32,11 @@ MAX_MARKS = 80
 """Marks a position may carry, about 30 bytes each in the ledger."""
 DEEP_SWEEP_MARKS = 64
 """From here on a deep sweep is due; the rest is for the pages of the next batch."""
-KEPT_MARKS = 20
-"""Marks that a short sweep leaves as they are; a long one leaves half of them for the time before its window. When
-an older one is forgotten, exactness is lost only for an event later than all that these still cover."""
+KEPT_MARKS = 24
+"""Marks that a sweep leaves as they are for the time before its window: with windows that double, a job of 28 days
+has no more. Were an older one forgotten, a late event would have to wait for the sketch to find it."""
+MAX_TIED = 64
+"""Tied events that are told apart by hash; more are counted."""
 MAX_STORED_MARKS = 4000
 """Marks of all streams together in one ledger record: 120 KB of DynamoDB's 400 KB an item."""
 NOTHING_TAKEN = StreamPosition(timestamp=-1, ingested=-1, ties=0)
@@ -63,13 +68,20 @@ def after_position(events: Sequence[LogEvent], position: StreamPosition) -> list
     reached = (position.timestamp, position.ingested)
     fresh: list[LogEvent] = []
     ties = 0
+    tied = Counter(_tied_hashes(position))
     for event in events:
         if event.key < reached:
             continue
         if event.key == reached:
-            ties += 1
-            if ties <= position.ties:
-                continue
+            if tied:
+                mark = event_hash(event)[:4]
+                if tied[mark] > 0:
+                    tied[mark] -= 1
+                    continue
+            elif not position.tied:
+                ties += 1
+                if ties <= position.ties:
+                    continue
         fresh.append(event)
     return fresh
 
@@ -123,16 +135,29 @@ def advance(position: StreamPosition, taken: Sequence[LogEvent]) -> StreamPositi
 
 def _advance_one_page(position: StreamPosition, taken: Sequence[LogEvent]) -> StreamPosition:
     first, last = taken[0], taken[-1]
-    ties = sum(1 for event in taken if event.key == last.key)
+    tied = [event_hash(event)[:4] for event in taken if event.key == last.key]
+    ties = len(tied)
     if last.key == (position.timestamp, position.ingested):
         ties += position.ties
+        tied = [*_tied_hashes(position), *tied]
     known = position.marks[-1][1] if position.marks else -1
     newest = max(known, *(event.ingested for event in taken))
     marks = (*position.marks[:-1], (last.timestamp, newest))
     if newest > known:
         # Up to the first event nothing was taken: that stretch may have been read on an earlier page.
         marks = (*position.marks[:-1], (first.timestamp, known), (last.timestamp, newest))
-    return StreamPosition(last.timestamp, last.ingested, ties, marks[-MAX_MARKS:])
+    told = base64.b64encode(b"".join(tied)).decode() if ties == len(tied) <= MAX_TIED else ""
+    return StreamPosition(last.timestamp, last.ingested, ties, _newest(marks, MAX_MARKS), told)
+
+
+def _tied_hashes(position: StreamPosition) -> list[bytes]:
+    raw = base64.b64decode(position.tied)
+    return [raw[start : start + 4] for start in range(0, len(raw), 4)]
+
+
+def _newest(marks: tuple[tuple[int, int], ...], most: int) -> tuple[tuple[int, int], ...]:
+    """At most so many marks: the oldest, which what is later than all others is measured by, and the newest."""
+    return marks if len(marks) <= most else (marks[0], *marks[1 - most :])
 
 
 def take_late(late: Sequence[LogEvent]) -> Sequence[LogEvent]:
@@ -154,8 +179,8 @@ def after_late(position: StreamPosition, taken: Sequence[LogEvent]) -> StreamPos
 
 def after_deep_sweep(position: StreamPosition, known: int, since: int) -> StreamPosition:
     """The position once a deep sweep over [`since`, position] has been dealt with; `known` is the ingestion time up
-    to which it saw everything. The marks within collapse to one; some older ones remain for what came, or may still
-    come, behind `since`."""
+    to which it saw everything. The marks within collapse to one; older ones remain for what came, or may still come,
+    behind `since`."""
     if not position.marks:
         return position
     older: tuple[tuple[int, int], ...] = ()
@@ -164,9 +189,8 @@ def after_deep_sweep(position: StreamPosition, known: int, since: int) -> Stream
         cut = next((newest for reached, newest in position.marks if reached > since), None)
         if cut is not None and (not older or older[-1][0] < since):
             older = (*older, (since, cut))
-    keep = KEPT_MARKS if needs_deep_sweep(position) else KEPT_MARKS // 2
     newest = max(position.marks[-1][1], known)
-    return replace(position, marks=(*older[-keep:], (position.timestamp, newest)))
+    return replace(position, marks=(*_newest(older, KEPT_MARKS), (position.timestamp, newest)))
 
 
 def skip_silence(position: StreamPosition, until: int) -> StreamPosition:
@@ -212,6 +236,7 @@ def assign(
 ) -> tuple[LogState, list[ConsoleLine]]:
     """Give `events` the next console lines; `positions` are the streams' positions once they are taken."""
     lines = [line for event in events for line in console_lines(event)]
+    hashes = [event_hash(event) for event in events]
     spans: dict[str, tuple[int, int]] = {}
     for event in events:
         first, last = spans.get(event.stream, (event.timestamp, event.timestamp))
@@ -220,18 +245,25 @@ def assign(
         first_line=state.next_line,
         lines=len(lines),
         streams=spans,
-        events=base64.b64encode(b"".join(map(event_hash, events))).decode(),
+        events=base64.b64encode(b"".join(hashes)).decode(),
         digest=lines_digest(lines),
     )
+    sketch = ""
+    if state.sketch or state.batch is None:  # else the log was begun by a version without sketches
+        taken = Sketch(state.sketch)
+        taken.add(hashes)
+        sketch = taken.text
     stored = _within_marks({**state.positions, **positions})
-    return LogState(state.next_line + len(lines), stored, batch), lines
+    return LogState(state.next_line + len(lines), stored, batch, sketch), lines
 
 
 def _within_marks(positions: Mapping[str, StreamPosition]) -> Mapping[str, StreamPosition]:
     """Positions that fit into a ledger record: with very many streams each keeps fewer, its newest marks."""
     most = max(2, MAX_STORED_MARKS // max(1, len(positions)))
     return {
-        stream: replace(position, marks=position.marks[-most:]) if len(position.marks) > most else position
+        stream: replace(position, marks=_newest(position.marks, most))
+        if len(position.marks) > most
+        else position
         for stream, position in positions.items()
     }
 

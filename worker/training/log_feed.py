@@ -8,7 +8,8 @@ not exist fails the whole call; the log group does not exist before the account'
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -57,11 +58,24 @@ class _Reading:
 class LogFeed:
     """Reads CloudWatch Logs within the rates; keeps no state between calls."""
 
-    def __init__(self, logs: CloudWatchLogsClient, rates: Rates, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        logs: CloudWatchLogsClient,
+        rates: Rates,
+        metrics: Metrics,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """`now`: epoch seconds by AWS's clock, which stamps ingestion; this host's own may be wrong."""
         self._logs = logs
+        self._now = now
         self._filter_rate = rates["FilterLogEvents"]
         self._describe_rate = rates["DescribeLogStreams"]
         self._metrics = metrics
+
+    def now_ms(self) -> int:
+        """AWS's time, ms since the epoch."""
+        return int(self._now() * 1000)
 
     async def streams(self, job_name: str) -> tuple[str, ...]:
         """The streams of a job, by name; empty while no container has logged."""

@@ -61,6 +61,13 @@ def has_ended(facts: JobFacts) -> bool:
     return facts.status in ENDED
 
 
+def ended_at(facts: JobFacts) -> float | None:
+    """When an ended job ended, epoch seconds by AWS's clock; a job that never trained has no TrainingEndTime."""
+    if not has_ended(facts):
+        return None
+    return facts.ended_at or max((moment for _, moment in facts.transitions), default=None)
+
+
 def ending(facts: JobFacts, *, stop_reason: str) -> Ending:
     """Tell the end of an ended job; `stop_reason` is why this worker asked for a stop, if it did."""
     if facts.status == "Completed":
