@@ -147,8 +147,7 @@ def _supervisor(parts: Opened, held: HeldLaunches, adoption: Adoption, refusals:
         adoption=adoption,
         submission=submission,
         sagemaker=sagemaker,
-        # An hour back: AWS's clock need not agree with ours.
-        status_feed=StatusFeed(parts.aws.sagemaker, parts.rates, since=time.time() - 3600),
+        status_feed=StatusFeed(parts.aws.sagemaker, parts.rates, since=parts.aws.clock.now() - 3600),
         delivery=_delivery(parts, held),
         companion=parts.companion,
         heartbeats=CompanionHeartbeats(
@@ -157,13 +156,14 @@ def _supervisor(parts: Opened, held: HeldLaunches, adoption: Adoption, refusals:
             start_timeout=settings.start_timeout,
             running=lambda: (launch.record for launch in held),
             is_current=lambda: adoption.is_current,
+            now=parts.aws.clock.now,
         ),
         metrics=parts.metrics,
     )
 
 
 def _delivery(parts: Opened, held: HeldLaunches) -> LogDelivery:
-    feed = LogFeed(parts.aws.logs, parts.rates, parts.metrics)
+    feed = LogFeed(parts.aws.logs, parts.rates, parts.metrics, now=parts.aws.clock.now)
     posting = Posting(
         held=held,
         feed=feed,

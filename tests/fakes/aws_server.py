@@ -88,7 +88,11 @@ async def serving_aws(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AwsServe
     """Serve on a free port of 127.0.0.1, and point AWS's own variables there."""
     server = AwsServer()
     app = web.Application()
-    app.router.add_route("*", "/{path:.*}", server.handle)
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        return await server.handle(request)  # looked up each time: a test may put something before it
+
+    app.router.add_route("*", "/{path:.*}", handle)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     try:

@@ -89,7 +89,7 @@ async def test_an_adopted_job_may_have_changed_before(feed: StatusFeed, aws_serv
     feed.look_back_to(T + 49)
     await feed.changes()
     await feed.changes()
-    assert asked_since(aws_server)[1:] == [T - 1005, T + 45], "once"
+    assert asked_since(aws_server)[1:] == [T - 3600 - 1005, T + 45], "once"
 
 
 @pytest.mark.parametrize("failing_page", [0, 1])
@@ -110,4 +110,4 @@ async def test_a_failed_look_is_repeated_from_where_it_began(
     with pytest.raises(Throttled):
         await feed.changes()
     assert set(await feed.changes()) == {"a", "b"}
-    assert asked_since(aws_server)[-1] == T - 1005
+    assert asked_since(aws_server)[-1] == T - 3600 - 1005

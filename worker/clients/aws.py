@@ -9,7 +9,7 @@ import contextlib
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import aioboto3
 import aiohttp
@@ -27,6 +27,7 @@ from botocore.exceptions import (
 )
 from botocore.parsers import ResponseParserError
 
+from worker.clients.aws_answers import AnswerWatch, AwsClock
 from worker.errors import Again, Never, SettingsError, Stage, Throttled, Unreachable, WorkerError
 from worker.ops.rates import Rate
 
@@ -158,6 +159,8 @@ class AwsClients:
     dynamodb: DynamoDBClient
     ecr: ECRClient
     s3: S3Client
+    clock: AwsClock
+    """AWS's time."""
 
 
 def client_config() -> AioConfig:
@@ -206,6 +209,7 @@ async def aws_clients(region: str = "") -> AsyncIterator[AwsClients]:
             session = aioboto3.Session(region_name=region or None)
 
             enter = stack.enter_async_context
+            clock = AwsClock()
             clients = AwsClients(
                 region=session.region_name or "",
                 sqs=await enter(session.client("sqs", config=config)),
@@ -215,11 +219,23 @@ async def aws_clients(region: str = "") -> AsyncIterator[AwsClients]:
                 dynamodb=await enter(session.client("dynamodb", config=config)),
                 s3=await enter(session.client("s3", config=config)),
                 ecr=await enter(session.client("ecr", config=config)),
+                clock=clock,
             )
         except NoRegionError as error:
             raise SettingsError("AWS_REGION: no Region is set; set AWS_REGION") from error
         except ProfileNotFound as error:
             raise SettingsError(f"AWS_PROFILE: {error}") from error
+        watch: Any = AnswerWatch(session._session, clock)  # may be awaitable, which the stubs do not know
+        # Not S3, where an object may be HTML; its calls need no clock, and share the credentials that others renew.
+        for client in (
+            clients.sqs,
+            clients.sagemaker,
+            clients.logs,
+            clients.sts,
+            clients.dynamodb,
+            clients.ecr,
+        ):
+            client.meta.events.register("after-call", watch)
         yield clients
 
 

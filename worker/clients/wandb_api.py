@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -143,10 +144,17 @@ def _encode(body: Mapping[str, Any]) -> bytes:
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float | None:
+    """Seconds; the header has those or a date (RFC 9110, 10.2.3), by the server's own clock in its `Date`."""
+    asked = response.headers.get("Retry-After", "")
     try:
-        return float(response.headers["Retry-After"])
-    except (KeyError, ValueError):
+        return max(0.0, float(asked))
+    except ValueError:
+        pass
+    try:
+        until, now = (parsedate_to_datetime(text) for text in (asked, response.headers.get("Date", "")))
+    except ValueError:
         return None
+    return max(0.0, (until - now).total_seconds())
 
 
 @contextlib.asynccontextmanager

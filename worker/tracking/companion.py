@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from worker.aio import effect
-from worker.clients.wandb_api import WandbApi
+from worker.clients.wandb_api import WandbApi, WandbRefused
 from worker.errors import Unreachable
 from worker.launch.console import ConsoleLine
 from worker.launch.record import LaunchRecord
@@ -79,10 +79,30 @@ class CompanionRuns:
         if record.log_target == "files":
             return
         structured = file_stream.STRUCTURED in await self._api.features()
+        with effect("post_log_batch"):
+            await self._post_within_limit(record, first_line, lines, structured=structured)
+
+    async def _post_within_limit(
+        self, record: LaunchRecord, first_line: int, lines: Sequence[ConsoleLine], *, structured: bool
+    ) -> None:
+        """In one post; in halves where it is too large for the server (413), down to one line, which is cut then."""
         body = file_stream.console_body(first_line, lines, structured=structured)
-        if body:
-            with effect("post_log_batch"):
-                await self._post(record, body)
+        if not body:
+            return
+        try:
+            await self._post(record, body)
+        except WandbRefused as error:
+            if error.status != 413:
+                raise
+            if len(lines) > 1:
+                middle = len(lines) // 2
+                for start, half in ((first_line, lines[:middle]), (first_line + middle, lines[middle:])):
+                    await self._post_within_limit(record, start, half, structured=structured)
+                return
+            shorter = file_stream.cut(lines[0])
+            if shorter is None:  # not the line is too large: the server takes nothing
+                raise
+            await self._post_within_limit(record, first_line, [shorter], structured=structured)
 
     async def heartbeat(self, record: LaunchRecord) -> bool:
         """Keep the run alive while nothing happens; True: somebody pressed Stop in the UI."""

@@ -13,6 +13,8 @@ STRUCTURED = "STRUCTURED_CONSOLE_LOGS"
 """Server feature: console lines are JSON with time and label of their own."""
 HEARTBEAT: Mapping[str, Any] = {}
 """An empty post keeps a run alive; W&B takes a silent one for crashed after some minutes."""
+_CUT_NOTE = " [launch-worker] cut, too large for this W&B server;"
+_LEAST_KEPT = 64
 
 
 def console_body(first_line: int, lines: Sequence[ConsoleLine], *, structured: bool) -> dict[str, Any]:
@@ -33,6 +35,19 @@ def within_limit(first_line: int, lines: Sequence[ConsoleLine]) -> list[ConsoleL
         )
         kept.append(ConsoleLine(lines[room].timestamp, "launch-worker", notice))
     return kept
+
+
+def cut(line: ConsoleLine) -> ConsoleLine | None:
+    """A line that is too large for the server, with half of its text; None: there is next to nothing left to cut.
+
+    The full text is in the numbered files. Cut again, it is as if it had been cut once, so repeating is harmless."""
+    text, _, _ = line.content.partition(_CUT_NOTE)
+    kept = len(text) // 2
+    if kept < _LEAST_KEPT:
+        return None
+    return ConsoleLine(
+        line.timestamp, line.label, f"{text[:kept]}{_CUT_NOTE} the whole line is in Files, under logs/"
+    )
 
 
 def summary_body(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,8 +30,11 @@ class CompanionHeartbeats:
         start_timeout: float,
         running: Callable[[], Iterable[LaunchRecord]],
         is_current: Callable[[], bool],
+        now: Callable[[], float] = time.time,
     ) -> None:
-        """`running`: the launches this worker holds; `is_current`: no other worker can have taken them over."""
+        """`running`: the launches this worker holds; `is_current`: no other worker can have taken them over; `now`:
+        epoch seconds by AWS's clock."""
+        self._now = now
         self._companion = companion
         self._interval = interval
         self._start_timeout = start_timeout
@@ -65,7 +68,8 @@ class CompanionHeartbeats:
         """Why the job has to be stopped; empty: it need not be."""
         if pressed:
             return "Stop was pressed in W&B."
-        waited = time.time() - record.accepted_at
+        # SageMaker's own time where it is known: the worker that submitted the job may have had a wrong clock.
+        waited = self._now() - (record.facts.created_at or record.accepted_at)
         if 0 < self._start_timeout < waited and record.facts.started_at is None:
             return f"It did not start within {waited:.0f} s (LAUNCH_START_TIMEOUT)."
         return ""

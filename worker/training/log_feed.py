@@ -7,20 +7,23 @@ not exist fails the whole call; the log group does not exist before the account'
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from worker.aio import backoff
 from worker.clients.aws import AwsRefused, call
-from worker.errors import Again
+from worker.errors import Again, Throttled
 from worker.launch.log_state import StreamPosition
 from worker.ops.logging import get_logger
 from worker.training.cursor import LogEvent, after_position
 
 if TYPE_CHECKING:
     from types_aiobotocore_logs import CloudWatchLogsClient
+    from types_aiobotocore_logs.type_defs import FilterLogEventsResponseTypeDef
 
     from worker.ops.metrics import Metrics
     from worker.ops.rates import Rates
@@ -31,6 +34,8 @@ MAX_STREAMS = 100
 _MAX_EVENTS = 20_000
 _MAX_CHARACTERS = 32 << 20
 """What one sweep of a group may hold in memory; the rest waits in CloudWatch."""
+_MAX_TRIES = 8
+"""Further tries of a page that was throttled; about half a minute."""
 
 _log = get_logger()
 
@@ -158,9 +163,7 @@ class LogFeed:
             request["endTime"] = until
         for number in itertools.count():
             try:
-                page = await call(
-                    "FilterLogEvents", lambda: self._logs.filter_log_events(**request), self._filter_rate
-                )
+                page = await self._page(request)
             except AwsRefused as error:
                 if error.aws_code != "ResourceNotFoundException":
                     raise
@@ -189,6 +192,21 @@ class LogFeed:
         for half in (streams[:middle], streams[middle:]):
             async for events in self._pages(half, since, until, reading):
                 yield events
+
+    async def _page(self, request: Mapping[str, Any]) -> FilterLogEventsResponseTypeDef:
+        """One page; a further one that is throttled is asked for again, since starting over might never come to the end
+        of a long read."""
+        for tries in itertools.count():
+            try:
+                return await call(
+                    "FilterLogEvents", lambda: self._logs.filter_log_events(**request), self._filter_rate
+                )
+            except Throttled as error:
+                if "nextToken" not in request or tries == _MAX_TRIES:
+                    raise
+                _log.warning("log_read_throttled", streams=len(request["logStreamNames"]))
+                await asyncio.sleep(error.retry_after or backoff(tries, base=0.5, cap=8))
+        raise AssertionError
 
 
 def _reached(position: StreamPosition) -> tuple[int, int]:

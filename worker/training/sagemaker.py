@@ -29,6 +29,10 @@ class QuotaExceeded(Again):
     """ResourceLimitExceeded: the account has no room now; wait in the ledger."""
 
 
+class JobNotShown(Again):
+    """SageMaker knows the name of a job, but does not describe it (yet)."""
+
+
 class Created(StrEnum):
     """How a job came to be ours."""
 
@@ -76,12 +80,18 @@ class SageMaker:
         """The job of this request, if it exists and is ours."""
         try:
             return await self._adopt(request)
-        except Never:
+        except (Never, JobNotShown):
             return None
 
     async def _adopt(self, request: Mapping[str, Any]) -> TrainingJob:
         name = request["TrainingJobName"]
-        description = await self._describe(name)
+        try:
+            description = await self._describe(name)
+        except AwsRefused as error:
+            if error.aws_code not in _GONE_CODES:
+                raise
+            # Its name is taken, so it exists: not visible yet, or being deleted.
+            raise JobNotShown(f"A training job named {name} exists, but is not shown yet.") from error
         ours = request["Environment"][LAUNCH_ID_VARIABLE]
         if (description.get("Environment") or {}).get(LAUNCH_ID_VARIABLE) != ours:
             raise Never(

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _OVERLAP = 5.0
 """Seconds looked back behind the newest change seen (DESIGN: at least 2)."""
+_CLOCKS_APART = 3600.0
+"""Seconds by which the clock of the worker that noted a time may be ahead of SageMaker's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,11 @@ class StatusFeed:
         self._look_back = math.inf
 
     def look_back_to(self, moment: float) -> None:
-        """Let the next look start at `moment` (epoch seconds) at the latest: an adopted job may have changed then."""
+        """Let the next look start at `moment` (epoch seconds, by any worker's clock) at the latest: an adopted job may
+        have changed then."""
+        self._look_again(moment - _CLOCKS_APART)
+
+    def _look_again(self, moment: float) -> None:
         self._look_back = min(self._look_back, moment)
 
     async def changes(self) -> Mapping[str, Summary]:
@@ -59,7 +65,7 @@ class StatusFeed:
         try:
             return await self._look(since)
         except WorkerError:
-            self.look_back_to(since)
+            self._look_again(since)
             raise
 
     async def _look(self, since: float) -> Mapping[str, Summary]:
