@@ -30,6 +30,8 @@ class FakeCompanion:
         self.stop_pressed = False
         self.errors: list[Exception] = []
         """Raised, oldest first, by the next calls of any kind."""
+        self.down: Exception | None = None
+        """Raised by every call while set."""
         self.answering = asyncio.Event()
         """Cleared: W&B takes no post and gives no answer."""
         self.answering.set()
@@ -90,5 +92,7 @@ class FakeCompanion:
             await asyncio.sleep(0)
         finally:
             self.waiting -= 1
+        if self.down is not None:
+            raise self.down
         if self.errors:
             raise self.errors.pop(0)

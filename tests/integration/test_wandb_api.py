@@ -136,12 +136,19 @@ async def test_each_status_says_what_to_do(
 
 
 @pytest.mark.parametrize(
-    ("header", "seconds"), [("7", 7.0), ("1.5", 1.5), ("Wed, 21 Oct 2026", None), (None, None)]
+    ("header", "seconds"),
+    [
+        ("7", 7.0),
+        ("1.5", 1.5),
+        ("Wed, 21 Oct 2026", None),
+        ("Wed, 21 Oct 2026 07:28:30 GMT", 25.0),
+        (None, None),
+    ],
 )
 async def test_the_server_may_say_when(
     api: WandbApi, server: Server, header: str | None, seconds: float | None
 ) -> None:
-    headers = {} if header is None else {"Retry-After": header}
+    headers = {"Date": "Wed, 21 Oct 2026 07:28:05 GMT"} | ({} if header is None else {"Retry-After": header})
     server.answers = [web.Response(status=429, headers=headers)]
     with pytest.raises(Throttled) as throttled:
         await api.file_stream("e", "p", "r", {})

@@ -74,6 +74,8 @@ class Persistence:
                     raise
                 if not isinstance(error, WorkerError):
                     _log.exception("step_failed_unexpectedly", step=what, launch_id=held.launch_id)
+                if not has_ended(held.record.facts):
+                    failing_since = time.monotonic()  # what a running job has waited does not count
                 if not for_ever and self.is_over(held.record, failing_since):
                     self.give_up(held, what, str(error))
                     return Tried.GIVEN_UP
@@ -91,7 +93,7 @@ class Persistence:
         return Tried.LOST
 
     def is_over(self, record: LaunchRecord, failing_since: float) -> bool:
-        """Enough: `failing_since` is the monotonic time at which this worker began to fail."""
+        """Enough: `failing_since` is the monotonic time at which this worker began to fail, or saw the job's end."""
         if not has_ended(record.facts):
             return False
         tried = time.monotonic() - failing_since

@@ -1,0 +1,161 @@
+"""W&B is away, refuses, or refuses for good: what becomes of the log, at production's pace in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.fakes.cloudwatch_logs import CloudWatchLogs
+from tests.unit.delivery.harsh import HOUR, Delivering, aws_now, use_virtual_time
+from tests.unit.records import OTHER
+from worker.clients.wandb_api import WandbRefused
+from worker.delivery.persistence import GIVE_UP_AFTER
+from worker.errors import Throttled, Unreachable, WorkerError
+
+pytestmark = pytest.mark.looptime
+
+ONE = "job-1/algo-1-1700000000"
+REFUSALS = {status: WandbRefused(f"W&B answered {status}", status=status) for status in (401, 403, 404, 409)}
+
+
+def numbered(count: int) -> list[str]:
+    return [f"line {number}" for number in range(count)]
+
+
+@pytest.fixture(autouse=True)
+def virtual_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_virtual_time(monkeypatch)
+
+
+@pytest.fixture
+async def logs() -> CloudWatchLogs:
+    return CloudWatchLogs(aws_now)
+
+
+@pytest.fixture
+async def worker(logs: CloudWatchLogs) -> Delivering:
+    return Delivering(logs)
+
+
+FAULTS: dict[str, WorkerError] = {
+    "down": Unreachable("no answer from W&B"),
+    "throttled": Throttled("W&B answered 429", retry_after=20.0),
+    **{str(status): error for status, error in REFUSALS.items()},
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_ten_minutes_without_wandb_cost_nothing_but_time(
+    worker: Delivering, logs: CloudWatchLogs, fault: str
+) -> None:
+    held = await worker.follow()
+    async with worker.running():
+        logs.put(ONE, "line 0")
+        await asyncio.sleep(10)
+        worker.companion.down = FAULTS[fault]
+        for number in range(1, 60):
+            logs.put(ONE, f"line {number}")
+            await asyncio.sleep(10)
+        assert worker.lines() == ["line 0"]
+        assert worker.metrics.log_events._value.get() <= 1 + 2, "the backlog is not read"
+        worker.companion.down = None
+        await asyncio.sleep(60)
+        assert worker.lines() == numbered(60), "it goes on where it stood, while the job runs"
+        await worker.end(held)
+    assert len({first for _, first, _ in worker.companion.posts}) == len(worker.companion.posts)
+
+
+async def test_retry_after_is_kept_up_to_five_minutes(worker: Delivering, logs: CloudWatchLogs) -> None:
+    await worker.follow()
+    worker.companion.down = Throttled("slow down", retry_after=20.0)
+    async with worker.running():
+        logs.put(ONE, "a")
+        await asyncio.sleep(5)
+        worker.companion.down = None
+        await asyncio.sleep(10)
+        assert worker.lines() == []
+        await asyncio.sleep(15)
+        assert worker.lines() == ["a"]
+        worker.companion.down = Throttled("come back next week", retry_after=7 * 86_400.0)
+        logs.put(ONE, "b")
+        await asyncio.sleep(10)
+        worker.companion.down = None
+        await asyncio.sleep(301)
+        assert worker.lines() == ["a", "b"]
+
+
+@pytest.mark.parametrize("status", [403, 404])
+async def test_a_refusal_for_good_is_ridden_out_while_the_job_runs_and_bounded_after_its_end(
+    logs: CloudWatchLogs, status: int
+) -> None:
+    worker = Delivering(logs, give_up_after=HOUR)
+    held = await worker.follow()
+    worker.delivery._interval = 30.0
+    async with worker.running():
+        logs.put(ONE, "line 0")
+        await asyncio.sleep(60)
+        worker.companion.down = REFUSALS[status]
+        logs.put(ONE, "line 1")
+        await asyncio.sleep(2 * HOUR)
+        assert not worker.delivered, "the job runs: never given up"
+        ended_at = aws_now()
+        await worker.end(held, limit=2 * HOUR)
+        assert HOUR - 60 <= aws_now() - ended_at <= HOUR + 120
+    assert worker.lines() == ["line 0"]
+    assert str(status) in held.record.log.undelivered, "told in the ledger"
+    text = worker.metrics.text().decode()
+    assert 'launch_given_up_total{step="log_delivery"} 1.0' in text, "and in a metric"
+
+
+async def test_a_project_that_is_restored_in_time_loses_nothing(
+    logs: CloudWatchLogs,
+) -> None:
+    worker = Delivering(logs, give_up_after=2 * HOUR)
+    held = await worker.follow()
+    worker.delivery._interval = 30.0
+    worker.companion.down = REFUSALS[404]
+    async with worker.running():
+        logs.put(ONE, *numbered(100))
+        await asyncio.sleep(HOUR)
+        worker.ended(held)
+        await asyncio.sleep(1.5 * HOUR)
+        worker.companion.down = None
+        await worker.end(held)
+    assert worker.lines() == numbered(100)
+    assert held.record.log.undelivered == ""
+
+
+async def test_a_worker_that_takes_over_long_after_the_end_still_gives_wandb_ten_minutes(
+    worker: Delivering, logs: CloudWatchLogs
+) -> None:
+    held = await worker.follow()
+    worker.companion.down = REFUSALS[403]
+    async with worker.running():
+        logs.put(ONE, "a")
+        await asyncio.sleep(10)
+        worker.ended(held)
+        await worker.held.save([held])
+    await asyncio.sleep(2 * GIVE_UP_AFTER)
+    successor = Delivering(logs, worker.companion, worker.ledger, name=OTHER)
+    adopted = await successor.adopt()
+    async with successor.running():
+        successor.delivery.job_ended(adopted)
+        await asyncio.sleep(300)
+        assert not successor.delivered
+        worker.companion.down = None
+        await asyncio.sleep(120)
+    assert successor.delivered == ["launch-1"]
+    assert successor.lines() == ["a"]
+
+
+async def test_files_that_wandb_refuses_for_good_do_not_hold_the_launch(logs: CloudWatchLogs) -> None:
+    worker = Delivering(logs, give_up_after=600.0)
+    held = await worker.follow()
+    async with worker.running():
+        logs.put(ONE, "a")
+        await asyncio.sleep(10)
+        worker.companion.down = REFUSALS[403]
+        await worker.end(held, limit=2 * HOUR)
+    assert worker.lines() == ["a"]
+    assert "403" in held.record.log.undelivered
