@@ -33,6 +33,8 @@ from worker.training.status_feed import StatusFeed
 _LOOK_ANYWAY = 600.0
 """Seconds after which a running job is looked at although the status feed told nothing."""
 _LOOKS_AT_ONCE = 5
+_LONGEST_PAUSE = 600.0
+"""Seconds for which an adopted launch is left waiting for its next try at the most."""
 
 _log = get_logger()
 
@@ -110,6 +112,8 @@ class Supervisor:
     def _adopted(self, held: HeldLaunch) -> None:
         self._held.add(held)
         if held.record.state is not LaunchState.ACCEPTED:
+            # It was noted by another worker's clock, which may have been far ahead.
+            held.update(not_before=min(held.record.not_before, time.time() + _LONGEST_PAUSE))
             self._submission.enqueue(held)
         else:
             # It may have changed or ended while nobody looked; ten minutes forgive a wrong clock.

@@ -37,15 +37,20 @@ class DynamoDbDouble:
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._one_by_one = threading.Lock()
         self._errors: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+        self._lost: list[str] = []
 
     def fail_next(self, operation: str, code: str, *, status: int = 400, **members: Any) -> None:
         """Answer the next call of an operation with an error, before moto sees it."""
         body = {"__type": f"com.amazonaws.dynamodb.v20120810#{code}", "message": "made by a test", **members}
         self._errors.setdefault(operation, []).append((status, body))
 
+    def lose_next(self, operation: str) -> None:
+        """Let the next call of an operation happen, and answer it with a proxy's error: nobody learns that it did."""
+        self._lost.append(operation)
+
     def pending_failures(self) -> int:
         """Errors of `fail_next` that nobody has met yet."""
-        return sum(map(len, self._errors.values()))
+        return sum(map(len, self._errors.values())) + len(self._lost)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         operation = str(environ.get("HTTP_X_AMZ_TARGET", "")).rpartition(".")[2]
@@ -58,6 +63,10 @@ class DynamoDbDouble:
                 status, body = self._errors[operation].pop(0)
                 answer = Response(json.dumps(body), status, content_type="application/x-amz-json-1.0")
                 return answer(environ, start_response)
+            if operation in self._lost:
+                self._lost.remove(operation)
+                list(self._moto(environ, lambda *_: lambda _: None))
+                return Response("<html>504</html>", 504, content_type="text/html")(environ, start_response)
             return list(self._moto(environ, start_response))
 
 

@@ -52,6 +52,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "log_interval",
         "log_quiet",
         "log_drain_limit",
+        "log_give_up",
     ),
     "Fetching code": (
         "git_credentials",

@@ -49,6 +49,13 @@ class Metrics:
         self.aws_rate = Gauge(
             "launch_aws_rate", "Present pace by API, calls a second.", ["api"], registry=registry
         )
+        self._count_logs(registry)
+        self.claims = Counter("launch_claims", "Launches taken over from other workers.", registry=registry)
+        self.ownership_lost = Counter(
+            "launch_ownership_lost", "Launches another worker took over.", registry=registry
+        )
+
+    def _count_logs(self, registry: CollectorRegistry) -> None:
         self.log_events = Counter("launch_log_events", "CloudWatch events read.", registry=registry)
         self.log_lines = Counter(
             "launch_log_lines", "Console lines that W&B has acknowledged.", registry=registry
@@ -72,10 +79,6 @@ class Metrics:
         )
         self.wandb_posts = Counter(
             "launch_wandb_posts", "W&B requests by status.", ["status"], registry=registry
-        )
-        self.claims = Counter("launch_claims", "Launches taken over from other workers.", registry=registry)
-        self.ownership_lost = Counter(
-            "launch_ownership_lost", "Launches another worker took over.", registry=registry
         )
 
     def text(self) -> bytes:
