@@ -13,17 +13,20 @@ pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="package")]
 
 async def test_outages_of_all_kinds(bench: Bench) -> None:
     wandb = bench.services.wandb
-    failing, cutting, slow, closed = (bench.launch(numbered(8), pause=0.2) for _ in range(4))
+    failing, cutting, slow, closed, gone, large = (bench.launch(numbered(8), pause=0.2) for _ in range(6))
     faults = [
         wandb.fault(f"{failing.run_id}-sagemaker", status=500, times=4),
         wandb.fault(f"{cutting.run_id}-sagemaker", cut=True, when="after", times=4),
         wandb.fault(f"file_stream acme/e2e/{slow.run_id}", latency=1.5, times=3),
+        wandb.fault(f"{gone.run_id}-sagemaker", status=404, times=3),
+        wandb.fault(f"{large.run_id}-sagemaker", status=413, times=2),
         wandb.fault("UpsertBucket", status=503, times=2),
         wandb.fault("CreateRunFiles", cut=True, when="after", times=2),
     ]
     worker = await bench.started()
-    await bench.send(failing, cutting, slow, closed)
-    await audit(bench, failing, cutting, slow, closed)
+    launches = (failing, cutting, slow, closed, gone, large)
+    await bench.send(*launches)
+    await audit(bench, *launches)
     assert [fault.times for fault in faults] == [0] * len(faults), "every fault has happened"
     assert worker.events("step_failed")
 

@@ -61,11 +61,14 @@ class AnswerWatch:
         self._renewed_at = -_RENEW_EVERY
         self._renewing = asyncio.Lock()
 
-    async def __call__(self, parsed: Mapping[str, Any], **_: Any) -> None:
+    async def __call__(self, parsed: Mapping[str, Any], http_response: Any, model: Any, **_: Any) -> None:
         """Raises for what is no answer of AWS: botocore takes a proxy's page with status 200 for an empty success."""
         headers = parsed.get("ResponseMetadata", {}).get("HTTPHeaders", {})
         if headers.get("content-type", "").startswith("text/html") and "Error" not in parsed:
-            raise HTTPClientError(error="an HTML page, not from AWS: is a proxy in between?")
+            # Emulators call their JSON so, too: the text decides.
+            page = (await http_response.content).lstrip()[:1] == b"<"
+            if page and model.metadata.get("protocol") == "json":
+                raise HTTPClientError(error="an HTML page, not from AWS: is a proxy in between?")
         if date := headers.get("date"):
             self._clock.observe(date)
         code = str(parsed.get("Error", {}).get("Code", "")).rpartition("#")[2]
