@@ -14,6 +14,7 @@ from aiohttp import web
 
 from tests.unit.records import record
 from worker.clients import wandb_api as wandb_api_module
+from worker.clients.api_key import ApiKey
 from worker.clients.wandb_api import WandbApi, WandbRefused, wandb_api
 from worker.delivery.persistence import Persistence, Tried
 from worker.errors import Unreachable
@@ -81,7 +82,7 @@ async def console() -> AsyncIterator[Console]:
 
 @pytest.fixture
 async def api(console: Console) -> AsyncIterator[WandbApi]:
-    async with wandb_api(console.url, KEY, Metrics()) as opened:
+    async with wandb_api(console.url, ApiKey(KEY), Metrics()) as opened:
         yield opened
 
 
