@@ -27,6 +27,7 @@ from worker.ops.rates import Rates
 from worker.settings import Settings
 from worker.sources.git_credentials import GitCredentials
 from worker.sources.scratch import remove_leftovers
+from worker.sources.wandb_job import WandbJobs, wandb_jobs
 from worker.tracking.companion import CompanionRuns
 from worker.tracking.offline import offline_runs
 from worker.tracking.port import Companion
@@ -49,6 +50,8 @@ class Opened:
     api_key: ApiKey
     wandb: WandbApi | None
     """None: offline, nothing is reported to W&B's queue."""
+    jobs: WandbJobs | None
+    """None: offline, W&B jobs are refused."""
     companion: Companion
     queue: LaunchQueue
     ledger: Ledger
@@ -87,6 +90,7 @@ async def opened(settings: Settings, secrets: KnownSecrets) -> AsyncIterator[Ope
             secrets=secrets,
             api_key=api_key,
             wandb=wandb,
+            jobs=await _open_jobs(stack, settings) if wandb else None,
             companion=CompanionRuns(wandb, project=project)
             if wandb
             else await enter(offline_runs(settings.wandb_dir, project=project)),
@@ -129,6 +133,12 @@ async def _open_wandb(
         return None
     api = wandb_api(settings.wandb_base_url, api_key, metrics)
     return await stack.enter_async_context(api)
+
+
+async def _open_jobs(stack: contextlib.AsyncExitStack, settings: Settings) -> WandbJobs:
+    assert settings.wandb_api_key is not None, "W&B is open"
+    key = settings.wandb_api_key.get_secret_value()
+    return await stack.enter_async_context(wandb_jobs(settings.wandb_base_url, key))
 
 
 async def _open_docker(stack: contextlib.AsyncExitStack, settings: Settings) -> DockerEngine | None:

@@ -14,7 +14,7 @@ import pytest
 from tests.fakes.companion import FakeCompanion
 from tests.fakes.launch_queue import QUEUE_ARN, FakeLaunchQueue, FakeQueueItems, a_message
 from tests.fakes.ledger import MemoryLedger
-from tests.unit.launches import ACCOUNT, BASE_URL, BUILT, message
+from tests.unit.launches import ACCOUNT, BASE_URL, BUILT, IMAGE, message
 from tests.unit.waiting import until
 from worker.building import Building, LaunchImage
 from worker.errors import Again, Throttled, Unreachable
@@ -22,6 +22,7 @@ from worker.intake.refusal import Refusals
 from worker.intake.sqs import SqsMessage
 from worker.launch.identity import launch_id
 from worker.launch.intent import item_id_of
+from worker.launch.job_spec import ArtifactRef, JobSpec
 from worker.launch.message import CodeSource, Launch
 from worker.launch.outcome import Verdict
 from worker.launch.record import LaunchRecord, LaunchState
@@ -30,7 +31,10 @@ from worker.ledger.held import HeldLaunch
 from worker.ledger.membership import Membership
 from worker.ledger.port import WorkerBeat
 from worker.pipeline import Pipeline, PipelineFacts
+from worker.preparing import PlanFacts, Preparing
 from worker.sources.checkout import Checkout
+from worker.sources.wandb_job import FoundJob, WandbJobs
+from worker.sources.wandb_sdk import FoundArtifact
 from worker.tracking.build_log import BuildLogs
 from worker.training.policy import Policy
 
@@ -63,7 +67,23 @@ class FakeBuilding(Building):
         await self.gate.wait()
         if self.errors:
             raise self.errors.pop(0)
-        return LaunchImage(BUILT, ("python", "train.py"), built=True, warnings=("no lock file",))
+        command = launch.entry_point or launch.job_entry_point or ("python", "train.py")
+        return LaunchImage(BUILT, command, built=True, warnings=("no lock file",))
+
+
+class FakeJobs(WandbJobs):
+    """One job, under each name that is asked for."""
+
+    def __init__(self) -> None:
+        self.spec = JobSpec(kind="image", image=IMAGE, entry_point=("python", "job.py"))
+        self.errors: list[Exception] = []
+        self.asked: list[str] = []
+
+    async def job(self, ref: ArtifactRef) -> FoundJob:
+        self.asked.append(str(ref))
+        if self.errors:
+            raise self.errors.pop(0)
+        return FoundJob(FoundArtifact("job-id", "acme/vision/train", "v3", "digest", ()), self.spec)
 
 
 @dataclass
@@ -87,6 +107,7 @@ class Bench:
     queue: FakeLaunchQueue = field(default_factory=FakeLaunchQueue)
     building: FakeBuilding = field(default_factory=FakeBuilding)
     companion: FakeCompanion = field(default_factory=FakeCompanion)
+    jobs: FakeJobs = field(default_factory=FakeJobs)
     now: float = 1000.0
     policy: Policy = field(default_factory=Policy)
     secrets: KnownSecrets = field(default_factory=KnownSecrets)
@@ -94,7 +115,8 @@ class Bench:
     def __post_init__(self) -> None:
         self.items = FakeQueueItems(self.queue.told)
 
-    def worker(self, name: str, *, builds: bool = True) -> Worker:
+    def worker(self, name: str, *, builds: bool = True, online: bool = True) -> Worker:
+        refusals = Refusals(self.items, self.queue)
         beat = WorkerBeat(name, 0, "default", "host", 0.0)
         membership = Membership(self.ledger, beat, HEARTBEAT, clock=lambda: self.now)
         submitted: list[HeldLaunch] = []
@@ -110,9 +132,6 @@ class Bench:
                 queue_arn=QUEUE_ARN,
                 deployment="default",
                 base_url=BASE_URL,
-                account=ACCOUNT,
-                policy=self.policy,
-                macros={},
                 log_target="companion",
                 heartbeat=HEARTBEAT,
                 max_attempts=MAX_ATTEMPTS,
@@ -120,8 +139,13 @@ class Bench:
             ),
             ledger=self.ledger,
             membership=membership,
-            refusals=Refusals(self.items, self.queue),
-            building=self.building if builds else None,
+            refusals=refusals,
+            preparing=Preparing(
+                facts=PlanFacts(ACCOUNT, BASE_URL, "default", {}, self.policy),
+                building=self.building if builds else None,
+                jobs=self.jobs if online else None,
+                refusals=refusals,
+            ),
             build_logs=BuildLogs(self.companion),
             submit=submit,
             is_held=lambda identity: any(held.launch_id == identity for held in submitted),
