@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from urllib.parse import quote
 
 from worker.local.wandb_records import Artifact, Json, storage_id
 from worker.local.wandb_runs import STOCK_TIME
@@ -59,7 +60,9 @@ class ArtifactOperations:
         return {"project": {"artifactCollection": collection}}
 
     def _file(self, artifact: Artifact, path: str) -> Json:
-        url, content = f"{self._state.base_url}/_storage/{artifact.id}/{path}", artifact.files[path]
+        # Quoted as one name: clients would take `..` out of an address.
+        url = f"{self._state.base_url}/_storage/{artifact.id}/{quote(path, safe='')}"
+        content = artifact.files[path]
         digest = hashlib.md5(content, usedforsecurity=False)
         return {
             "__typename": "File",

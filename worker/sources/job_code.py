@@ -25,6 +25,8 @@ PATCH = "diff.patch"
 FROZEN = "requirements.frozen.txt"
 
 _BINARY = re.compile(rb"^Binary files .* differ$", re.MULTILINE)
+_NOTES = re.compile(rb"^Submodule .*$", re.MULTILINE)
+"""git's word on a submodule whose changes it does not show."""
 _SECTION = re.compile(rb"^(?=diff --git )", re.MULTILINE)
 
 
@@ -93,7 +95,7 @@ def _without_binaries(patch: Path) -> tuple[str, ...]:
         return ()
     head, *sections = _SECTION.split(patch.read_bytes())
     kept = [section for section in sections if not _BINARY.search(section)]
-    if not kept and not head.strip().startswith(b"---"):
+    if not kept and not _NOTES.sub(b"", head).strip():
         patch.unlink()
     elif len(kept) < len(sections):
         patch.write_bytes(head + b"".join(kept))

@@ -149,8 +149,6 @@ def _find(api: Api, ref: ArtifactRef, kind: str) -> FoundArtifact:
     state = str(getattr(artifact.state, "value", artifact.state))
     if state in _DELETED:
         raise Never(f"{kind} {ref} has been deleted in W&B; create it again", code=DELETED_CODE)
-    if state != "COMMITTED":
-        raise Again(f"{kind} {ref} is not complete in W&B yet ({state})")
     files = tuple(
         ArtifactFile(file.name, file.size or 0, file.direct_url)
         for file in artifact.files(per_page=_FILES_PER_CALL)
@@ -208,6 +206,8 @@ def _translated(what: str, error: Exception) -> WorkerError:
         return _answered(what, failed.response.http_status, str(failed).strip())
     if isinstance(error, AuthenticationError):
         return Again(f"W&B cannot be asked for {what}: {error}; give the worker another WANDB_API_KEY")
+    if any(isinstance(one, AssertionError) for one in _chain(error)):  # the SDK's word for the state PENDING
+        return Again(f"{what} is not complete in W&B yet")
     if any(type(one) is ValueError for one in _chain(error)):
         return _not_found(what, str(error))
     return Unreachable(f"{what}: the wandb SDK failed: {type(error).__name__}: {error}")
