@@ -14,7 +14,7 @@ from functools import partial
 
 from worker.aio import effect
 from worker.building import Building, no_builder
-from worker.errors import BadMessage, Never, Problem, Stage
+from worker.errors import BadMessage, Problem, Stage
 from worker.intake.refusal import Refusals
 from worker.launch.job_spec import ArtifactRef, JobSpec, parse_artifact_ref
 from worker.launch.message import (
@@ -117,6 +117,9 @@ class Preparing:
         if not pinned:
             held.update(job_artifact=artifact.id)
             await save(held)
+        if spec.kind == "image" and source.dockerfile:
+            text = f"overrides.dockerfile is not used: job {artifact.name} is a ready image"
+            await self._refusals.warn(held.record.item_id, text, Stage.AGENT)
         job = JobCode(
             name=artifact.name,
             artifact=artifact.id,
@@ -160,10 +163,5 @@ class Preparing:
 
 def _source(spec: JobSpec, source: JobSource, job: JobCode) -> ImageSource | CodeSource:
     if spec.kind == "image":
-        if source.dockerfile:
-            raise Never(
-                f"overrides.dockerfile is given, and job {job.name} is a ready image; remove it",
-                code="LW-BAD-MESSAGE",
-            )
         return ImageSource(spec.image, JOB_PATH)
     return CodeSource(spec.remote, spec.commit, source.dockerfile, job)

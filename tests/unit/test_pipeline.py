@@ -292,6 +292,104 @@ async def test_a_later_try_fetches_the_commit_of_the_first(bench: Bench) -> None
     assert (first != COMMIT, second) == (True, COMMIT)
 
 
+def job_message(**spec: Any) -> dict[str, Any]:
+    return message(docker={}, job="acme/vision/train:prod", **spec)
+
+
+async def test_an_image_job_is_its_image(bench: Bench) -> None:
+    worker = bench.worker("w1", builds=False)
+    assert (await worker.handle(job_message())).verdict is Verdict.DONE
+    record = await bench.only_record()
+    assert (record.image, record.job_artifact, bench.building.asked) == (IMAGE, "job-id", 0)
+    assert record.request is not None
+    assert record.request["AlgorithmSpecification"]["ContainerEntrypoint"] == ["python", "job.py"]
+    assert record.request["Environment"]["WANDB_DOCKER"] == IMAGE
+
+
+@pytest.mark.parametrize(("override", "command"), [(None, "job.py"), (["python", "other.py"], "other.py")])
+async def test_a_code_job_is_built(bench: Bench, override: list[str] | None, command: str) -> None:
+    bench.jobs.spec = JobSpec(
+        kind="repo",
+        remote="https://git.example.com/x.git",
+        commit="main",
+        entry_point=("python", "job.py"),
+        base_image="base",
+    )
+    overrides = {"entry_point": override} if override else {}
+    outcome = await bench.worker("w1").handle(job_message(overrides=overrides))
+    assert outcome.verdict is Verdict.DONE
+    record = await bench.only_record()
+    assert (record.image, record.commit) == (BUILT, COMMIT)
+    assert record.request is not None
+    assert record.request["AlgorithmSpecification"]["ContainerEntrypoint"] == ["python", command]
+    assert "WANDB_DOCKER" not in record.request["Environment"]
+
+
+async def test_a_later_try_runs_the_version_of_the_first(bench: Bench) -> None:
+    """The alias may have moved since, and so may a branch that the job names."""
+    bench.jobs.spec = JobSpec(kind="repo", remote="https://git.example.com/x.git", commit="main")
+    bench.building.errors = [Unreachable("docker is away")]
+    worker = bench.worker("w1")
+    assert (await worker.handle(job_message())).verdict is Verdict.AGAIN
+    assert (await worker.handle(job_message())).verdict is Verdict.DONE
+    assert bench.jobs.asked == ["acme/vision/train:prod", "wandb-artifact://_id/job-id"]
+    assert bench.building.versions == ["main", COMMIT]
+
+
+async def test_a_job_of_code_without_a_builder_is_never_a_bare_base_image_q28(bench: Bench) -> None:
+    bench.jobs.spec = JobSpec(kind="repo", remote="r", commit="c", base_image="pytorch/pytorch:2.3.0")
+    outcome = await bench.worker("w1", builds=False).handle(job_message())
+    assert (outcome.verdict, outcome.code) == (Verdict.NEVER, "LW-NO-BUILDER")
+    assert "$.runSpec.job" in outcome.reason
+
+
+async def test_a_job_without_a_wandb_server_is_refused(bench: Bench) -> None:
+    outcome = await bench.worker("w1", online=False).handle(job_message())
+    assert (outcome.verdict, outcome.code) == (Verdict.NEVER, "LW-JOB-OFFLINE")
+
+
+async def test_what_a_message_may_not_is_refused_before_wandb_is_asked(bench: Bench) -> None:
+    bench.policy = Policy(instance_types=("ml.g5.*",), images=("none",))
+    outcome = await bench.worker("w1").handle(job_message())
+    assert (outcome.code, bench.jobs.asked) == ("LW-POLICY", [])
+    assert "instance type" in outcome.reason
+    assert "image" not in outcome.reason
+
+
+async def test_a_jobs_image_is_held_to_the_list(bench: Bench) -> None:
+    bench.policy = Policy(images=("*/other:*",))
+    outcome = await bench.worker("w1").handle(job_message())
+    assert outcome.code == "LW-POLICY"
+    assert outcome.reason.startswith("$.runSpec.job: image")
+
+
+async def test_secure_mode_lets_a_job_run_its_own_command_only(bench: Bench) -> None:
+    bench.policy = Policy(secure_mode=True)
+    override = {"entry_point": ["sh"]}
+    bench.jobs.spec = JobSpec(
+        kind="repo", remote="r", commit="c", dockerfile="D", entry_point=("python", "job.py")
+    )
+    assert (await bench.worker("w1").handle(job_message())).verdict is Verdict.DONE
+    refused = await bench.worker("w1").handle({**job_message(overrides=override), "runQueueItemId": "item-2"})
+    assert (refused.code, len(bench.jobs.asked)) == ("LW-POLICY", 1)
+
+
+async def test_a_dockerfile_for_a_ready_image_is_told_and_not_used(bench: Bench) -> None:
+    outcome = await bench.worker("w1").handle(job_message(overrides={"dockerfile": "D"}))
+    assert outcome.verdict is Verdict.DONE
+    ((item, text, stage),) = bench.items.warned
+    assert (item, stage) == ("item-1", "agent")
+    assert text.startswith("overrides.dockerfile is not used")
+
+
+async def test_the_git_host_of_a_job_is_checked_before_it_is_fetched(bench: Bench) -> None:
+    bench.policy = Policy(git_hosts=("git.example.com",))
+    bench.jobs.spec = JobSpec(kind="repo", remote="https://elsewhere.example.com/x.git", commit="c")
+    outcome = await bench.worker("w1").handle(job_message())
+    assert (outcome.code, bench.building.asked) == ("LW-POLICY", 0)
+    assert outcome.reason.startswith("$.runSpec.job: git host 'elsewhere.example.com' is not allowed")
+
+
 async def test_the_wait_grows_with_the_tries_and_obeys_the_peer(bench: Bench) -> None:
     worker = bench.worker("w1")
     bench.building.errors = [Unreachable("a"), Throttled("b", retry_after=77)]
