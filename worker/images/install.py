@@ -129,7 +129,7 @@ def choose_tool(wheels: str) -> Pip | Uv:
 
 
 def read_frozen(path: str) -> tuple[list[str], list[str]]:
-    """(options of the list such as --extra-index-url, its packages)."""
+    """(lines of the list that are options, its packages)."""
     lines = [line.strip() for line in Path(path).read_text().splitlines()]
     options = [line for line in lines if line.startswith(("--", "-i ", "-f "))]
     return options, [line for line in lines if line and line not in options and not line.startswith("#")]

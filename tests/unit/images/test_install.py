@@ -37,10 +37,10 @@ def effort(tool: Tool, *options: str) -> BestEffort:
 
 def test_all_at_once_where_all_is_there() -> None:
     tool = Tool("a", "b", "c")
-    tried = effort(tool, "--extra-index-url https://example.org/x")
+    tried = effort(tool, "--find-links https://example.org/x")
     tried.try_all(["a", "b", "c"])
     assert (tool.tries, tried.failed) == ([["a", "b", "c"]], [])
-    assert tool.texts[0].startswith("--extra-index-url https://example.org/x\n")
+    assert tool.texts[0].startswith("--find-links https://example.org/x\n")
     assert list(Path().iterdir()) == []
 
 
@@ -81,11 +81,9 @@ def test_versions_of_one_machine(
 
 def test_options_of_the_list_are_told_from_packages(tmp_path: Path) -> None:
     file = tmp_path / "frozen.txt"
-    file.write_text(
-        "--extra-index-url https://example.org/x\n-e git+https://example.org/y.git\n\n# no\na==1\n"
-    )
+    file.write_text("--find-links https://example.org/x\n-e git+https://example.org/y.git\n\n# no\na==1\n")
     assert read_frozen(str(file)) == (
-        ["--extra-index-url https://example.org/x"],
+        ["--find-links https://example.org/x"],
         ["-e git+https://example.org/y.git", "a==1"],
     )
 
