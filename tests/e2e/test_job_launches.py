@@ -38,9 +38,11 @@ async def image(bench: Bench) -> None:
     job = add_job(bench, "image", {"image": bench.image, "entrypoint": ["sh", "-c"]})
     lines = numbered(3)
     case = launch_job(bench, job, lines, overrides={"args": arguments(script(lines, 0.1))})
-    await bench.start(builder="none")
+    worker = await bench.start(builder="none")
     await bench.send(case)
     (record,) = await audit(bench, case)
+    worker.terminate()
+    assert await worker.exit_code() == 0, "wandb-core ends with the worker"
     assert record.image == bench.image
     environment = request(case)["Environment"]
     assert environment["WANDB_DOCKER"] == bench.image

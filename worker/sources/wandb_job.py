@@ -25,6 +25,8 @@ UNSAFE_CODE = "LW-JOB-UNSAFE"
 _MAX_JOB_FILE = 1 << 20
 _AT_ONCE = 8
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
+"""Of a file of code: all of them together have LAUNCH_FETCH_TIMEOUT."""
+_JOB_FILE_TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class WandbJobs:
             )
         content = bytearray()
         budget = Budget(SourceLimits(source_max_bytes=_MAX_JOB_FILE), code=BAD_CODE)
-        async with self._chunks(file) as chunks:
+        async with self._chunks(file, _JOB_FILE_TIMEOUT) as chunks:
             async for chunk in chunks:
                 budget.take_bytes(len(chunk))
                 content += chunk
@@ -109,7 +111,7 @@ class WandbJobs:
         """Sizes that W&B names may be wrong: what is read counts."""
         try:
             with target.open("xb") as out:
-                async with self._chunks(file) as chunks:
+                async with self._chunks(file, _TIMEOUT) as chunks:
                     async for chunk in chunks:
                         count(len(chunk))
                         await run_to_end(partial(out.write, chunk))
@@ -117,11 +119,13 @@ class WandbJobs:
             raise storage_error(error) from error
 
     @contextlib.asynccontextmanager
-    async def _chunks(self, file: ArtifactFile) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def _chunks(
+        self, file: ArtifactFile, timeout: aiohttp.ClientTimeout
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
         """The file's content. Its address is signed and gets no login; it stands in no error."""
         what = f"{file.path[:200]!r} of the artifact"
         try:
-            async with self._session.get(file.url, timeout=_TIMEOUT) as response:
+            async with self._session.get(file.url, timeout=timeout) as response:
                 _check(what, response)
                 yield response.content.iter_chunked(CHUNK)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:

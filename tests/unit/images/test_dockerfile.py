@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,42 @@ def test_an_accelerator_image_gets_a_python_and_an_environment() -> None:
     assert (
         "python3 python3-pip" in plan({}, base_image="x", may_lack_python=True, python_version="").dockerfile
     )
+
+
+@pytest.mark.parametrize(
+    ("commands", "status", "told"),
+    [
+        ({"python3": "exit 9"}, 0, []),
+        ({"python": "exit 9"}, 0, []),
+        (
+            {"apt-get": 'echo "$*"', "rm": "true"},
+            0,
+            ["update -qq", "install -y -qq --no-install-recommends python3.10 python3-pip ca-certificates"],
+        ),
+        (
+            {"apt-get": '[ "$1" = update ]', "rm": "true"},
+            1,
+            ["[launch-worker] apt-get of the base image cannot"],
+        ),
+        ({}, 1, ["[launch-worker] the base image has no Python, and no apt-get"]),
+    ],
+)
+def test_how_an_accelerator_image_gets_a_python(
+    tmp_path: Path, commands: dict[str, str], status: int, told: list[str]
+) -> None:
+    """The step itself, with the commands that such an image has."""
+    for name, text in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    text = plan({}, base_image="nvidia/cuda:12", may_lack_python=True, python_version="3.10").dockerfile
+    (step,) = [line.removeprefix("RUN ") for line in text.splitlines() if "apt-get" in line]
+    done = subprocess.run(
+        ["/bin/sh", "-c", step], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (status, "")
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(told)
+    assert all(line.startswith(start) for line, start in zip(lines, told, strict=True)), lines
 
 
 def test_uv_is_the_one_that_is_tested() -> None:
