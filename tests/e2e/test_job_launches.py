@@ -79,7 +79,7 @@ async def artifact(bench: Bench) -> None:
     async with code_bench(bench) as code:
         label = f"launch-worker.deployment={bench.deployment}"
         base = await python_image(
-            code.docker, STATE, f"launch-worker/build:base-{bench.deployment}", label=label
+            code.docker, STATE, f"launch-worker/build:base-{bench.deployment}", label=label, uv=True
         )
         files: Files = {
             "wheelhouse/greeting-1.0-py3-none-any.whl": wheel(
@@ -98,8 +98,9 @@ async def artifact(bench: Bench) -> None:
         )
         item = bench.services.wandb.push(ENTITY, "jobs", {})
         case = launch_job(bench, job, ["the wheel was installed"], item_id=item.id)
-        await bench.start()
+        worker = await bench.start()
         await bench.send(case)
+        await worker.wait_for("image_ready", seconds=120)  # three installations, in a build
         await code.audit(case)
         told = [warning["message"] for warning in item.warnings]
         assert "Some packages were not successfully installed during the build: missing==2.0" in told
