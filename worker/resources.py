@@ -138,7 +138,7 @@ async def _open_wandb(
 async def _open_jobs(stack: contextlib.AsyncExitStack, settings: Settings) -> WandbJobs:
     assert settings.wandb_api_key is not None, "W&B is open"
     key = settings.wandb_api_key.get_secret_value()
-    return await stack.enter_async_context(wandb_jobs(settings.wandb_base_url, key))
+    return await stack.enter_async_context(wandb_jobs(settings.wandb_base_url, lambda: key))
 
 
 async def _open_docker(stack: contextlib.AsyncExitStack, settings: Settings) -> DockerEngine | None:

@@ -27,6 +27,7 @@ from worker.sources.wandb_job import WandbJobs, wandb_jobs
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 KEY = "canary" + "k" * 40
+NEXT_KEY = "n" * 40
 IMAGE_JOB = {"source_type": "image", "source": {"image": "host/train:1"}, "runtime": "3.10"}
 NAME = "acme/demo/job-train:latest"
 LIMITS = SourceLimits()
@@ -70,7 +71,7 @@ class Jobs:
 async def opened(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Jobs]:
     async with (
         running_wandb_double() as double,
-        wandb_jobs(double.base_url, KEY, timeout=2) as jobs,
+        wandb_jobs(double.base_url, lambda: KEY, timeout=2) as jobs,
     ):
         yield Jobs(double, jobs, tmp_path_factory.mktemp("unused"))
 
@@ -215,13 +216,17 @@ async def test_what_the_storage_answers(jobs: Jobs, fault: dict[str, Any], kind:
 
 
 async def test_a_key_that_wandb_does_not_accept(jobs: Jobs) -> None:
-    """The operator can mend it: no launch is lost for that."""
-    async with wandb_jobs(jobs.double.base_url, KEY, timeout=2) as others:
+    """The operator can mend it: no launch is lost for that, and the next try takes the new key."""
+    keys = [KEY, NEXT_KEY]
+    async with wandb_jobs(jobs.double.base_url, lambda: keys[0], timeout=2) as others:
         jobs.double.fault("Viewer", status=401, times=99)
         assert type(await replace(jobs, jobs=others).refused()) is Again
         jobs.double.faults.clear()
         jobs.double.add_artifact("acme", "demo", "job-train", job_files())
-        assert (await others.job(ArtifactRef(name=NAME))).spec.image
+        for key in keys[:]:
+            assert (await others.job(ArtifactRef(name=NAME))).spec.image
+            assert jobs.double.operations[-1]["key"] == key[-4:]
+            keys.pop(0)
 
 
 async def test_wandb_core_that_dies_is_started_anew(jobs: Jobs) -> None:

@@ -155,8 +155,10 @@ def _place(parts: list[tuple[ArtifactFile, Path]], writer: TreeWriter) -> None:
 
 
 @contextlib.asynccontextmanager
-async def wandb_jobs(base_url: str, api_key: str, *, timeout: float = 15.0) -> AsyncIterator[WandbJobs]:
-    """Jobs of one server, seen with this key. `timeout`: seconds of one question to W&B."""
+async def wandb_jobs(
+    base_url: str, api_key: Callable[[], str], *, timeout: float = 15.0
+) -> AsyncIterator[WandbJobs]:
+    """Jobs of one server, seen with the key that `api_key` tells. `timeout`: seconds of one question to W&B."""
     with wandb_sdk(base_url, api_key, timeout=timeout) as sdk:
         async with aiohttp.ClientSession(headers={"User-Agent": "launch-worker"}) as session:
             yield WandbJobs(sdk, session)

@@ -72,14 +72,17 @@ class FoundArtifact:
 class WandbSdk:
     """Looks artifacts up with the worker's own key, as W&B's agent does."""
 
-    def __init__(self, threads: ThreadPoolExecutor, base_url: str, api_key: str, *, timeout: float) -> None:
-        """`timeout`: seconds of one call."""
+    def __init__(
+        self, threads: ThreadPoolExecutor, base_url: str, api_key: Callable[[], str], *, timeout: float
+    ) -> None:
+        """`api_key` tells the key that holds now; `timeout`: seconds of one call."""
         self._threads = threads
         self._base_url = base_url
         self._api_key = api_key
         self._timeout = timeout
         self._starting = threading.Lock()
         self._api: Api | None = None
+        self._key = ""
 
     async def find(self, ref: ArtifactRef, kind: Literal["job", "code"]) -> FoundArtifact:
         """The version that `ref` means now, and its files.
@@ -108,18 +111,20 @@ class WandbSdk:
             raise _translated(what, error) from None
 
     def _opened(self) -> Api:
-        """One for the process. W&B is asked whether it accepts the key."""
+        """One for the process, as long as the key is the same. W&B is asked whether it accepts the key."""
         with self._starting:
-            if self._api is None:
+            key = self._api_key()
+            if self._api is None or self._key != key:
                 import wandb  # noqa: PLC0415  # 50 MiB and half a second that a worker without jobs does not need
 
                 wandb.setup(wandb.Settings(silent=True))
                 overrides = {"base_url": self._base_url}
                 self._api = wandb.Api(
                     overrides=overrides,
-                    api_key=self._api_key,
+                    api_key=key,
                     timeout=self._timeout,  # type: ignore[arg-type]  # it takes fractions as well
                 )
+                self._key = key
             return self._api
 
     def _forget(self, api: Api | None) -> None:
@@ -135,7 +140,7 @@ class WandbSdk:
 
 
 @contextlib.contextmanager
-def wandb_sdk(base_url: str, api_key: str, *, timeout: float = 15.0) -> Iterator[WandbSdk]:
+def wandb_sdk(base_url: str, api_key: Callable[[], str], *, timeout: float = 15.0) -> Iterator[WandbSdk]:
     """The SDK for one server and key; nothing is started before it is needed. Calls underway at the end are left."""
     threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="wandb-artifacts")
     try:
