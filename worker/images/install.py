@@ -79,6 +79,18 @@ def make_environment() -> None:
         (folder / "base_image.pth").write_text("\n".join(site.getsitepackages()) + "\n")
 
 
+def indexes_of_pip(configuration: str) -> dict[str, str]:
+    """uv's variables for the indexes that `pip config list` names; uv does not read pip's configuration."""
+    variables = {"index-url": "UV_DEFAULT_INDEX", "extra-index-url": "UV_INDEX"}
+    found = {}
+    for line in configuration.splitlines():
+        key, _, value = line.partition("=")
+        name = key.rpartition(".")[2].replace("_", "-")
+        if name in variables:
+            found[variables[name]] = " ".join(value.strip("'\"").replace("\\n", " ").split())
+    return found
+
+
 class Pip:
     """The base image's own pip."""
 
@@ -99,12 +111,8 @@ class Uv:
         if "PIP_NO_CACHE_DIR" in os.environ:
             self.command.append("--no-cache")
         os.environ["VIRTUAL_ENV"] = ENV
-        for line in output(sys.executable, "-m", "pip", "config", "list").splitlines():
-            key, _, value = line.partition("=")
-            name = key.rpartition(".")[2].replace("_", "-")
-            variable = {"index-url": "UV_DEFAULT_INDEX", "extra-index-url": "UV_INDEX"}.get(name)
-            if variable and variable not in os.environ:
-                os.environ[variable] = value.strip("'\"")
+        for name, value in indexes_of_pip(output(sys.executable, "-m", "pip", "config", "list")).items():
+            os.environ.setdefault(name, value)
 
     def install(self, *arguments: str) -> bool:
         return run(*self.command, *arguments)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from worker.images.build_output import FAILED, WARNING, BuildOutput
-from worker.images.install import BestEffort, read_frozen, say, shown
+from worker.images.install import BestEffort, indexes_of_pip, read_frozen, say, shown
 
 
 class Tool:
@@ -99,6 +99,19 @@ def test_options_of_the_list_are_told_from_packages(tmp_path: Path) -> None:
 )
 def test_no_login_is_shown(requirement: str, name: str) -> None:
     assert shown(requirement) == name
+
+
+def test_uv_looks_where_pip_is_told_to() -> None:
+    listed = (
+        "global.index-url='https://mirror.example.org/simple'\n"
+        "global.no-cache-dir='true'\n"
+        "install.extra-index-url='\\nhttps://a.example.org/x\\nhttps://b.example.org/x'\n"
+    )
+    assert indexes_of_pip(listed) == {
+        "UV_DEFAULT_INDEX": "https://mirror.example.org/simple",
+        "UV_INDEX": "https://a.example.org/x https://b.example.org/x",
+    }
+    assert indexes_of_pip("") == {}
 
 
 def test_the_builder_reads_what_the_script_says(capsys: pytest.CaptureFixture[str]) -> None:
