@@ -90,7 +90,7 @@ async def opened(settings: Settings, secrets: KnownSecrets) -> AsyncIterator[Ope
             secrets=secrets,
             api_key=api_key,
             wandb=wandb,
-            jobs=await _open_jobs(stack, settings) if wandb else None,
+            jobs=await enter(wandb_jobs(settings.wandb_base_url, api_key)) if wandb else None,
             companion=CompanionRuns(wandb, project=project)
             if wandb
             else await enter(offline_runs(settings.wandb_dir, project=project)),
@@ -133,12 +133,6 @@ async def _open_wandb(
         return None
     api = wandb_api(settings.wandb_base_url, api_key, metrics)
     return await stack.enter_async_context(api)
-
-
-async def _open_jobs(stack: contextlib.AsyncExitStack, settings: Settings) -> WandbJobs:
-    assert settings.wandb_api_key is not None, "W&B is open"
-    key = settings.wandb_api_key.get_secret_value()
-    return await stack.enter_async_context(wandb_jobs(settings.wandb_base_url, lambda: key))
 
 
 async def _open_docker(stack: contextlib.AsyncExitStack, settings: Settings) -> DockerEngine | None:

@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 
 from tests.fakes.git_server import git, make_repository, running_git_server
+from worker.clients.api_key import ApiKey
 from worker.errors import Again, Never, Throttled, Unreachable, WorkerError
 from worker.launch.job_spec import ArtifactRef, parse_artifact_ref
 from worker.launch.message import CodeSource, JobCode
@@ -71,7 +72,7 @@ class Jobs:
 async def opened(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Jobs]:
     async with (
         running_wandb_double() as double,
-        wandb_jobs(double.base_url, lambda: KEY, timeout=2) as jobs,
+        wandb_jobs(double.base_url, ApiKey(KEY), timeout=2) as jobs,
     ):
         yield Jobs(double, jobs, tmp_path_factory.mktemp("unused"))
 
@@ -175,7 +176,7 @@ async def test_malformed_jobs(jobs: Jobs, files: dict[str, bytes], code: str) ->
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [(401, Again), (403, Never), (404, Never), (429, Unreachable), (500, Unreachable), (503, Unreachable)],
+    [(403, Never), (404, Never), (429, Unreachable), (500, Unreachable), (503, Unreachable)],
 )
 async def test_what_wandb_answers(jobs: Jobs, status: int, kind: type[WorkerError]) -> None:
     """429 and 5xx are tried again by wandb-core until the call's time is over; then the launch is."""
@@ -216,17 +217,24 @@ async def test_what_the_storage_answers(jobs: Jobs, fault: dict[str, Any], kind:
 
 
 async def test_a_key_that_wandb_does_not_accept(jobs: Jobs) -> None:
-    """The operator can mend it: no launch is lost for that, and the next try takes the new key."""
-    keys = [KEY, NEXT_KEY]
-    async with wandb_jobs(jobs.double.base_url, lambda: keys[0], timeout=2) as others:
-        jobs.double.fault("Viewer", status=401, times=99)
-        assert type(await replace(jobs, jobs=others).refused()) is Again
-        jobs.double.faults.clear()
-        jobs.double.add_artifact("acme", "demo", "job-train", job_files())
-        for key in keys[:]:
+    """The operator can mend it: no launch is lost for that, and a new key is used at once."""
+    jobs.double.add_artifact("acme", "demo", "job-train", job_files())
+    found = [KEY]
+
+    async def read() -> str:
+        return found[0]
+
+    key = ApiKey(KEY, read=read, pause=0)
+    async with wandb_jobs(jobs.double.base_url, key, timeout=2) as others:
+        for operation in ("Viewer", "ArtifactMembershipByName"):
+            jobs.double.fault(operation, status=401, times=99)
+            assert isinstance(await replace(jobs, jobs=others).refused(), Again)
+            jobs.double.faults.clear()
             assert (await others.job(ArtifactRef(name=NAME))).spec.image
-            assert jobs.double.operations[-1]["key"] == key[-4:]
-            keys.pop(0)
+        found[0] = NEXT_KEY
+        jobs.double.fault("ArtifactMembershipByName", status=401)
+        assert (await others.job(ArtifactRef(name=NAME))).spec.image
+        assert jobs.double.operations[-1]["key"] == NEXT_KEY[-4:]
 
 
 async def test_wandb_core_that_dies_is_started_anew(jobs: Jobs) -> None:

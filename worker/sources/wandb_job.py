@@ -12,6 +12,7 @@ from typing import Literal
 
 import aiohttp
 
+from worker.clients.api_key import ApiKey
 from worker.errors import Never, Throttled, Unreachable
 from worker.launch.job_spec import BAD_CODE, JOB_FILE, ArtifactRef, JobSpec, parse_job_spec
 from worker.sources.checkout import Budget, SourceLimits
@@ -155,10 +156,8 @@ def _place(parts: list[tuple[ArtifactFile, Path]], writer: TreeWriter) -> None:
 
 
 @contextlib.asynccontextmanager
-async def wandb_jobs(
-    base_url: str, api_key: Callable[[], str], *, timeout: float = 15.0
-) -> AsyncIterator[WandbJobs]:
-    """Jobs of one server, seen with the key that `api_key` tells. `timeout`: seconds of one question to W&B."""
+async def wandb_jobs(base_url: str, api_key: ApiKey, *, timeout: float = 15.0) -> AsyncIterator[WandbJobs]:
+    """Jobs of one server, seen with this key. `timeout`: seconds of one question to W&B."""
     with wandb_sdk(base_url, api_key, timeout=timeout) as sdk:
         async with aiohttp.ClientSession(headers={"User-Agent": "launch-worker"}) as session:
             yield WandbJobs(sdk, session)

@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from worker.clients.api_key import ApiKey
 from worker.errors import Again, Never, Unreachable, WorkerError
 from worker.launch.job_spec import ArtifactRef
 from worker.ops.logging import get_logger
@@ -69,13 +70,17 @@ class FoundArtifact:
     files: tuple[ArtifactFile, ...]
 
 
+class _KeyRefused(Again):
+    """W&B does not accept the key."""
+
+
 class WandbSdk:
     """Looks artifacts up with the worker's own key, as W&B's agent does."""
 
     def __init__(
-        self, threads: ThreadPoolExecutor, base_url: str, api_key: Callable[[], str], *, timeout: float
+        self, threads: ThreadPoolExecutor, base_url: str, api_key: ApiKey, *, timeout: float
     ) -> None:
-        """`api_key` tells the key that holds now; `timeout`: seconds of one call."""
+        """`timeout`: seconds of one call."""
         self._threads = threads
         self._base_url = base_url
         self._api_key = api_key
@@ -92,14 +97,21 @@ class WandbSdk:
         return await self._call(f"{kind} {ref}", lambda api: _find(api, ref, kind))
 
     async def _call(self, what: str, function: Callable[[Api], _T]) -> _T:
-        loop = asyncio.get_running_loop()
+        """Once more with a new key, if W&B refuses this one and there is another."""
+        loop, key = asyncio.get_running_loop(), self._api_key.value
         # A cancelled caller leaves the thread to its timeouts: it writes nothing but its answer.
-        return await loop.run_in_executor(self._threads, lambda: self._in_thread(what, function))
+        try:
+            return await loop.run_in_executor(self._threads, lambda: self._in_thread(what, key, function))
+        except _KeyRefused:
+            if not await self._api_key.replaced(key):
+                raise
+        new = self._api_key.value
+        return await loop.run_in_executor(self._threads, lambda: self._in_thread(what, new, function))
 
-    def _in_thread(self, what: str, function: Callable[[Api], _T]) -> _T:
+    def _in_thread(self, what: str, key: str, function: Callable[[Api], _T]) -> _T:
         api: Api | None = None
         try:
-            api = self._opened()
+            api = self._opened(key)
             return function(api)
         except WorkerError:
             raise
@@ -110,10 +122,9 @@ class WandbSdk:
             # Not chained: the SDK's errors may hold what it was made with.
             raise _translated(what, error) from None
 
-    def _opened(self) -> Api:
+    def _opened(self, key: str) -> Api:
         """One for the process, as long as the key is the same. W&B is asked whether it accepts the key."""
         with self._starting:
-            key = self._api_key()
             if self._api is None or self._key != key:
                 import wandb  # noqa: PLC0415  # 50 MiB and half a second that a worker without jobs does not need
 
@@ -140,7 +151,7 @@ class WandbSdk:
 
 
 @contextlib.contextmanager
-def wandb_sdk(base_url: str, api_key: Callable[[], str], *, timeout: float = 15.0) -> Iterator[WandbSdk]:
+def wandb_sdk(base_url: str, api_key: ApiKey, *, timeout: float = 15.0) -> Iterator[WandbSdk]:
     """The SDK for one server and key; nothing is started before it is needed. Calls underway at the end are left."""
     threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="wandb-artifacts")
     try:
@@ -210,7 +221,7 @@ def _translated(what: str, error: Exception) -> WorkerError:
             return Unreachable(f"{what}: no answer from W&B")
         return _answered(what, failed.response.http_status, str(failed).strip())
     if isinstance(error, AuthenticationError):
-        return Again(f"W&B cannot be asked for {what}: {error}; give the worker another WANDB_API_KEY")
+        return _KeyRefused(f"W&B cannot be asked for {what}: {error}; give the worker another WANDB_API_KEY")
     if any(isinstance(one, AssertionError) for one in _chain(error)):  # the SDK's word for the state PENDING
         return Again(f"{what} is not complete in W&B yet")
     if any(type(one) is ValueError for one in _chain(error)):
@@ -220,7 +231,7 @@ def _translated(what: str, error: Exception) -> WorkerError:
 
 def _answered(what: str, status: int, message: str) -> WorkerError:
     if status == 401 or "401" in message:
-        return Again(f"W&B does not accept the worker's key ({message}); give it another WANDB_API_KEY")
+        return _KeyRefused(f"W&B does not accept the worker's key ({message}); give it another WANDB_API_KEY")
     refused = status in (403, 404) or "error 403" in message or "error 404" in message
     if refused or "permission" in message.lower() or "not found" in message.lower():
         return _not_found(what, message)
