@@ -10,6 +10,7 @@ from typing import Literal
 
 EffectName = Literal[
     "write_intent",
+    "resolve_job",
     "fetch_source",
     "build_image",
     "push_image",

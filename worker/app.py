@@ -29,6 +29,7 @@ from worker.ledger.port import WorkerBeat
 from worker.ops.health import serving_health
 from worker.ops.logging import get_logger
 from worker.pipeline import Pipeline, PipelineFacts
+from worker.preparing import PlanFacts, Preparing
 from worker.resources import Opened, opened
 from worker.settings import Settings, inherited_environment
 from worker.sources.checkout import SourceLimits
@@ -36,6 +37,7 @@ from worker.sources.fetch import Sources
 from worker.sources.git import GitClient
 from worker.sources.git_command import INHERITED, INHERITED_PREFIXES
 from worker.sources.git_credentials import GitCredentials
+from worker.sources.job_code import JobCodeFetcher
 from worker.submission import Submission
 from worker.supervisor import Supervisor, SupervisorFacts
 from worker.tracking.build_log import BuildLogs
@@ -110,7 +112,18 @@ def wire(parts: Opened) -> Service:
         ledger=parts.ledger,
         membership=membership,
         refusals=refusals,
-        building=_building(parts, locks, build_logs),
+        preparing=Preparing(
+            facts=PlanFacts(
+                account=parts.account,
+                base_url=settings.wandb_base_url,
+                deployment=settings.deployment,
+                macros=dict(settings.macros),
+                policy=policy_of(settings),
+            ),
+            building=_building(parts, locks, build_logs),
+            jobs=parts.jobs,
+            refusals=refusals,
+        ),
         build_logs=build_logs,
         submit=supervisor.submit,
         is_held=supervisor.is_held,
@@ -224,7 +237,13 @@ def _building(parts: Opened, locks: BuildLocks, build_logs: BuildLogs) -> Buildi
     )
     limits = SourceLimits(settings.source_max_bytes, settings.source_max_files, settings.fetch_timeout)
     return Building(
-        sources=Sources(s3=parts.aws.s3, git=git, work_dir=parts.work_dir, limits=limits),
+        sources=Sources(
+            s3=parts.aws.s3,
+            git=git,
+            work_dir=parts.work_dir,
+            limits=limits,
+            jobs=JobCodeFetcher(parts.jobs, git, limits) if parts.jobs else None,
+        ),
         builder=builder,
         registry=registry,
         locks=locks,
@@ -246,9 +265,6 @@ def _pipeline_facts(parts: Opened) -> PipelineFacts:
         queue_arn=parts.queue.facts.arn,
         deployment=settings.deployment,
         base_url=settings.wandb_base_url,
-        account=parts.account,
-        policy=policy_of(settings),
-        macros=dict(settings.macros),
         log_target=settings.log_target,
         heartbeat=settings.heartbeat,
         max_attempts=settings.max_attempts,

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from worker.aio import effect
 from worker.errors import BadMessage, Never, Problem, Stage
+from worker.images.build_output import BuildOutput
 from worker.images.builder import ImageBuilder
-from worker.images.context import DOCKERFILE, SourceFolder, write_context
+from worker.images.context import DOCKERFILE, SourceFolder, installer, write_context
 from worker.images.dockerfile import Recipe, plan_recipe
 from worker.images.reference import image_tag, parse_ecr_host, parse_reference
 from worker.images.registry import EcrRegistry
@@ -98,7 +99,7 @@ class Building:
             tag = self._tag(fetched, recipe, bases)
             digest = await self._registry.find(tag)
             built = False
-            warnings = recipe.warnings
+            warnings = (*fetched.warnings, *recipe.warnings)
             if digest is None:
                 async with self._locks.only_one(tag):
                     # Whoever held the lock before may have made it.
@@ -124,13 +125,19 @@ class Building:
             )
 
     def _plan(self, checkout: Checkout, launch: Launch, source: CodeSource) -> Recipe:
+        job, builder = source.job, launch.builder
+        base = (job.base_image if job else "") or builder.accelerator or builder.base_image
         return plan_recipe(
             SourceFolder(checkout.path),
-            dockerfile_override=source.dockerfile,
+            dockerfile_override=source.dockerfile or (job.dockerfile if job else ""),
             entry_point=launch.entry_point,
-            base_image=self._base_image,
-            python_version="",
+            job_entry_point=launch.job_entry_point,
+            base_image=base or self._base_image,
+            python_version=launch.python_version,
+            build_context=job.build_context if job else "",
+            installer=installer(),
             cache_mounts=self._cache_mounts,
+            may_lack_python=bool(base) and base == builder.accelerator,
         )
 
     def _tag(self, checkout: Checkout, recipe: Recipe, bases: Mapping[str, str]) -> str:
@@ -145,7 +152,7 @@ class Building:
     async def _make(
         self, launch: Launch, checkout: Checkout, recipe: Recipe, bases: Mapping[str, str], tag: str
     ) -> _Made:
-        on_line = self._logs.start(launch.launch_id)
+        output = BuildOutput(self._logs.start(launch.launch_id))
         local_tag = f"launch-worker/build:{tag}"
         async with scratch_folder(self._work_dir) as folder:
             context = folder / "context.tar"
@@ -157,17 +164,17 @@ class Building:
                     tag=local_tag,
                     labels={"launch-worker.deployment": self._deployment},
                     registry_auths={},
-                    on_line=on_line,
+                    on_line=output.add,
                     dockerfile=DOCKERFILE,
                     bases=bases,
                 )
         with effect("push_image"):
-            digest = await self._registry.push(local_tag, tag, on_line)
+            digest = await self._registry.push(local_tag, tag, output.add)
         left_out = [
             f"not in the image: {path} (a link that leads out, a socket or a device)"
             for path in facts.left_out
         ]
-        return _Made(digest, tuple(left_out))
+        return _Made(digest, (*output.warnings, *left_out))
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +201,8 @@ def _what_is_built(recipe: Recipe) -> str:
     return "\0".join((recipe.dockerfile, recipe.context, recipe.ignore, *sorted(recipe.needed), *added))
 
 
-def no_builder() -> BadMessage:
-    """The refusal of a code launch by a worker that builds nothing."""
+def no_builder(path: str) -> BadMessage:
+    """The refusal of a code launch, named at `path`, by a worker that builds nothing."""
     what = "is code, and this worker builds no images"
     remedy = "set LAUNCH_REGISTRY (and LAUNCH_BUILDER other than none), or name a ready image"
-    return BadMessage((Problem("$.runSpec.uri", what, remedy),), code="LW-NO-BUILDER")
+    return BadMessage((Problem(path, what, remedy),), code="LW-NO-BUILDER")

@@ -1,6 +1,6 @@
 """Leg 1, the story of one message: from SQS to a launch that the ledger holds ready to submit.
 
-    message ─▶ identity ─▶ intent in the ledger ─▶ image ─▶ request ─▶ `waiting` in the ledger ─▶ leg 2
+    message ─▶ identity ─▶ intent in the ledger ─▶ job, image, request ─▶ `waiting` in the ledger ─▶ leg 2
 
 Everything is named after the launch's identity, so a message may come twice, to two workers, or again after a crash.
 """
@@ -11,17 +11,15 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import structlog
 
 from worker.aio import backoff, effect
-from worker.building import Building, no_builder
 from worker.errors import Again, BadMessage, MustRestart, Never, Stage, WorkerError
 from worker.intake.refusal import Refusals
 from worker.intake.sqs import SqsMessage
 from worker.launch.intent import identity_of, intent_record, read_message
-from worker.launch.message import CodeSource, Launch, LaunchMessage
+from worker.launch.message import Launch, LaunchMessage
 from worker.launch.outcome import Outcome, Verdict
 from worker.launch.pasted import refuse_pasted_secrets
 from worker.launch.record import Failure, LaunchRecord, LaunchState
@@ -30,11 +28,8 @@ from worker.ledger.held import HeldLaunch
 from worker.ledger.membership import MISSED_BEATS, Membership
 from worker.ledger.port import FINISHED_TTL, Ledger
 from worker.ops.logging import get_logger
-from worker.sources.checkout import Checkout
+from worker.preparing import Preparing
 from worker.tracking.build_log import BuildLogs
-from worker.training.plan import plan_launch, read_launch
-from worker.training.policy import Policy
-from worker.training.request import AccountFacts
 
 _log = get_logger()
 
@@ -47,9 +42,6 @@ class PipelineFacts:
     queue_arn: str
     deployment: str
     base_url: str
-    account: AccountFacts
-    policy: Policy
-    macros: dict[str, str]
     log_target: str
     heartbeat: float
     max_attempts: int
@@ -66,30 +58,22 @@ class Pipeline:
         ledger: Ledger,
         membership: Membership,
         refusals: Refusals,
-        building: Building | None,
+        preparing: Preparing,
         build_logs: BuildLogs,
         submit: Callable[[HeldLaunch], Awaitable[None]],
         is_held: Callable[[str], bool],
     ) -> None:
-        """`building`: None refuses code. `submit` hands a launch to leg 2; what it returns is done once SageMaker has
+        """`submit` hands a launch to leg 2; what it returns is done once SageMaker has
         the job, or never will. `is_held`: leg 2 of this worker has the launch."""
         self._facts = facts
         self._ledger = ledger
         self._membership = membership
         self._refusals = refusals
-        self._building = building
+        self._preparing = preparing
         self._build_logs = build_logs
         self._submit = submit
         self._is_held = is_held
         self._in_work: set[str] = set()
-        self._plan = partial(
-            plan_launch,
-            account=facts.account,
-            base_url=facts.base_url,
-            deployment=facts.deployment,
-            macros=facts.macros,
-            policy=facts.policy,
-        )
 
     async def handle(self, message: SqsMessage) -> Outcome:
         """The whole of leg 1. Never raises but for cancellation; the outcome says what becomes of the message."""
@@ -170,7 +154,7 @@ class Pipeline:
         if isinstance(parsed, LaunchMessage):
             refuse_pasted_secrets(parsed, self._facts.secrets)
         target = self._facts.log_target
-        launch = read_launch(parsed, self._plan, launch_id=held.launch_id, default_log_target=target)
+        launch = self._preparing.read(parsed, launch_id=held.launch_id, default_log_target=target)
         held.api_key = launch.api_key
         held.update(run=launch.run, name=launch.name, log_target=launch.log_target)
         await self._make_ready(held, launch)
@@ -182,13 +166,7 @@ class Pipeline:
         return Outcome(Verdict.DONE)
 
     async def _make_ready(self, held: HeldLaunch, launch: Launch) -> None:
-        image: str | None = None
-        if isinstance(launch.source, CodeSource):
-            image, launch = await self._build(held, launch, launch.source)
-        policy = self._facts.policy if image is None else self._facts.policy.for_checked_message()
-        plan = self._plan(launch, image=image, attempt=held.record.attempt, policy=policy)
-        for warning in plan.warnings:
-            await self._refusals.warn(held.record.item_id, str(warning), Stage.AGENT)
+        plan = await self._preparing.plan(held, launch, self._save)
         held.update(
             state=LaunchState.WAITING,
             queue=launch.queue,
@@ -205,23 +183,6 @@ class Pipeline:
         with effect("write_waiting"):
             await self._save(held)
         await self._build_logs.publish(held.record)  # now: a worker that lost the launch does not get here
-
-    async def _build(self, held: HeldLaunch, launch: Launch, source: CodeSource) -> tuple[str, Launch]:
-        """The image of a code launch, by digest; what can be refused without it is refused before it is fetched."""
-        if self._building is None:
-            raise no_builder()
-        self._plan(launch, image=f"{self._building.repository}:unbuilt")
-        if held.record.commit:  # an earlier try has fetched it: a branch may have moved since
-            source = replace(source, version=held.record.commit)
-
-        async def pin(fetched: Checkout) -> None:
-            held.update(commit=fetched.commit)
-            await self._save(held)
-
-        made = await self._building.image_of(launch, source, pin)
-        for warning in made.warnings:
-            await self._refusals.warn(held.record.item_id, warning, Stage.BUILD)
-        return made.uri, replace(launch, entry_point=made.entry_point)
 
     async def _take(self, record: LaunchRecord) -> HeldLaunch | Outcome:
         """Write the intent, or find out who has the launch already."""

@@ -27,6 +27,7 @@ from worker.ops.rates import Rates
 from worker.settings import Settings
 from worker.sources.git_credentials import GitCredentials
 from worker.sources.scratch import remove_leftovers
+from worker.sources.wandb_job import WandbJobs, wandb_jobs
 from worker.tracking.companion import CompanionRuns
 from worker.tracking.offline import offline_runs
 from worker.tracking.port import Companion
@@ -49,6 +50,8 @@ class Opened:
     api_key: ApiKey
     wandb: WandbApi | None
     """None: offline, nothing is reported to W&B's queue."""
+    jobs: WandbJobs | None
+    """None: offline, W&B jobs are refused."""
     companion: Companion
     queue: LaunchQueue
     ledger: Ledger
@@ -87,6 +90,7 @@ async def opened(settings: Settings, secrets: KnownSecrets) -> AsyncIterator[Ope
             secrets=secrets,
             api_key=api_key,
             wandb=wandb,
+            jobs=await enter(wandb_jobs(settings.wandb_base_url, api_key)) if wandb else None,
             companion=CompanionRuns(wandb, project=project)
             if wandb
             else await enter(offline_runs(settings.wandb_dir, project=project)),

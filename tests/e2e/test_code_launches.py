@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
-import zipfile
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -15,12 +10,12 @@ import pytest_asyncio
 from tests.contract.test_companion import sync
 from tests.e2e.audit import ended, queue_empty
 from tests.e2e.bench import Bench
-from tests.e2e.code import CodeBench, Files, code_bench
+from tests.e2e.code import Files, code_bench
 from tests.e2e.conftest import STATE, Stack
 from tests.e2e.launches import numbered
 from tests.e2e.together import Outcomes, Scenarios, run_together
 from tests.fakes.git_server import commit, make_repository, running_git_server
-from worker.local.images import ensure_python_image
+from tests.integration.python_images import python_image, wheel
 from worker.local.stack import ENTITY
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="package")]
@@ -108,10 +103,14 @@ async def from_git(bench: Bench) -> None:
 async def requirements(bench: Bench) -> None:
     """pip installs from the wheels that the source brings; there is no network."""
     async with code_bench(bench) as code:
-        code.bench.environment["LAUNCH_BASE_IMAGE"] = await _python_image(code)
+        tag, label = (
+            f"launch-worker/build:base-{bench.deployment}",
+            f"launch-worker.deployment={bench.deployment}",
+        )
+        bench.environment["LAUNCH_BASE_IMAGE"] = await python_image(code.docker, STATE, tag, label=label)
         files: Files = {
             "requirements.txt": "greeting==1.0\n",
-            "wheelhouse/greeting-1.0-py3-none-any.whl": _wheel(),
+            "wheelhouse/greeting-1.0-py3-none-any.whl": wheel("greeting", GREETING),
             "train.py": "import greeting\n",
         }
         case = code.launch(
@@ -145,42 +144,6 @@ async def offline(bench: Bench) -> None:
         assert (run.state, run.summary["sagemaker/end"]) == ("finished", "completed")
         assert any("COPY" in line for line in code.build_log(case))
         await code.nothing_left()
-
-
-def _wheel() -> bytes:
-    """A package of one module (PEP 427)."""
-    information = "greeting-1.0.dist-info"
-    files = {
-        "greeting.py": GREETING,
-        f"{information}/METADATA": "Metadata-Version: 2.1\nName: greeting\nVersion: 1.0\n",
-        f"{information}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{information}/RECORD": "",
-    }
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as wheel:
-        for name, text in files.items():
-            wheel.writestr(name, text)
-    return buffer.getvalue()
-
-
-async def _python_image(code: CodeBench) -> str:
-    """The local Python image with this environment's own pip; returns its tag."""
-    base = await ensure_python_image(code.docker, STATE)
-    found = find_spec("pip")
-    assert found is not None
-    assert found.origin is not None
-    context = io.BytesIO()
-    label = f"launch-worker.deployment={code.bench.deployment}"
-    text = f"FROM {base}\nLABEL {label}\nCOPY pip /usr/local/lib/python3.11/dist-packages/pip\n".encode()
-    with tarfile.open(fileobj=context, mode="w") as packed:
-        member = tarfile.TarInfo("Dockerfile")
-        member.size = len(text)
-        packed.addfile(member, io.BytesIO(text))
-        packed.add(Path(found.origin).parent, "pip")
-    context.seek(0)
-    tag = f"launch-worker/build:base-{code.bench.deployment}"
-    await code.docker.images.build(fileobj=context, encoding="identity", tag=tag)
-    return tag
 
 
 LAUNCHES: Scenarios = {

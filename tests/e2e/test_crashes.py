@@ -17,6 +17,7 @@ from tests.e2e.audit import audit, queue_empty
 from tests.e2e.bench import Bench
 from tests.e2e.code import code_bench
 from tests.e2e.conftest import Stack
+from tests.e2e.jobs import add_code, add_job, launch_job
 from tests.e2e.launches import numbered
 from tests.e2e.together import Outcomes, Scenario, Scenarios, run_together
 from worker.aio import EffectName
@@ -78,6 +79,17 @@ async def build(bench: Bench, point: str) -> None:
         assert len(code.events("build_started")) == (1 if made_once else 2)
 
 
+async def job(bench: Bench, point: str) -> None:
+    """A W&B job with code: it is looked up again, and the same is built."""
+    async with code_bench(bench) as code:
+        lines = numbered(3)
+        source = {"artifact": add_code(bench, code.script(lines)), "entrypoint": ["sh", "train.sh"]}
+        case = launch_job(bench, add_job(bench, "artifact", source), lines)
+        await _killed(bench, point, case.body)
+        await bench.start()
+        await code.audit(case)
+
+
 async def stop(bench: Bench, point: str) -> None:
     case = bench.launch(numbered(2), tail="sleep 60")
     worker = await bench.start(crash_at=point)
@@ -115,6 +127,7 @@ def _at(point: str, scenario: Callable[[Bench, str], Awaitable[None]]) -> Scenar
 _EFFECTS: Mapping[Callable[[Bench, str], Awaitable[None]], tuple[EffectName, ...]] = {
     success: OF_A_SUCCESS,
     build: OF_A_BUILD,
+    job: ("resolve_job",),
     refusal: OF_A_REFUSAL,
     stop: ("stop_training_job",),
     takeover: ("claim_launch",),

@@ -36,12 +36,15 @@ def planned(example: str, image: str | None = None) -> Mapping[str, Any]:
 
 
 def test_the_examples_in_the_readme_become_requests() -> None:
-    image, code = re.findall(r"```json\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    image, code, job = re.findall(r"```json\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     request = planned(image)
     assert request["AlgorithmSpecification"]["TrainingImage"].endswith("/train:2026-11-01")
     assert request["OutputDataConfig"]["S3OutputPath"] == "s3://acme-sm-out/vision"
-    built = planned(code, image="123456789012.dkr.ecr.us-east-1.amazonaws.com/launch:built")
+    stand_in = "123456789012.dkr.ecr.us-east-1.amazonaws.com/launch:built"
+    built = planned(code, image=stand_in)
     assert built["AlgorithmSpecification"]["TrainingImage"].endswith("/launch:built")
+    found = planned(job, image=stand_in)
+    assert found["AlgorithmSpecification"]["ContainerArguments"] == ["--epochs", "3"]
     assert built["AlgorithmSpecification"]["ContainerEntrypoint"] == ["python", "train.py"]
 
 

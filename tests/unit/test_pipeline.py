@@ -14,7 +14,7 @@ import pytest
 from tests.fakes.companion import FakeCompanion
 from tests.fakes.launch_queue import QUEUE_ARN, FakeLaunchQueue, FakeQueueItems, a_message
 from tests.fakes.ledger import MemoryLedger
-from tests.unit.launches import ACCOUNT, BASE_URL, BUILT, message
+from tests.unit.launches import ACCOUNT, BASE_URL, BUILT, IMAGE, message
 from tests.unit.waiting import until
 from worker.building import Building, LaunchImage
 from worker.errors import Again, Throttled, Unreachable
@@ -22,6 +22,7 @@ from worker.intake.refusal import Refusals
 from worker.intake.sqs import SqsMessage
 from worker.launch.identity import launch_id
 from worker.launch.intent import item_id_of
+from worker.launch.job_spec import ArtifactRef, JobSpec
 from worker.launch.message import CodeSource, Launch
 from worker.launch.outcome import Verdict
 from worker.launch.record import LaunchRecord, LaunchState
@@ -30,7 +31,10 @@ from worker.ledger.held import HeldLaunch
 from worker.ledger.membership import Membership
 from worker.ledger.port import WorkerBeat
 from worker.pipeline import Pipeline, PipelineFacts
+from worker.preparing import PlanFacts, Preparing
 from worker.sources.checkout import Checkout
+from worker.sources.wandb_job import FoundJob, WandbJobs
+from worker.sources.wandb_sdk import FoundArtifact
 from worker.tracking.build_log import BuildLogs
 from worker.training.policy import Policy
 
@@ -63,7 +67,23 @@ class FakeBuilding(Building):
         await self.gate.wait()
         if self.errors:
             raise self.errors.pop(0)
-        return LaunchImage(BUILT, ("python", "train.py"), built=True, warnings=("no lock file",))
+        command = launch.entry_point or launch.job_entry_point or ("python", "train.py")
+        return LaunchImage(BUILT, command, built=True, warnings=("no lock file",))
+
+
+class FakeJobs(WandbJobs):
+    """One job, under each name that is asked for."""
+
+    def __init__(self) -> None:
+        self.spec = JobSpec(kind="image", image=IMAGE, entry_point=("python", "job.py"))
+        self.errors: list[Exception] = []
+        self.asked: list[str] = []
+
+    async def job(self, ref: ArtifactRef) -> FoundJob:
+        self.asked.append(str(ref))
+        if self.errors:
+            raise self.errors.pop(0)
+        return FoundJob(FoundArtifact("job-id", "acme/vision/train", "v3", "digest", ()), self.spec)
 
 
 @dataclass
@@ -87,6 +107,7 @@ class Bench:
     queue: FakeLaunchQueue = field(default_factory=FakeLaunchQueue)
     building: FakeBuilding = field(default_factory=FakeBuilding)
     companion: FakeCompanion = field(default_factory=FakeCompanion)
+    jobs: FakeJobs = field(default_factory=FakeJobs)
     now: float = 1000.0
     policy: Policy = field(default_factory=Policy)
     secrets: KnownSecrets = field(default_factory=KnownSecrets)
@@ -94,7 +115,8 @@ class Bench:
     def __post_init__(self) -> None:
         self.items = FakeQueueItems(self.queue.told)
 
-    def worker(self, name: str, *, builds: bool = True) -> Worker:
+    def worker(self, name: str, *, builds: bool = True, online: bool = True) -> Worker:
+        refusals = Refusals(self.items, self.queue)
         beat = WorkerBeat(name, 0, "default", "host", 0.0)
         membership = Membership(self.ledger, beat, HEARTBEAT, clock=lambda: self.now)
         submitted: list[HeldLaunch] = []
@@ -110,9 +132,6 @@ class Bench:
                 queue_arn=QUEUE_ARN,
                 deployment="default",
                 base_url=BASE_URL,
-                account=ACCOUNT,
-                policy=self.policy,
-                macros={},
                 log_target="companion",
                 heartbeat=HEARTBEAT,
                 max_attempts=MAX_ATTEMPTS,
@@ -120,8 +139,13 @@ class Bench:
             ),
             ledger=self.ledger,
             membership=membership,
-            refusals=Refusals(self.items, self.queue),
-            building=self.building if builds else None,
+            refusals=refusals,
+            preparing=Preparing(
+                facts=PlanFacts(ACCOUNT, BASE_URL, "default", {}, self.policy),
+                building=self.building if builds else None,
+                jobs=self.jobs if online else None,
+                refusals=refusals,
+            ),
             build_logs=BuildLogs(self.companion),
             submit=submit,
             is_held=lambda identity: any(held.launch_id == identity for held in submitted),
@@ -266,6 +290,104 @@ async def test_a_later_try_fetches_the_commit_of_the_first(bench: Bench) -> None
     await bench.worker("w2").handle(code())
     first, second = bench.building.versions
     assert (first != COMMIT, second) == (True, COMMIT)
+
+
+def job_message(**spec: Any) -> dict[str, Any]:
+    return message(docker={}, job="acme/vision/train:prod", **spec)
+
+
+async def test_an_image_job_is_its_image(bench: Bench) -> None:
+    worker = bench.worker("w1", builds=False)
+    assert (await worker.handle(job_message())).verdict is Verdict.DONE
+    record = await bench.only_record()
+    assert (record.image, record.job_artifact, bench.building.asked) == (IMAGE, "job-id", 0)
+    assert record.request is not None
+    assert record.request["AlgorithmSpecification"]["ContainerEntrypoint"] == ["python", "job.py"]
+    assert record.request["Environment"]["WANDB_DOCKER"] == IMAGE
+
+
+@pytest.mark.parametrize(("override", "command"), [(None, "job.py"), (["python", "other.py"], "other.py")])
+async def test_a_code_job_is_built(bench: Bench, override: list[str] | None, command: str) -> None:
+    bench.jobs.spec = JobSpec(
+        kind="repo",
+        remote="https://git.example.com/x.git",
+        commit="main",
+        entry_point=("python", "job.py"),
+        base_image="base",
+    )
+    overrides = {"entry_point": override} if override else {}
+    outcome = await bench.worker("w1").handle(job_message(overrides=overrides))
+    assert outcome.verdict is Verdict.DONE
+    record = await bench.only_record()
+    assert (record.image, record.commit) == (BUILT, COMMIT)
+    assert record.request is not None
+    assert record.request["AlgorithmSpecification"]["ContainerEntrypoint"] == ["python", command]
+    assert "WANDB_DOCKER" not in record.request["Environment"]
+
+
+async def test_a_later_try_runs_the_version_of_the_first(bench: Bench) -> None:
+    """The alias may have moved since, and so may a branch that the job names."""
+    bench.jobs.spec = JobSpec(kind="repo", remote="https://git.example.com/x.git", commit="main")
+    bench.building.errors = [Unreachable("docker is away")]
+    worker = bench.worker("w1")
+    assert (await worker.handle(job_message())).verdict is Verdict.AGAIN
+    assert (await worker.handle(job_message())).verdict is Verdict.DONE
+    assert bench.jobs.asked == ["acme/vision/train:prod", "wandb-artifact://_id/job-id"]
+    assert bench.building.versions == ["main", COMMIT]
+
+
+async def test_a_job_of_code_without_a_builder_is_never_a_bare_base_image_q28(bench: Bench) -> None:
+    bench.jobs.spec = JobSpec(kind="repo", remote="r", commit="c", base_image="pytorch/pytorch:2.3.0")
+    outcome = await bench.worker("w1", builds=False).handle(job_message())
+    assert (outcome.verdict, outcome.code) == (Verdict.NEVER, "LW-NO-BUILDER")
+    assert "$.runSpec.job" in outcome.reason
+
+
+async def test_a_job_without_a_wandb_server_is_refused(bench: Bench) -> None:
+    outcome = await bench.worker("w1", online=False).handle(job_message())
+    assert (outcome.verdict, outcome.code) == (Verdict.NEVER, "LW-JOB-OFFLINE")
+
+
+async def test_what_a_message_may_not_is_refused_before_wandb_is_asked(bench: Bench) -> None:
+    bench.policy = Policy(instance_types=("ml.g5.*",), images=("none",))
+    outcome = await bench.worker("w1").handle(job_message())
+    assert (outcome.code, bench.jobs.asked) == ("LW-POLICY", [])
+    assert "instance type" in outcome.reason
+    assert "image" not in outcome.reason
+
+
+async def test_a_jobs_image_is_held_to_the_list(bench: Bench) -> None:
+    bench.policy = Policy(images=("*/other:*",))
+    outcome = await bench.worker("w1").handle(job_message())
+    assert outcome.code == "LW-POLICY"
+    assert outcome.reason.startswith("$.runSpec.job: image")
+
+
+async def test_secure_mode_lets_a_job_run_its_own_command_only(bench: Bench) -> None:
+    bench.policy = Policy(secure_mode=True)
+    override = {"entry_point": ["sh"]}
+    bench.jobs.spec = JobSpec(
+        kind="repo", remote="r", commit="c", dockerfile="D", entry_point=("python", "job.py")
+    )
+    assert (await bench.worker("w1").handle(job_message())).verdict is Verdict.DONE
+    refused = await bench.worker("w1").handle({**job_message(overrides=override), "runQueueItemId": "item-2"})
+    assert (refused.code, len(bench.jobs.asked)) == ("LW-POLICY", 1)
+
+
+async def test_a_dockerfile_for_a_ready_image_is_told_and_not_used(bench: Bench) -> None:
+    outcome = await bench.worker("w1").handle(job_message(overrides={"dockerfile": "D"}))
+    assert outcome.verdict is Verdict.DONE
+    ((item, text, stage),) = bench.items.warned
+    assert (item, stage) == ("item-1", "agent")
+    assert text.startswith("overrides.dockerfile is not used")
+
+
+async def test_the_git_host_of_a_job_is_checked_before_it_is_fetched(bench: Bench) -> None:
+    bench.policy = Policy(git_hosts=("git.example.com",))
+    bench.jobs.spec = JobSpec(kind="repo", remote="https://elsewhere.example.com/x.git", commit="c")
+    outcome = await bench.worker("w1").handle(job_message())
+    assert (outcome.code, bench.building.asked) == ("LW-POLICY", 0)
+    assert outcome.reason.startswith("$.runSpec.job: git host 'elsewhere.example.com' is not allowed")
 
 
 async def test_the_wait_grows_with_the_tries_and_obeys_the_peer(bench: Bench) -> None:

@@ -8,6 +8,7 @@ not apply it to a tar.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import os
 import tarfile
@@ -76,6 +77,12 @@ class SourceFolder:
         except (OSError, ValueError, RuntimeError):  # missing; a name too long, a NUL in it, a loop of links
             return None
         return found if found.is_relative_to(self._root.resolve()) else None
+
+
+@functools.cache
+def installer() -> str:
+    """The text of `install.py`, which generated Dockerfiles run. Reads a file at its first call."""
+    return Path(__file__).with_name("install.py").read_text("utf-8")
 
 
 async def write_context(root: Path, recipe: Recipe, target: Path) -> ContextFacts:

@@ -20,7 +20,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from worker.errors import Never, Stage
-from worker.images.generated import Dependencies, generated_dockerfile, read_dependencies
+from worker.images.generated import (
+    INSTALLER,
+    Base,
+    Dependencies,
+    generated_dockerfile,
+    read_dependencies,
+)
 from worker.images.stages import external_images
 
 WANDB_DOCKERFILE = "Dockerfile.wandb"
@@ -75,15 +81,20 @@ def plan_recipe(
     entry_point: Sequence[str],
     base_image: str,
     python_version: str,
+    installer: str,
     build_context: str = "",
+    job_entry_point: Sequence[str] = (),
     cache_mounts: bool = False,
+    may_lack_python: bool = False,
 ) -> Recipe:
     """Decide how the image is built.
 
-    `dockerfile_override` is the launch's own or else the job's, relative to `build_context`; `cache_mounts` lets pip
-    keep its downloads between builds, which only BuildKit can. Raises `Never` (stage `build`): LW-BUILD-CONTEXT,
+    `dockerfile_override` is the launch's own or else the job's, relative to `build_context`; `entry_point` overrides
+    `job_entry_point`, but where the image comes from the job's decides, so that launches of a job share one.
+    `installer`: the text of `install.py`; `cache_mounts` lets it keep its downloads between builds, which only BuildKit
+    can; `may_lack_python`: `base_image` may get a Python. Raises `Never` (stage `build`): LW-BUILD-CONTEXT,
     LW-DOCKERFILE-MISSING, LW-NO-ENTRYPOINT, LW-BASE-IMAGE, LW-PYTHON-VERSION, LW-PYPROJECT."""
-    root = _build_context(files, build_context)
+    root, command = _build_context(files, build_context), tuple(entry_point or job_entry_point)
     if dockerfile_override:
         path = _within(root, dockerfile_override)
         if path is None or files.text(path) is None:
@@ -92,19 +103,19 @@ def plan_recipe(
                 f"the source has no Dockerfile {dockerfile_override!r} (looked for in {root!r})",
                 "correct overrides.dockerfile, or the job's",
             )
-        return _own(files, path, root, tuple(entry_point), python_version)
-    beside = _beside_entry_point(files, root, entry_point)
+        return _own(files, path, root, command, python_version)
+    beside = _beside_entry_point(files, root, job_entry_point or entry_point)
     if beside is not None:
         folder = posixpath.dirname(beside) or "."
-        rewritten = _rewritten(entry_point) if folder != root else tuple(entry_point)
+        rewritten = _rewritten(command, folder) if folder != root else command
         return _own(files, beside, folder, rewritten, python_version)
-    return _generated(
-        files,
-        entry_point=tuple(entry_point),
-        base_image=base_image,
-        python_version=python_version,
-        cache_mounts=cache_mounts,
+    base = Base(
+        image=base_image or f"python:{_python(python_version or DEFAULT_PYTHON)}-slim",
+        python_version=_python(python_version) if python_version else "",
+        may_lack_python=may_lack_python,
+        has_bash=may_lack_python or not base_image,
     )
+    return _generated(files, base, entry_point=command, installer=installer, cache_mounts=cache_mounts)
 
 
 def _build_context(files: SourceFiles, build_context: str) -> str:
@@ -150,22 +161,17 @@ def _beside_entry_point(files: SourceFiles, root: str, entry_point: Sequence[str
     return None
 
 
-def _rewritten(entry_point: Sequence[str]) -> tuple[str, ...]:
-    """The command from within the entrypoint's folder, by W&B's rule (`EntryPoint.update_entrypoint_path`): only
-    two words, of which the first is a python or bash, are changed."""
-    words = tuple(entry_point)
+def _rewritten(words: tuple[str, ...], folder: str) -> tuple[str, ...]:
+    """The command from within `folder`, by W&B's rule (`EntryPoint.update_entrypoint_path`): only two words, of which
+    the first is a python or bash, are changed."""
     if len(words) == 2 and (words[0].startswith("python") or words[0] == "bash"):
-        return (words[0], posixpath.basename(words[1]))
+        path = posixpath.normpath(words[1])
+        return (words[0], posixpath.basename(path)) if posixpath.dirname(path) == folder else words
     return words
 
 
 def _generated(
-    files: SourceFiles,
-    *,
-    entry_point: tuple[str, ...],
-    base_image: str,
-    python_version: str,
-    cache_mounts: bool,
+    files: SourceFiles, base: Base, *, entry_point: tuple[str, ...], installer: str, cache_mounts: bool
 ) -> Recipe:
     """W&B generates for the whole source whatever the build context is: entrypoints are relative to its root."""
     if not entry_point:
@@ -174,11 +180,11 @@ def _generated(
             "the launch carries code, but nothing says what to run, and the source has no Dockerfile of its own",
             'give overrides.entry_point, for example ["python", "train.py"], or overrides.dockerfile',
         )
-    version = _python(python_version)
-    base = base_image or f"python:{version}-slim"
-    if not _IMAGE.fullmatch(base):
-        raise _never("LW-BASE-IMAGE", f"{base!r} is not the name of an image", "correct the base image")
+    if not _IMAGE.fullmatch(base.image):
+        raise _never("LW-BASE-IMAGE", f"{base.image!r} is not the name of an image", "correct the base image")
     dependencies = _dependencies(files)
+    dockerfile = generated_dockerfile(base, dependencies, cache_mounts=cache_mounts)
+    installs = ((INSTALLER, installer),) if INSTALLER in dockerfile else ()
     warnings = dependencies.warnings
     if files.text("Dockerfile") is not None:
         unused = (
@@ -186,15 +192,15 @@ def _generated(
         )
         warnings = (*warnings, unused)
     return Recipe(
-        dockerfile=generated_dockerfile(base, dependencies, cache_mounts=cache_mounts),
+        dockerfile=dockerfile,
         context=".",
-        bases=(base,),
+        bases=(base.image,),
         entry_point=entry_point,
         generated=True,
-        python_version=version,
+        python_version=base.python_version or DEFAULT_PYTHON,
         warnings=warnings,
         ignore=files.text(".dockerignore") or "",
-        added=dependencies.added,
+        added=(*dependencies.added, *installs),
         needed=frozenset(dependencies.copied) | frozenset(filter(None, (dependencies.wheels,))),
     )
 
@@ -208,7 +214,7 @@ def _dependencies(files: SourceFiles) -> Dependencies:
 
 def _python(version: str) -> str:
     """`3.11.4` → `3.11`, as W&B truncates it."""
-    match = _PYTHON.fullmatch((version or DEFAULT_PYTHON).strip().removeprefix("python-"))
+    match = _PYTHON.fullmatch(version.strip().removeprefix("python-"))
     if match is None:
         raise _never("LW-PYTHON-VERSION", f"{version!r} is no Python version", "write it as 3.11")
     return f"{match[1]}.{match[2]}" if match[2] else match[1]

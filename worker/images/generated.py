@@ -1,5 +1,8 @@
 """The Dockerfile for a source that brings none: dependencies before code, so that a change of code installs nothing.
 
+Both of its stages come from one base image, so that what is compiled in the first runs in the second. The first makes
+the virtual environment /env with `install.py`, which is added to the context; the second takes it over.
+
 Pure. What counts as dependencies is W&B's rule (`wandb/sdk/launch/builder/build.py`, get_requirements_section).
 """
 
@@ -18,6 +21,8 @@ RESERVED = ".launch-worker"
 """Folder of the build context for what the worker adds to it."""
 WHEELS = ("wheelhouse", ".wheels")
 _ADDED = f"{RESERVED}/requirements.txt"
+INSTALLER = f"{RESERVED}/install.py"
+"""Where `install.py` stands in the context."""
 _NESTED = re.compile(r"(?:-r|-c|--requirement|--constraint)[\s=]*(\S+)")
 _LOCAL = re.compile(
     r"(-e|--editable|-f|--find-links)\b(?![\s=]*(\w+\+)?(https?|git|ssh)[:+])"
@@ -83,40 +88,91 @@ def read_dependencies(text: Callable[[str], str | None], is_folder: Callable[[st
     return Dependencies(warnings=(missing,))
 
 
-def generated_dockerfile(base: str, dependencies: Dependencies, *, cache_mounts: bool) -> str:
-    """The text. `cache_mounts`: pip's downloads outlive the build (BuildKit only)."""
-    install = _install(dependencies, cache_mounts=cache_mounts)
-    code = [_copy(".", "./")]
-    if dependencies.needs_code:
-        steps = [*code, *install]
-    else:
-        copied = [*dependencies.copied, *(path for path, _ in dependencies.added)]
-        folders = [dependencies.wheels] if dependencies.wheels else []
-        steps = [*(_copy(path, f"./{path}") for path in copied)]
-        steps += [_copy(f"{path}/", f"./{path}/") for path in folders]
-        steps = [*steps, *install, *code] if install else code
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """What a generated image is built on."""
+
+    image: str
+    python_version: str = ""
+    """X.Y that the launch asks for; empty: whatever is there."""
+    may_lack_python: bool = False
+    """An accelerator's image: it gets Debian's or Ubuntu's Python if it has none."""
+    has_bash: bool = False
+
+
+def generated_dockerfile(base: Base, dependencies: Dependencies, *, cache_mounts: bool) -> str:
+    """The text. `cache_mounts`: downloads of pip and uv outlive the build (BuildKit only)."""
     # SageMaker's volumes belong to root; PYTHONUNBUFFERED: a log line is in CloudWatch when it is printed.
-    head = [f"FROM {base}", "USER root", "ENV PYTHONUNBUFFERED=1", f"WORKDIR {CODE}"]
-    return "\n".join([*head, *steps, ""])
+    variables = "PYTHONUNBUFFERED=1 SHELL=/bin/bash" if base.has_bash else "PYTHONUNBUFFERED=1"
+    head = ["USER root", f"ENV {variables}", f"WORKDIR {CODE}"]
+    if not (dependencies.requirements or base.may_lack_python):
+        return "\n".join([f"FROM {base.image}", *head, _copy(".", "./"), ""])
+    if base.may_lack_python:
+        head.append(_install_python(base.python_version))
+    code = f'COPY --from=build ["{CODE}", "./"]' if dependencies.needs_code else _copy(".", "./")
+    lines = [
+        f"FROM {base.image} AS base",
+        *head,
+        "FROM base AS build",
+        *_inputs(dependencies),
+        _install(base, dependencies, cache_mounts=cache_mounts),
+        "FROM base",
+        'COPY --from=build ["/env", "/env"]',
+        "ENV VIRTUAL_ENV=/env PATH=/env/bin:$PATH",
+        code,
+    ]
+    return "\n".join([*lines, ""])
 
 
-def _install(dependencies: Dependencies, *, cache_mounts: bool) -> list[str]:
-    if not dependencies.requirements:
-        return []
-    mount = "--mount=type=cache,target=/root/.cache/pip " if cache_mounts else ""
+def _inputs(dependencies: Dependencies) -> list[str]:
+    """What the first stage needs; only of all the code if the dependencies name the code itself."""
+    if dependencies.needs_code:
+        return [_copy(".", "./")]
+    copied = [INSTALLER, *dependencies.copied, *(path for path, _ in dependencies.added)]
+    folders = [dependencies.wheels] if dependencies.wheels else []
+    return [
+        *(_copy(path, f"./{path}") for path in copied),
+        *(_copy(f"{path}/", f"./{path}/") for path in folders),
+    ]
+
+
+def _install(base: Base, dependencies: Dependencies, *, cache_mounts: bool) -> str:
+    mounts = "".join(f"--mount=type=cache,target=/root/.cache/{tool} " for tool in ("pip", "uv"))
     # As variables, since an older pip does not know all of them and would refuse options.
-    settings = "PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_BREAK_SYSTEM_PACKAGES=1 PIP_NO_INPUT=1"
-    options = "" if cache_mounts else " --no-cache-dir"
-    if dependencies.wheels:
-        options += f" --no-index --find-links {dependencies.wheels}"
-    pip = f"{settings} python3 -m pip install{options}"
-    if not dependencies.best_effort:
-        return [f"RUN {mount}{pip} -r {dependencies.requirements}"]
-    one_by_one = (
-        'while read -r line; do [ -z "$line" ] ||'
-        f' {pip} --no-deps "$line" || echo "ERROR: Failed to install: $line"; done < {dependencies.requirements}'
+    settings = "PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_NO_INPUT=1"
+    if not cache_mounts:
+        settings += " PIP_NO_CACHE_DIR=1"
+    options = {
+        "--requirements": dependencies.requirements,
+        "--wheels": dependencies.wheels,
+        "--python": base.python_version,
+    }
+    given = "".join(f" {name} {value}" for name, value in options.items() if value)
+    best_effort = " --best-effort" if dependencies.best_effort else ""
+    names = (
+        [f"python{base.python_version}", "python3", "python"]
+        if base.python_version
+        else ["python3", "python"]
     )
-    return [f"RUN {mount}{pip} --no-deps -r {dependencies.requirements} || {one_by_one}"]
+    python = " || ".join(f"command -v {name}" for name in dict.fromkeys(names))
+    return f'RUN {mounts if cache_mounts else ""}{settings} "$({python})" {INSTALLER}{given}{best_effort}'
+
+
+def _install_python(version: str) -> str:
+    """A Python from the base image's own Debian or Ubuntu, unless it has one."""
+    name = f"python{version or '3'}"
+    no_apt = (
+        "the base image has no Python, and no apt-get to install it: take a base image that has Python, or one"
+        " made from Debian or Ubuntu"
+    )
+    missing = f"apt-get of the base image cannot install {name}: take a base image that has it"
+    install = f"apt-get install -y -qq --no-install-recommends {name} python3-pip ca-certificates"
+    return (
+        "RUN command -v python3 >/dev/null || command -v python >/dev/null"
+        f" || {{ command -v apt-get >/dev/null || {{ echo '[launch-worker] {no_apt}'; exit 1; }};"
+        f" apt-get update -qq && DEBIAN_FRONTEND=noninteractive {install} && rm -rf /var/lib/apt/lists/*"
+        f" || {{ echo '[launch-worker] {missing}'; exit 1; }}; }}"
+    )
 
 
 def _copy(source: str, target: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from worker.launch.identity import normalise_base_url
-from worker.launch.message import DOCKER_IMAGE, ImageSource, JobSource, Launch
+from worker.launch.message import DOCKER_IMAGE, JOB_PATH, ImageSource, JobSource, Launch
 
 MAX_VALUE_LENGTH = 512
 """Characters of one value (CreateTrainingJob, TrainingEnvironmentValue); W&B's SDK joins chunks of this size."""
@@ -81,7 +81,7 @@ def _is_docker_launch(launch: Launch) -> bool:
     """W&B's agent names the image for docker launches and image jobs, not for a TrainingImage of the queue."""
     source = launch.source
     return isinstance(source, JobSource) or (
-        isinstance(source, ImageSource) and source.given_at in DOCKER_IMAGE
+        isinstance(source, ImageSource) and source.given_at in (*DOCKER_IMAGE, JOB_PATH)
     )
 
 

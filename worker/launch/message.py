@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from worker.errors import Problem
 from worker.launch.builder_arguments import BuilderArguments, builder_arguments
+from worker.launch.job_spec import ArtifactRef, parse_artifact_ref
 from worker.launch.parsing import STAND_IN_IMAGE, PartlyBad, parse_message, unknown_keys
 from worker.launch.record import RunRef
 from worker.launch.schema import CONTROL, PRIORITIES, LaunchMessage, RunSpec, read_priority
@@ -17,10 +18,12 @@ from worker.launch.strict_json import type_name
 
 __all__ = [
     "DOCKER_IMAGE",
+    "JOB_PATH",
     "SAGEMAKER_PATH",
     "AlgorithmSource",
     "CodeSource",
     "ImageSource",
+    "JobCode",
     "JobSource",
     "Launch",
     "LaunchMessage",
@@ -36,6 +39,8 @@ SAGEMAKER_PATH = "$.runSpec.resource_args.sagemaker"
 _TRAINING_IMAGE = f"{SAGEMAKER_PATH}.AlgorithmSpecification.TrainingImage"
 DOCKER_IMAGE = ("$.runSpec.docker.docker_image", "$.runSpec.image_uri")
 """Where a docker launch names its image."""
+JOB_PATH = "$.runSpec.job"
+"""Where a launch names its job; also where the image of an image job comes from."""
 
 _RUN_ID_LENGTH = 10
 _DEFAULT_PRIORITY = PRIORITIES["medium"]
@@ -59,19 +64,40 @@ class AlgorithmSource:
 
 @dataclass(frozen=True, slots=True)
 class JobSource:
-    """A W&B job artifact, `entity/project/name:alias`; what it holds is known once it is fetched."""
+    """A W&B job artifact, `entity/project/name:alias` or `wandb-artifact://_id/ID`; what it holds is known once it is
+    fetched: then an `ImageSource` or `CodeSource` takes its place."""
 
     job: str
     dockerfile: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobCode:
+    """What a W&B job adds to its code."""
+
+    name: str
+    """`entity/project/name` of the job, without its version."""
+    artifact: str
+    """Storage id of the job's version; its `diff.patch` and `requirements.frozen.txt` belong to the code."""
+    code: ArtifactRef | None = None
+    """The code artifact; None: a git remote."""
+    dockerfile: str = ""
+    build_context: str = ""
+    base_image: str = ""
+    """The code is built on this image."""
+
+
 @dataclass(frozen=True, slots=True)
 class CodeSource:
-    """Code named directly: a git remote or an archive on S3."""
+    """Code: a git remote, an archive on S3, or the code artifact of a job."""
 
     uri: str
     version: str = ""
+    """Branch, tag or commit; of a code artifact its storage id once that is known."""
     dockerfile: str = ""
+    """The launch's own override, not the job's."""
+    job: JobCode | None = None
+    """None: the message names the code directly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +128,8 @@ class Launch:
     job: str = ""
     entry_point: tuple[str, ...] = ()
     """The override of this launch, not the job's own."""
+    job_entry_point: tuple[str, ...] = ()
+    """The job's own command, which runs unless it is overridden; known once the job is fetched."""
     args: tuple[str, ...] = ()
     run_config: Mapping[str, Any] = field(default_factory=dict)
     artifacts: Mapping[str, Any] = field(default_factory=dict)
@@ -228,9 +256,9 @@ def _contradictions(spec: RunSpec, source: Source | None) -> list[Problem]:
     if source is None:
         remedy = "name an image (docker.docker_image), a job, or code (uri)"
         problems.append(Problem("$.runSpec", "there is nothing to run", remedy))
-    if isinstance(source, JobSource) and not _is_job_name(source.job):
+    if isinstance(source, JobSource) and parse_artifact_ref(source.job) is None:
         remedy = "write it as entity/project/name:alias"
-        problems.append(Problem("$.runSpec.job", "is not the name of a job artifact", remedy))
+        problems.append(Problem(JOB_PATH, "is not the name of a job artifact", remedy))
     if not _is_for_sagemaker(spec):
         what = f"is {spec.resource!r}, and this worker runs sagemaker only"
         problems.append(Problem("$.runSpec.resource", what, "send it to a queue of that resource"))
@@ -256,7 +284,3 @@ def _unreadable_for_code(spec: RunSpec, source: CodeSource | JobSource) -> Itera
             yield Problem(path, f"should be a string, not {type_name(value)}", "write it as a string")
         elif CONTROL.search(value):
             yield Problem(path, "holds control characters", "write it on one line")
-
-
-def _is_job_name(job: str) -> bool:
-    return job.count("/") == 2 and ":" in job.rpartition("/")[2] and all(job.split("/"))

@@ -93,8 +93,11 @@ class LaunchRecord:
     """The launch brought its own W&B key: it can be submitted only by whoever holds its SQS message."""
     name: str = ""
     author: str = ""
+    job_artifact: str = ""
+    """Storage id of the W&B job's version that was found first: an alias may have moved by the next try."""
     commit: str = ""
-    """Full id of the git commit that was fetched first: a later try fetches the same, whatever a branch says then."""
+    """Full id of the git commit, or storage id of the code artifact, that was fetched first: a later try fetches the
+    same, whatever a branch says then."""
     image: str = ""
     job_name: str = ""
     job_arn: str = ""

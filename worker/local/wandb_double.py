@@ -8,7 +8,7 @@ Control endpoints, all JSON:
   GET  /_double/ops      every GraphQL operation with its variables
   POST /_double/stop     {entity, project, run}: press the Stop button
   POST /_double/queue    {entity, queue, specs: [runSpec, …]}: push items (creates the queue) → {ids}
-  POST /_double/job      {entity, project, name, type?, files: {path: text}}: make an artifact → {id, version}
+  POST /_double/job      {entity, project, name, type?, aliases?, files: {path: text}}: make an artifact → {id, version}
   POST /_double/fault    {match, status?, times?, latency?, cut?, when?}: see `Fault`
   POST /_double/reset
 """
@@ -222,7 +222,8 @@ class WandbDouble(WandbState):
             case "job":
                 files = {path: text.encode() for path, text in body["files"].items()}
                 where = (body["entity"], body["project"], body["name"])
-                artifact = self.add_artifact(*where, files, body.get("type", "job"))
+                kind, aliases = body.get("type", "job"), body.get("aliases", ())
+                artifact = self.add_artifact(*where, files, kind, aliases=aliases)
                 return {"id": artifact.id, "version": artifact.version}
             case "fault":
                 self.fault(**body)

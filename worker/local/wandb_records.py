@@ -161,7 +161,7 @@ class Queue:
     items: list[QueueItem] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Artifact:
     """One version of an artifact."""
 
@@ -172,6 +172,11 @@ class Artifact:
     type: str
     version: int
     files: Mapping[str, bytes]
+    aliases: set[str] = field(default_factory=set)
+    """Beside its version; each belongs to one version of the collection, `latest` to the newest."""
+    state: str = "COMMITTED"
+    references: int = 0
+    """Files elsewhere that it only names."""
 
 
 def storage_id(kind: str, *parts: object) -> str:

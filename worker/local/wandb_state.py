@@ -11,7 +11,7 @@ import collections
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 
 from worker.local.wandb_records import (
@@ -98,19 +98,37 @@ class WandbState:
         raise OperationRefused(f"run queue item {item_id} not found")
 
     def add_artifact(
-        self, entity: str, project: str, name: str, files: Mapping[str, bytes], kind: str = "job"
+        self,
+        entity: str,
+        project: str,
+        name: str,
+        files: Mapping[str, bytes],
+        kind: str = "job",
+        *,
+        aliases: Collection[str] = (),
+        references: int = 0,
     ) -> Artifact:
-        """Make the next version of an artifact, for instance a launch job."""
+        """Make the next version of an artifact, for instance a launch job. It takes `latest` and `aliases` over."""
         where = (entity, project, name)
-        version = sum((a.entity, a.project, a.collection) == where for a in self.artifacts.values())
+        others = [a for a in self.artifacts.values() if (a.entity, a.project, a.collection) == where]
         artifact = Artifact(
-            storage_id("Artifact", len(self.artifacts) + 1), *where, kind, version, dict(files)
+            storage_id("Artifact", len(self.artifacts) + 1), *where, kind, len(others), dict(files)
         )
+        artifact.aliases, artifact.references = {"latest", *aliases}, references
+        for other in others:
+            other.aliases -= artifact.aliases
         self.artifacts[artifact.id] = artifact
         for path, data in files.items():
             self.storage[f"{artifact.id}/{path}"] = data
         self.storage[f"{artifact.id}/.manifest"] = json.dumps(_manifest(artifact)).encode()
         return artifact
+
+    def delete_artifact(self, artifact: Artifact) -> None:
+        """Delete a version: it is still known by its id, as deleted, and its files are gone."""
+        artifact.state = "DELETED"
+        artifact.aliases = set()
+        for path in artifact.files:
+            self.storage.pop(f"{artifact.id}/{path}", None)
 
     def dump(self, *, console: bool = True) -> Json:
         """All of it as JSON; `console=False` leaves counts in place of lines and posts."""

@@ -14,11 +14,14 @@ class Checkout:
 
     path: Path
     content_id: str
-    """What was really fetched: `git:<full commit id>` or `sha256:<hex of the archive>`."""
+    """What was really fetched: `git:<full commit id>`, `sha256:<hex of the archive>` or `artifact:<digest>`; of a job
+    also what it adds."""
     origin: str
     """Where it came from, `scheme://host/path`, without login: the same content of two projects differs in it."""
     commit: str = ""
-    """Full id of the git commit; empty for an archive."""
+    """Full id of the git commit, storage id of the code artifact; empty for an archive."""
+    warnings: tuple[str, ...] = ()
+    """What the submitter should know of what was fetched."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from worker.sources.stoppable import StopCheck, run_stoppable, run_to_end
 from worker.sources.tree import links_out
 
 HOST_CODE = "LW-GIT-HOST"
+PATCH_CODE = "LW-JOB-PATCH"
 
 MAX_SUBMODULE_DEPTH = 8
 MAX_SUBMODULES = 500
@@ -79,6 +80,23 @@ class GitClient:
         commit = await fetch.write(remote, version, tree)
         await run_stoppable(lambda check_stop: _look_over(tree, limits, check_stop))
         return commit
+
+    async def apply(self, patch: Path, tree: Path, *, limits: SourceLimits) -> None:
+        """Apply the patch file to the files in `tree`, which is no repository; nothing outside is written.
+
+        Raises `Never` (`LW-JOB-PATCH`) with git's words when it does not apply, `LW-GIT-UNSAFE` for a link that leads
+        out."""
+        git = GitCommand(self._environ, max_file_bytes=limits.source_max_bytes)
+        try:
+            await git.run("apply", "--whitespace=nowarn", "-p1", str(patch), folder=tree)
+        except GitFailed as failure:
+            words = " ".join(failure.messages.split())[-500:]
+            raise Never(
+                f"{patch.name} of the job does not apply to the commit: {words}; create the job again from a commit"
+                " that has been pushed",
+                code=PATCH_CODE,
+            ) from None
+        await run_stoppable(lambda check_stop: _look_over(tree, limits, check_stop))
 
 
 async def _has_ssh_command(git: GitCommand, folder: Path) -> bool:

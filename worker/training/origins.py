@@ -9,7 +9,14 @@ from typing import Any
 
 from worker.errors import Problem
 from worker.launch.environment import MAX_VALUE_LENGTH
-from worker.launch.message import DOCKER_IMAGE, SAGEMAKER_PATH, ImageSource, Launch, sagemaker_argument
+from worker.launch.message import (
+    DOCKER_IMAGE,
+    JOB_PATH,
+    SAGEMAKER_PATH,
+    ImageSource,
+    Launch,
+    sagemaker_argument,
+)
 from worker.training.arguments import where_written
 from worker.training.limits import MAX_TAGS, MAX_VARIABLES
 
@@ -62,7 +69,9 @@ def _origins(launch: Launch, request: Mapping[str, Any]) -> Iterator[tuple[str, 
         yield f"{algorithm}.ContainerArguments", f"{_OVERRIDES}.args"
     if launch.entry_point:
         yield f"{algorithm}.ContainerEntrypoint", f"{_OVERRIDES}.entry_point"
-    if isinstance(launch.source, ImageSource) and launch.source.given_at in DOCKER_IMAGE:
+    elif launch.job_entry_point:
+        yield f"{algorithm}.ContainerEntrypoint", JOB_PATH
+    if isinstance(launch.source, ImageSource) and launch.source.given_at in (*DOCKER_IMAGE, JOB_PATH):
         yield f"{algorithm}.TrainingImage", launch.source.given_at
     own = _own_variables(launch, request)
     artifacts = f"{_OVERRIDES}.artifacts" if launch.artifacts else "$.runSpec.job"

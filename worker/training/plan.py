@@ -10,6 +10,7 @@ from worker.errors import MAX_PROBLEMS, BadMessage, Problem
 from worker.launch.environment import is_serialised
 from worker.launch.identity import training_job_name
 from worker.launch.message import (
+    JOB_PATH,
     SAGEMAKER_PATH,
     CodeSource,
     ImageSource,
@@ -156,13 +157,12 @@ class _Unbuilt:
 
 def _unbuilt(launch: Launch) -> _Unbuilt | None:
     source = launch.source
-    remedy = "build the image and name it in docker.docker_image"
+    remedy = "give --image-uri, which stands for that image"
     if isinstance(source, JobSource):
-        what = f"names the job {source.job}, and this version runs ready images only"
-        return _Unbuilt(Problem("$.runSpec.job", what, remedy), "LW-SOURCE-JOB")
+        what = f"names the job {source.job}, whose image is not known before a worker has fetched it"
+        return _Unbuilt(Problem(JOB_PATH, what, remedy), "LW-SOURCE-JOB")
     if isinstance(source, CodeSource):
         what = "names code, whose image is not known before a worker has built it"
-        remedy = "give --image-uri, which stands for that image"
         return _Unbuilt(Problem("$.runSpec.uri", what, remedy), "LW-SOURCE-CODE")
     return None
 

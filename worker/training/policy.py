@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from worker.errors import Problem
 from worker.launch.message import (
+    JOB_PATH,
     SAGEMAKER_PATH,
     CodeSource,
     ImageSource,
@@ -25,7 +26,6 @@ POLICY_CODE = "LW-POLICY"
 Globs = tuple[str, ...]
 """Shell patterns, case-sensitive; `*` also crosses `/`. None at all: anything is allowed."""
 
-_JOB_PATH = "$.runSpec.job"
 _LOCKED = "this worker locks the command (LAUNCH_LOCK_ENTRYPOINT or LAUNCH_SECURE_MODE)"
 
 
@@ -87,9 +87,11 @@ def _check_names(request: Mapping[str, Any], launch: Launch, policy: Policy) -> 
     given = sagemaker_argument(launch.sagemaker, "Environment")
     names = [(("Environment", name), name) for name in given] if isinstance(given, dict) else []
     yield from _refused("environment variable", policy.environment, names)
-    host = _git_host(launch.source.uri) if isinstance(launch.source, CodeSource) else ""
-    if host and policy.git_hosts and not _matches(host, policy.git_hosts):
-        yield Problem("$.runSpec.uri", f"git host {host!r} is not allowed", _remedy(policy.git_hosts))
+    source = launch.source
+    host = _git_host(source.uri) if isinstance(source, CodeSource) else ""
+    if isinstance(source, CodeSource) and host and policy.git_hosts and not _matches(host, policy.git_hosts):
+        path = JOB_PATH if source.job else "$.runSpec.uri"
+        yield Problem(path, f"git host {host!r} is not allowed", _remedy(policy.git_hosts))
 
 
 Named = tuple[tuple[str | int, ...], Any]
@@ -177,7 +179,7 @@ def _check_command(request: Mapping[str, Any], launch: Launch) -> Iterator[Probl
 def _check_replaced_image(launch: Launch) -> Iterator[Problem]:
     """W&B's configuration says that image overrides are refused; its agent lets them through."""
     source = launch.source
-    if launch.job and isinstance(source, ImageSource) and source.given_at != _JOB_PATH:
+    if launch.job and isinstance(source, ImageSource) and source.given_at != JOB_PATH:
         what = f"replaces the image of {launch.job}, which this worker forbids (LAUNCH_SECURE_MODE)"
         yield Problem(source.given_at, what, "remove it, or launch the image without the job")
 

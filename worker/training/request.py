@@ -183,8 +183,8 @@ def _algorithm(
         return specification  # an algorithm brings its own image and entrypoint
     if image:
         specification["TrainingImage"] = image
-    if launch.entry_point:
-        specification["ContainerEntrypoint"] = list(launch.entry_point)
+    if command := launch.entry_point or launch.job_entry_point:
+        specification["ContainerEntrypoint"] = list(command)
     if launch.args:
         specification["ContainerArguments"] = list(launch.args)
     return specification

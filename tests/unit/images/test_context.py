@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from worker.errors import Never
-from worker.images.context import DOCKERFILE, ContextFacts, SourceFolder, write_context
+from worker.images.context import DOCKERFILE, ContextFacts, SourceFolder, installer, write_context
 from worker.images.dockerfile import Recipe, plan_recipe
+from worker.images.generated import INSTALLER
 
 
 def recipe(ignore: str = "", **changes: object) -> Recipe:
@@ -218,10 +219,12 @@ async def test_from_a_folder_to_its_context(source: Path) -> None:
         entry_point=("python", "train.py"),
         base_image="",
         python_version="3.11",
+        installer=installer(),
     )
     _, sent = await pack(source, what)
     assert sent == [
         DOCKERFILE,
+        INSTALLER,
         ".dockerignore",
         "requirements.txt",
         "train.py",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from worker.errors import Never, Stage
+from worker.images import install
 from worker.images.dockerfile import Recipe, plan_recipe
 
 
@@ -35,6 +38,7 @@ def plan(texts: dict[str, str], **changes: Any) -> Recipe:
         "entry_point": ("python", "train.py"),
         "base_image": "",
         "python_version": "3.11",
+        "installer": "print()",
     }
     return plan_recipe(Files.of(texts), **{**given, **changes})
 
@@ -112,6 +116,19 @@ def test_dockerfile_wandb_beside_the_entrypoint(
     )
 
 
+def test_the_image_does_not_depend_on_the_override() -> None:
+    """The Dockerfile is looked for where the job's own command lies; an override is rewritten if it lies there, too."""
+    texts = {"src/Dockerfile.wandb": "FROM a", "other/Dockerfile.wandb": "FROM b"}
+    job = ("python", "src/train.py")
+    for override, command in (
+        ((), ("python", "train.py")),
+        (("python", "src/eval.py"), ("python", "eval.py")),
+        (("python", "other/eval.py"), ("python", "other/eval.py")),
+    ):
+        recipe = plan(texts, entry_point=override, job_entry_point=job)
+        assert (recipe.dockerfile, recipe.context, recipe.entry_point) == ("FROM a", "src", command)
+
+
 def test_dockerfile_wandb_in_the_root_rewrites_nothing() -> None:
     for entry_point in (("python", "train.py"), (), ("train.py",)):
         recipe = plan({"Dockerfile.wandb": "FROM a"}, entry_point=entry_point)
@@ -127,25 +144,86 @@ def test_dockerfile_wandb_elsewhere_is_not_taken() -> None:
 def test_generated_from_requirements() -> None:
     recipe = plan({"requirements.txt": "wandb\nnumpy # fast", "train.py": ""})
     assert recipe.dockerfile == (
-        "FROM python:3.11-slim\n"
+        "FROM python:3.11-slim AS base\n"
         "USER root\n"
-        "ENV PYTHONUNBUFFERED=1\n"
+        "ENV PYTHONUNBUFFERED=1 SHELL=/bin/bash\n"
         "WORKDIR /opt/ml/code\n"
+        "FROM base AS build\n"
+        'COPY [".launch-worker/install.py", "./.launch-worker/install.py"]\n'
         'COPY ["requirements.txt", "./requirements.txt"]\n'
-        "RUN PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_BREAK_SYSTEM_PACKAGES=1 PIP_NO_INPUT=1"
-        " python3 -m pip install --no-cache-dir -r requirements.txt\n"
+        "RUN PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_NO_INPUT=1 PIP_NO_CACHE_DIR=1"
+        ' "$(command -v python3.11 || command -v python3 || command -v python)" .launch-worker/install.py'
+        " --requirements requirements.txt --python 3.11\n"
+        "FROM base\n"
+        'COPY --from=build ["/env", "/env"]\n'
+        "ENV VIRTUAL_ENV=/env PATH=/env/bin:$PATH\n"
         'COPY [".", "./"]\n'
     )
     assert (recipe.generated, recipe.bases, recipe.warnings) == (True, ("python:3.11-slim",), ())
     assert recipe.needed == {"requirements.txt"}
+    assert recipe.added == ((".launch-worker/install.py", "print()"),)
 
 
 def test_cache_mounts_are_for_buildkit_only() -> None:
     texts = {"requirements.txt": "wandb"}
     assert "--mount" not in plan(texts).dockerfile
     cached = plan(texts, cache_mounts=True).dockerfile
-    assert "RUN --mount=type=cache,target=/root/.cache/pip PIP_" in cached
-    assert "--no-cache-dir" not in cached
+    mounts = (f"--mount=type=cache,target=/root/.cache/{tool}" for tool in ("pip", "uv"))
+    assert f"RUN {' '.join(mounts)} PIP_" in cached
+    assert "PIP_NO_CACHE_DIR" not in cached
+
+
+def test_an_accelerator_image_gets_a_python_and_an_environment() -> None:
+    text = plan(
+        {"train.py": ""}, base_image="nvidia/cuda:12", may_lack_python=True, python_version="3.10"
+    ).dockerfile
+    assert text.startswith("FROM nvidia/cuda:12 AS base\n")
+    assert "apt-get install -y -qq --no-install-recommends python3.10 python3-pip" in text
+    assert ".launch-worker/install.py --python 3.10\n" in text
+    assert (
+        "python3 python3-pip" in plan({}, base_image="x", may_lack_python=True, python_version="").dockerfile
+    )
+
+
+@pytest.mark.parametrize(
+    ("commands", "status", "told"),
+    [
+        ({"python3": "exit 9"}, 0, []),
+        ({"python": "exit 9"}, 0, []),
+        (
+            {"apt-get": 'echo "$*"', "rm": "true"},
+            0,
+            ["update -qq", "install -y -qq --no-install-recommends python3.10 python3-pip ca-certificates"],
+        ),
+        (
+            {"apt-get": '[ "$1" = update ]', "rm": "true"},
+            1,
+            ["[launch-worker] apt-get of the base image cannot"],
+        ),
+        ({}, 1, ["[launch-worker] the base image has no Python, and no apt-get"]),
+    ],
+)
+def test_how_an_accelerator_image_gets_a_python(
+    tmp_path: Path, commands: dict[str, str], status: int, told: list[str]
+) -> None:
+    """The step itself, with the commands that such an image has."""
+    for name, text in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    text = plan({}, base_image="nvidia/cuda:12", may_lack_python=True, python_version="3.10").dockerfile
+    (step,) = [line.removeprefix("RUN ") for line in text.splitlines() if "apt-get" in line]
+    done = subprocess.run(
+        ["/bin/sh", "-c", step], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (status, "")
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(told)
+    assert all(line.startswith(start) for line, start in zip(lines, told, strict=True)), lines
+
+
+def test_uv_is_the_one_that_is_tested() -> None:
+    constraints = (Path(__file__).parents[3] / "constraints.txt").read_text().splitlines()
+    assert install.UV in constraints
 
 
 def test_requirements_that_name_other_files() -> None:
@@ -184,15 +262,16 @@ def test_code_comes_first_where_the_requirements_need_it(line: str, needs_code: 
     assert (
         steps.index('COPY [".", "./"]') < steps.index(next(s for s in steps if s.startswith("RUN")))
     ) is needs_code
+    assert ('COPY --from=build ["/opt/ml/code", "./"]' in steps) is needs_code
 
 
 def test_generated_from_pyproject() -> None:
     recipe = plan(
         {"pyproject.toml": '[project]\ndependencies = ["wandb>=0.20", "numpy ; python_version>\'3\'"]'}
     )
-    assert recipe.added == ((".launch-worker/requirements.txt", "wandb>=0.20\nnumpy ; python_version>'3'\n"),)
+    assert recipe.added[0] == (".launch-worker/requirements.txt", "wandb>=0.20\nnumpy ; python_version>'3'\n")
     copied = recipe.dockerfile.index('COPY [".launch-worker/requirements.txt"')
-    assert copied < recipe.dockerfile.index("pip install") < recipe.dockerfile.index('COPY [".", "./"]')
+    assert copied < recipe.dockerfile.index("install.py --req") < recipe.dockerfile.index('COPY [".", "./"]')
     assert recipe.warnings == ()
 
 
@@ -203,8 +282,7 @@ def test_generated_from_a_frozen_environment_leaves_out_what_cannot_be_installed
     }
     recipe = plan(texts)
     assert dict(recipe.added)[".launch-worker/requirements.txt"] == "wandb\ntorch==2.1+cu118\n"
-    assert "--no-deps" in recipe.dockerfile
-    assert "ERROR: Failed to install: $line" in recipe.dockerfile
+    assert "--requirements .launch-worker/requirements.txt --python 3.11 --best-effort\n" in recipe.dockerfile
 
 
 def test_nothing_to_install_is_accepted_with_a_warning() -> None:
@@ -232,8 +310,7 @@ def test_a_dockerfile_that_nobody_named_is_warned_of() -> None:
 def test_a_wheelhouse_is_the_only_place_to_look(folder: str) -> None:
     recipe = plan({"requirements.txt": "wandb", f"{folder}/x.whl": ""})
     assert (
-        f"pip install --no-cache-dir --no-index --find-links {folder} -r requirements.txt\n"
-        in recipe.dockerfile
+        f"install.py --requirements requirements.txt --wheels {folder} --python 3.11\n" in recipe.dockerfile
     )
     assert f'COPY ["{folder}/", "./{folder}/"]\n' in recipe.dockerfile
     assert folder in recipe.needed

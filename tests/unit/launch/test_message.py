@@ -259,6 +259,7 @@ AT_TRAINING_IMAGE = f"{SAGEMAKER}.AlgorithmSpecification.TrainingImage"
         ({"docker": {}, "image_uri": "x"}, None, ImageSource("x", "$.runSpec.image_uri")),
         ({"job": JOB}, None, ImageSource(IMAGE)),
         ({"docker": None, "job": JOB}, None, JobSource(JOB)),
+        ({"docker": {}, "job": "wandb-artifact://_id/QQ=="}, None, JobSource("wandb-artifact://_id/QQ==")),
         ({"docker": {}, "uri": "s3://b/k.zip", "job": JOB}, None, JobSource(JOB)),
         ({"uri": SCHEDULER, "job": JOB}, None, SchedulerSource()),
         ({}, {"TrainingImage": USER_IMAGE}, ImageSource(USER_IMAGE, AT_TRAINING_IMAGE)),

@@ -76,7 +76,7 @@ SOURCES = [
 
 @pytest.mark.parametrize(("name", "code"), SOURCES)
 def test_sources_without_an_image_are_refused(name: str, code: str) -> None:
-    with pytest.raises(Never, match=r"ready images only|give --image-uri") as caught:
+    with pytest.raises(Never, match="give --image-uri") as caught:
         plan_of(example(name))
     assert caught.value.code == code
 
