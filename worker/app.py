@@ -20,6 +20,7 @@ from worker.intake.lease import Leases
 from worker.intake.receiver import Receiver
 from worker.intake.refusal import Refusals
 from worker.intake.wandb_queue import QueueItems
+from worker.job_watch import JobWatch
 from worker.launch.redaction import KnownSecrets
 from worker.ledger.adoption import Adoption
 from worker.ledger.build_lock import BuildLocks
@@ -30,6 +31,7 @@ from worker.ops.health import serving_health
 from worker.ops.logging import get_logger
 from worker.pipeline import Pipeline, PipelineFacts
 from worker.resources import Opened, opened
+from worker.retrying import Retrying
 from worker.settings import Settings, inherited_environment
 from worker.sources.checkout import SourceLimits
 from worker.sources.fetch import Sources
@@ -37,13 +39,16 @@ from worker.sources.git import GitClient
 from worker.sources.git_command import INHERITED, INHERITED_PREFIXES
 from worker.sources.git_credentials import GitCredentials
 from worker.submission import Submission
-from worker.supervisor import Supervisor, SupervisorFacts
+from worker.supervisor import Supervisor
 from worker.tracking.build_log import BuildLogs
 from worker.tracking.heartbeats import CompanionHeartbeats
-from worker.training.allowed import policy_of
+from worker.training.allowed import policy_of, retry_rules_of
 from worker.training.log_feed import LogFeed
 from worker.training.sagemaker import SageMaker
 from worker.training.status_feed import StatusFeed
+
+_LAST_MOMENT = 1.0
+"""Seconds between a second signal and the end, at most."""
 
 _log = get_logger()
 
@@ -58,12 +63,22 @@ class Service:
     locks: BuildLocks
 
 
-async def serve(settings: Settings, secrets: KnownSecrets) -> None:
-    """Run the worker until SIGTERM or SIGINT; `secrets` learns those it comes to know.
+async def serve(settings: Settings, secrets: KnownSecrets) -> int:
+    """Run the worker until SIGTERM or SIGINT; `secrets` learns those it comes to know. Returns the command's exit code:
+    1 when a second signal ended it at once.
 
     Raises `SettingsError` for settings it cannot run with."""
     stop = asyncio.Event()
     _stop_on_signals(stop)
+    try:
+        await _serve(settings, secrets, stop)
+    except asyncio.CancelledError:
+        _log.warning("worker_ended_at_once", why="a second signal; what was in work goes on elsewhere")
+        return 1
+    return 0
+
+
+async def _serve(settings: Settings, secrets: KnownSecrets, stop: asyncio.Event) -> None:
     if settings.crash_at:
         _crash_at(settings.crash_at)
     async with opened(settings, secrets) as parts:
@@ -142,15 +157,28 @@ def _supervisor(parts: Opened, held: HeldLaunches, adoption: Adoption, refusals:
         max_wait=settings.max_wait,
     )
     return Supervisor(
-        facts=SupervisorFacts(parts.aws.region, settings.status_interval),
+        region=parts.aws.region,
         held=held,
         adoption=adoption,
         submission=submission,
         sagemaker=sagemaker,
-        # An hour back: AWS's clock need not agree with ours.
-        status_feed=StatusFeed(parts.aws.sagemaker, parts.rates, since=time.time() - 3600),
+        watch=JobWatch(
+            held=held,
+            sagemaker=sagemaker,
+            # An hour back: AWS's clock need not agree with ours.
+            status_feed=StatusFeed(parts.aws.sagemaker, parts.rates, since=time.time() - 3600),
+            interval=settings.status_interval,
+        ),
         delivery=_delivery(parts, held),
         companion=parts.companion,
+        retrying=Retrying(
+            held=held,
+            sagemaker=sagemaker,
+            refusals=refusals,
+            metrics=parts.metrics,
+            deployment=settings.deployment,
+            pause=settings.retry_pause,
+        ),
         heartbeats=CompanionHeartbeats(
             parts.companion,
             interval=settings.companion_heartbeat,
@@ -177,16 +205,16 @@ def _delivery(parts: Opened, held: HeldLaunches) -> LogDelivery:
 
 
 async def _run(service: Service, stop: asyncio.Event) -> None:
-    """Both legs until the intake has drained; then running jobs are given to other workers."""
+    """Both legs until `stop`; running jobs are given to other workers then, and the intake has the grace to drain."""
     async with asyncio.TaskGroup() as root:
         others = [
-            root.create_task(service.supervisor.run(), name="supervisor"),
+            root.create_task(service.supervisor.run(stop), name="supervisor"),
             root.create_task(service.locks.run(), name="build locks"),
         ]
         await service.receiver.run(stop)
         for task in others:
             task.cancel()
-    await service.supervisor.release()
+    await service.supervisor.leave()
 
 
 def _building(parts: Opened, locks: BuildLocks, build_logs: BuildLogs) -> Building | None:
@@ -244,6 +272,7 @@ def _pipeline_facts(parts: Opened) -> PipelineFacts:
         policy=policy_of(settings),
         macros=dict(settings.macros),
         log_target=settings.log_target,
+        retry_rules=retry_rules_of(settings),
         heartbeat=settings.heartbeat,
         max_attempts=settings.max_attempts,
         secrets=parts.secrets,
@@ -259,10 +288,15 @@ def _not_ready(service: Service, stop: asyncio.Event) -> str:
 
 
 def _stop_on_signals(stop: asyncio.Event) -> None:
-    loop = asyncio.get_running_loop()
+    loop, main = asyncio.get_running_loop(), asyncio.current_task()
+    assert main is not None
 
     def on_signal(name: str) -> None:
-        _log.info("signal", name=name)
+        _log.info("signal", name=name, second=stop.is_set())
+        if stop.is_set():
+            # What is cancelled gives its message back where that takes no time; nothing is waited for.
+            loop.call_later(_LAST_MOMENT, os._exit, 1)
+            main.cancel()
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):

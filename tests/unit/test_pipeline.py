@@ -26,6 +26,7 @@ from worker.launch.message import CodeSource, Launch
 from worker.launch.outcome import Verdict
 from worker.launch.record import LaunchRecord, LaunchState
 from worker.launch.redaction import KnownSecrets
+from worker.launch.retry import RetryRules
 from worker.ledger.held import HeldLaunch
 from worker.ledger.membership import Membership
 from worker.ledger.port import WorkerBeat
@@ -114,6 +115,7 @@ class Bench:
                 policy=self.policy,
                 macros={},
                 log_target="companion",
+                retry_rules=RetryRules({"capacity": 2}),
                 heartbeat=HEARTBEAT,
                 max_attempts=MAX_ATTEMPTS,
                 secrets=self.secrets,

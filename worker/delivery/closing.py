@@ -83,11 +83,13 @@ class Closing:
             known = {stream: search.newest for stream, search in searches.items()}
 
     async def _full_record(self, log: JobLog) -> AsyncIterator[LogFile]:
+        attempt = log.held.record.attempt
+        folder = f"attempt-{attempt}/" if attempt > 1 else ""  # each attempt's job has an algo-1 of its own
         files: dict[str, NumberedFiles] = {}
         # A restarted host has a second stream; names end in their start time, so this is their order.
         for stream in sorted(log.positions):
             label = cursor.stream_label(stream)
-            numbered = files.setdefault(label, NumberedFiles(label))
+            numbered = files.setdefault(label, NumberedFiles(f"{folder}{label}"))
             async for page in self._feed.pages([stream], 0, None):
                 for event in page:
                     for text in event.message.rstrip("\r\n").split("\n"):
