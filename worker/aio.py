@@ -29,6 +29,8 @@ EffectName = Literal[
     "finish_companion",
     "write_finished",
     "write_refused",
+    "write_retry",
+    "write_given_up",
     "claim_launch",
 ]
 """Every effect of pipeline and supervisor that a crash may split; crash tests walk this list."""

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import socket
 import time
 from dataclasses import dataclass
 
-from worker.aio import observe_effects
 from worker.building import Building
 from worker.delivery.closing import Closing
 from worker.delivery.loop import LogDelivery
@@ -20,6 +17,7 @@ from worker.intake.lease import Leases
 from worker.intake.receiver import Receiver
 from worker.intake.refusal import Refusals
 from worker.intake.wandb_queue import QueueItems
+from worker.job_watch import JobWatch
 from worker.launch.redaction import KnownSecrets
 from worker.ledger.adoption import Adoption
 from worker.ledger.build_lock import BuildLocks
@@ -28,9 +26,12 @@ from worker.ledger.membership import Membership
 from worker.ledger.port import WorkerBeat
 from worker.ops.health import serving_health
 from worker.ops.logging import get_logger
+from worker.ops.signals import crash_at, stop_on_signals
+from worker.persistence import Persistence
 from worker.pipeline import Pipeline, PipelineFacts
 from worker.preparing import PlanFacts, Preparing
 from worker.resources import Opened, opened
+from worker.retrying import Retrying
 from worker.settings import Settings, inherited_environment
 from worker.sources.checkout import SourceLimits
 from worker.sources.fetch import Sources
@@ -39,10 +40,10 @@ from worker.sources.git_command import INHERITED, INHERITED_PREFIXES
 from worker.sources.git_credentials import GitCredentials
 from worker.sources.job_code import JobCodeFetcher
 from worker.submission import Submission
-from worker.supervisor import Supervisor, SupervisorFacts
+from worker.supervisor import Supervisor
 from worker.tracking.build_log import BuildLogs
 from worker.tracking.heartbeats import CompanionHeartbeats
-from worker.training.allowed import policy_of
+from worker.training.allowed import policy_of, retry_rules_of
 from worker.training.log_feed import LogFeed
 from worker.training.sagemaker import SageMaker
 from worker.training.status_feed import StatusFeed
@@ -60,14 +61,24 @@ class Service:
     locks: BuildLocks
 
 
-async def serve(settings: Settings, secrets: KnownSecrets) -> None:
-    """Run the worker until SIGTERM or SIGINT; `secrets` learns those it comes to know.
+async def serve(settings: Settings, secrets: KnownSecrets) -> int:
+    """Run the worker until SIGTERM or SIGINT; `secrets` learns those it comes to know. Returns the command's exit code:
+    1 when a second signal ended it at once.
 
     Raises `SettingsError` for settings it cannot run with."""
     stop = asyncio.Event()
-    _stop_on_signals(stop)
+    stop_on_signals(stop)
+    try:
+        await _serve(settings, secrets, stop)
+    except asyncio.CancelledError:
+        _log.warning("worker_ended_at_once", why="a second signal; what was in work goes on elsewhere")
+        return 1
+    return 0
+
+
+async def _serve(settings: Settings, secrets: KnownSecrets, stop: asyncio.Event) -> None:
     if settings.crash_at:
-        _crash_at(settings.crash_at)
+        crash_at(settings.crash_at)
     async with opened(settings, secrets) as parts:
         service = wire(parts)
         async with serving_health(
@@ -144,6 +155,7 @@ def wire(parts: Opened) -> Service:
 def _supervisor(parts: Opened, held: HeldLaunches, adoption: Adoption, refusals: Refusals) -> Supervisor:
     settings = parts.settings
     sagemaker = SageMaker(parts.aws.sagemaker, parts.rates)
+    persistence = Persistence(parts.metrics, settings.log_give_up)
     submission = Submission(
         held=held,
         sagemaker=sagemaker,
@@ -155,14 +167,30 @@ def _supervisor(parts: Opened, held: HeldLaunches, adoption: Adoption, refusals:
         max_wait=settings.max_wait,
     )
     return Supervisor(
-        facts=SupervisorFacts(parts.aws.region, settings.status_interval, settings.log_give_up),
+        region=parts.aws.region,
+        persistence=persistence,
         held=held,
         adoption=adoption,
         submission=submission,
         sagemaker=sagemaker,
-        status_feed=StatusFeed(parts.aws.sagemaker, parts.rates, since=parts.aws.clock.now() - 3600),
+        watch=JobWatch(
+            held=held,
+            sagemaker=sagemaker,
+            # An hour back: AWS's clock need not agree with ours.
+            status_feed=StatusFeed(parts.aws.sagemaker, parts.rates, since=parts.aws.clock.now() - 3600),
+            interval=settings.status_interval,
+            persistence=persistence,
+        ),
         delivery=_delivery(parts, held),
         companion=parts.companion,
+        retrying=Retrying(
+            held=held,
+            sagemaker=sagemaker,
+            refusals=refusals,
+            metrics=parts.metrics,
+            deployment=settings.deployment,
+            pause=settings.retry_pause,
+        ),
         heartbeats=CompanionHeartbeats(
             parts.companion,
             interval=settings.companion_heartbeat,
@@ -196,16 +224,16 @@ def _delivery(parts: Opened, held: HeldLaunches) -> LogDelivery:
 
 
 async def _run(service: Service, stop: asyncio.Event) -> None:
-    """Both legs until the intake has drained; then running jobs are given to other workers."""
+    """Both legs until `stop`; running jobs are given to other workers then, and the intake has the grace to drain."""
     async with asyncio.TaskGroup() as root:
         others = [
-            root.create_task(service.supervisor.run(), name="supervisor"),
+            root.create_task(service.supervisor.run(stop), name="supervisor"),
             root.create_task(service.locks.run(), name="build locks"),
         ]
         await service.receiver.run(stop)
         for task in others:
             task.cancel()
-    await service.supervisor.release()
+    await service.supervisor.leave()
 
 
 def _building(parts: Opened, locks: BuildLocks, build_logs: BuildLogs) -> Building | None:
@@ -266,6 +294,7 @@ def _pipeline_facts(parts: Opened) -> PipelineFacts:
         deployment=settings.deployment,
         base_url=settings.wandb_base_url,
         log_target=settings.log_target,
+        retry_rules=retry_rules_of(settings),
         heartbeat=settings.heartbeat,
         max_attempts=settings.max_attempts,
         secrets=parts.secrets,
@@ -278,24 +307,3 @@ def _not_ready(service: Service, stop: asyncio.Event) -> str:
     if not service.adoption.beating:
         return "the ledger does not answer"
     return "" if service.receiver.receiving else "the queue does not answer"
-
-
-def _stop_on_signals(stop: asyncio.Event) -> None:
-    loop = asyncio.get_running_loop()
-
-    def on_signal(name: str) -> None:
-        _log.info("signal", name=name)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number.name)
-
-
-def _crash_at(point: str) -> None:
-    """Die at one named effect, as a power cut would: for crash tests."""
-
-    def observer(when: str, name: str) -> None:
-        if f"{when}:{name}" == point:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    observe_effects(observer)

@@ -9,18 +9,18 @@ import asyncio
 import contextlib
 import importlib.util
 import json
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from worker import __version__
-from worker.errors import BadMessage, Never, Problem, SettingsError, WorkerError
+from worker.cli_dlq import dlq
+from worker.errors import Problem, SettingsError
 from worker.launch_config import LaunchConfig, read_launch_config
 from worker.settings import Settings, export_aws_variables, load_settings, partition_of
+from worker.terminal import EnvFile, MessageFile, errors, exit_codes, read_file
 
 app = typer.Typer(
     name="launch-worker",
@@ -29,16 +29,11 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-_errors = Console(stderr=True, highlight=False, soft_wrap=True)
-
-MessageFile = Annotated[
-    str, typer.Argument(metavar="FILE|-", help="Launch message (JSON); - for standard input.")
-]
-EnvFile = Annotated[Path | None, typer.Option(help="File with settings; the environment wins over it.")]
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", "-c", help="W&B's launch-config.yaml; environment and --env-file win over it."),
 ]
+app.add_typer(dlq, name="dlq")
 
 
 def main() -> None:
@@ -64,13 +59,15 @@ def _options(
 def run(config: ConfigFile = None, env_file: EnvFile = Path(".env")) -> None:
     """Take launches from the queue and supervise their jobs until SIGTERM.
 
+    Then running jobs go to other workers at once, and builds have LAUNCH_SHUTDOWN_GRACE; a second SIGTERM ends now.
+
     Without --config, ~/.config/wandb/launch-config.yaml is read if it is there, as `wandb launch-agent` does.
     """
     from worker.app import serve
     from worker.launch.redaction import KnownSecrets
     from worker.ops.logging import configure_logging, get_logger
 
-    with _exit_codes():
+    with exit_codes():
         settings, read = _settings(env_file, config, default_place=True)
         key = settings.wandb_api_key
         secrets = KnownSecrets([key.get_secret_value()] if key else [])
@@ -81,7 +78,7 @@ def run(config: ConfigFile = None, env_file: EnvFile = Path(".env")) -> None:
             get_logger().warning(
                 "launch_config_ignored", file=str(read.path), keys=list(read.ignored), why="no meaning here"
             )
-        asyncio.run(serve(settings, secrets))
+        raise typer.Exit(asyncio.run(serve(settings, secrets)))
 
 
 @app.command()
@@ -105,13 +102,13 @@ def validate(
     from worker.sender import planned_request
     from worker.training.request import AccountFacts
 
-    with _exit_codes():
+    with exit_codes():
         settings, read = _settings(env_file, config)
         _tell_ignored(read)
         region = region or settings.aws_region or "us-east-1"
         role_account = settings.assume_role.split(":")[4] if settings.assume_role else ""
         facts = AccountFacts(account or role_account or "123456789012", region, partition_of(region))
-        planned = planned_request(_read(file), settings, account=facts, image=image_uri)
+        planned = planned_request(read_file(file), settings, account=facts, image=image_uri)
         typer.echo(json.dumps(planned.request, indent=2, ensure_ascii=False))
         _warn(planned.warnings)
 
@@ -145,10 +142,10 @@ def enqueue(
             detail = f" {record.facts.secondary_status}" if record.facts.secondary_status else ""
             typer.echo(f"{record.state}{detail} {record.job_name}".rstrip())
 
-    with _exit_codes():
+    with exit_codes():
         settings, read = _settings(env_file, config)
         _tell_ignored(read)
-        body = with_identity(_read(file))
+        body = with_identity(read_file(file))
         record = asyncio.run(send(body, settings, on_sent=on_sent, on_state=on_state if wait else None))
         if record is not None:
             words, success = end_of(record)
@@ -173,7 +170,7 @@ def dev(
     ] = "auto",
 ) -> None:
     """Run the local stack (AWS, registry, SageMaker, W&B double) on loopback until stopped."""
-    with _exit_codes():
+    with exit_codes():
         _need_local()
         from worker.local.stack import serve_dev
 
@@ -197,7 +194,7 @@ def demo(
     ] = "auto",
 ) -> None:
     """Send one launch through the whole pipeline on the local stack and show what happens."""
-    with _exit_codes():
+    with exit_codes():
         _need_local()
         from worker.demo import run_demo
 
@@ -209,36 +206,9 @@ def _need_local() -> None:
         raise SettingsError("the local stack is not installed; pip install 'launch-worker[local]'")
 
 
-@contextlib.contextmanager
-def _exit_codes() -> Iterator[None]:
-    try:
-        yield
-    except SettingsError as error:
-        _errors.print(str(error), markup=False)
-        raise typer.Exit(2) from error
-    except BadMessage as error:
-        for problem in error.problems:
-            _errors.print(str(problem), markup=False)
-        raise typer.Exit(1) from error
-    except Never as error:
-        _errors.print(f"{error.code}: {error}", markup=False)
-        raise typer.Exit(1) from error
-    except WorkerError as error:
-        _errors.print(str(error), markup=False)
-        raise typer.Exit(1) from error
-
-
 def _warn(warnings: Iterable[Problem]) -> None:
     for warning in warnings:
-        _errors.print(f"warning: {warning}", markup=False)
-
-
-def _read(file: str) -> str:
-    try:
-        raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-    except OSError as error:
-        raise SettingsError(f"{file}: {error.strerror}") from error
-    return raw.decode("utf-8", "replace")
+        errors.print(f"warning: {warning}", markup=False)
 
 
 def _settings(
@@ -253,4 +223,4 @@ def _settings(
 
 def _tell_ignored(read: LaunchConfig) -> None:
     if read.ignored:
-        _errors.print(f"warning: {read.path}: no meaning here: {', '.join(read.ignored)}", markup=False)
+        errors.print(f"warning: {read.path}: no meaning here: {', '.join(read.ignored)}", markup=False)

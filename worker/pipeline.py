@@ -24,6 +24,7 @@ from worker.launch.outcome import Outcome, Verdict
 from worker.launch.pasted import refuse_pasted_secrets
 from worker.launch.record import Failure, LaunchRecord, LaunchState
 from worker.launch.redaction import KnownSecrets, redact_text
+from worker.launch.retry import RetryRules
 from worker.ledger.held import HeldLaunch
 from worker.ledger.membership import MISSED_BEATS, Membership
 from worker.ledger.port import FINISHED_TTL, Ledger
@@ -43,6 +44,7 @@ class PipelineFacts:
     deployment: str
     base_url: str
     log_target: str
+    retry_rules: RetryRules
     heartbeat: float
     max_attempts: int
     secrets: KnownSecrets = field(repr=False)
@@ -78,12 +80,11 @@ class Pipeline:
     async def handle(self, message: SqsMessage) -> Outcome:
         """The whole of leg 1. Never raises but for cancellation; the outcome says what becomes of the message."""
         parsed = read_message(message.body)
-        facts = self._facts
         identity = identity_of(
             parsed,
-            base_url=facts.base_url,
-            deployment=facts.deployment,
-            queue_arn=facts.queue_arn,
+            base_url=self._facts.base_url,
+            deployment=self._facts.deployment,
+            queue_arn=self._facts.queue_arn,
             message_id=message.message_id,
         )
         with structlog.contextvars.bound_contextvars(launch_id=identity):
@@ -177,6 +178,7 @@ class Pipeline:
             request=plan.request,
             instance_type=plan.instance_type,
             instance_count=plan.instance_count,
+            **self._facts.retry_rules.of(plan.instance_type, launch.retry, launch.instance_types),
             private_key=launch.api_key is not None,
             waiting_at=time.time(),
         )
@@ -192,12 +194,11 @@ class Pipeline:
             _log.info("launch_received", queue_item=record.item_id, run=record.run.run_id)
             return HeldLaunch(record)
         unreported = existing.state is LaunchState.REFUSED and not existing.reported
-        needs_key = existing.state is LaunchState.WAITING and existing.private_key
-        if existing.state is not LaunchState.INTENT and not unreported and not needs_key:
+        if existing.state is not LaunchState.INTENT and not unreported and not existing.needs_message:
             _log.info("launch_known", state=existing.state)
             return Outcome(Verdict.DONE)
         if existing.owner == self._facts.worker:
-            if needs_key and self._is_held(existing.launch_id):
+            if existing.needs_message and self._is_held(existing.launch_id):
                 return self._busy("this worker is submitting it")
         elif existing.owner and self._membership.is_alive(existing.owner):
             return self._busy(f"worker {existing.owner} is at work on it")
@@ -272,7 +273,6 @@ class Pipeline:
         return Outcome(Verdict.BUSY, delay=(MISSED_BEATS + 2) * self._facts.heartbeat)
 
     def _again(self, error: WorkerError, tries: int) -> Outcome:
-        pause = error.retry_after if isinstance(error, Again) else None
-        delay = pause or backoff(tries, base=5, cap=900)
+        delay = (error.retry_after if isinstance(error, Again) else None) or backoff(tries, base=5, cap=900)
         _log.warning("launch_again", error=str(error), again_in=round(delay, 1))
         return Outcome(Verdict.AGAIN, delay=delay, reason=str(error))

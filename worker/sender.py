@@ -125,7 +125,7 @@ def end_of(record: LaunchRecord) -> tuple[str, bool]:
     if record.state is LaunchState.REFUSED:
         assert record.failure is not None
         return f"refused ({record.failure.code}): {record.failure.reason}", False
-    end = ending(record.facts, stop_reason=record.stop_reason)
+    end = ending(record.facts, stop_reason=record.stop_reason, given_up=record.given_up)
     return f"{end.end}: {end.reason}", end.exit_code == 0
 
 

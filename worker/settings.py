@@ -165,6 +165,19 @@ class Settings(BaseSettings):
     )
     max_wait: Seconds = Field(86400.0, description="Longest time a launch waits for quota or room.")
     max_attempts: int = Field(10, ge=1, description="Tries of leg 1 before a launch is refused.")
+    retry: str = Field(
+        "",
+        description="Further attempts after ends that are not the code's fault, for example "
+        "`capacity=3,spot=5,internal=2` (0 to 20 each). A message's `options.retry` wins. Default: none.",
+    )
+    retry_pause: Seconds = Field(
+        30.0, description="Pause before the first further attempt; it doubles each time, to 15 minutes."
+    )
+    instance_types: str = Field(
+        "",
+        description="Instance types that may stand for each other after a want of capacity, in order: "
+        "`ml.g5.xlarge,ml.g5.2xlarge`; several lists with `;` between. A message's `options.instance_types` wins.",
+    )
     start_timeout: Seconds = Field(
         0.0, description="Stop a job that stays pending longer than this. 0: never."
     )

@@ -8,22 +8,22 @@ from collections.abc import Callable
 from traceback import format_exception
 from typing import Any
 
+from pydantic import SecretStr
+
 from worker.aio import backoff, effect
 from worker.clients.api_key import ApiKey
-from worker.errors import Again, MustRestart, Never, Stage, Throttled
+from worker.errors import Again, MustRestart, Never, Stage, Throttled, WorkerError
 from worker.intake.refusal import Refusals
-from worker.launch.record import Failure, LaunchState
+from worker.launch.record import Failure, LaunchRecord, LaunchState
 from worker.launch.redaction import is_secret_variable, redact_text
 from worker.ledger.held import HeldLaunch, HeldLaunches
-from worker.ledger.port import FINISHED_TTL
 from worker.ops.logging import get_logger
 from worker.ops.metrics import Metrics
+from worker.submit_queue import SubmitQueue, waited_so_far
+from worker.telling import RefusalTelling
 from worker.training.request import with_api_key
-from worker.training.sagemaker import SageMaker, TrainingJob
-from worker.training.status import has_ended
-
-_TO_DO = frozenset({LaunchState.WAITING, LaunchState.REFUSED})
-"""A held launch that is refused has not been told to everybody yet."""
+from worker.training.retry import API_KEY_VARIABLE
+from worker.training.sagemaker import QuotaExceeded, QuotaTooSmall, SageMaker, TrainingJob
 
 _log = get_logger()
 
@@ -46,15 +46,17 @@ class Submission:
         """`hand_over_key`: False keeps the W&B key from containers."""
         self._held = held
         self._sagemaker = sagemaker
+        self._telling = RefusalTelling(held, refusals)
         self._refusals = refusals
         self._metrics = metrics
         self._api_key = api_key
         self._hand_over_key = hand_over_key
-        self._max_jobs = max_jobs
         self._max_wait = max_wait
-        self._submitting: set[str] = set()
+        self._queue = SubmitQueue(held, metrics, max_jobs=max_jobs, max_wait=max_wait)
         self._settled: dict[str, asyncio.Future[None]] = {}
         self._wake = asyncio.Event()
+        self._on_accepted: Callable[[HeldLaunch], None]
+        self._on_given_up: Callable[[HeldLaunch], None]
         held.when_lost(self._settle)
 
     def enqueue(self, held: HeldLaunch) -> asyncio.Future[None]:
@@ -62,13 +64,16 @@ class Submission:
         self._wake.set()
         return self._settled.setdefault(held.launch_id, asyncio.get_running_loop().create_future())
 
-    async def run(self, on_accepted: Callable[[HeldLaunch], None]) -> None:
-        """Serve the queue until cancelled; `on_accepted` is called for each launch that has become a job."""
+    async def run(
+        self, on_accepted: Callable[[HeldLaunch], None], on_given_up: Callable[[HeldLaunch], None]
+    ) -> None:
+        """Serve the queue until cancelled. `on_accepted` is called for each launch that has become a job, and
+        `on_given_up` for each whose further attempt is not made."""
+        self._on_accepted, self._on_given_up = on_accepted, on_given_up
         async with asyncio.TaskGroup() as tasks:
             while True:
-                for held in self._due():
-                    self._submitting.add(held.launch_id)
-                    tasks.create_task(self._submit(held, on_accepted), name=f"submit {held.record.job_name}")
+                for held in self._queue.take_due(time.time()):
+                    tasks.create_task(self._submit(held), name=f"submit {held.record.job_name}")
                 self._wake.clear()
                 try:
                     async with asyncio.timeout(1.0):
@@ -76,40 +81,34 @@ class Submission:
                 except TimeoutError:
                     continue
 
-    def _due(self) -> list[HeldLaunch]:
-        """Launches whose time has come, oldest first; those that become jobs only as far as `max_jobs` has room."""
-        now = time.time()
-        waiting = [held for held in self._held if held.record.state in _TO_DO]
-        due = [
-            held
-            for held in sorted(waiting, key=lambda held: held.record.waiting_at)
-            if held.launch_id not in self._submitting and held.record.not_before <= now
-        ]
-        if self._max_jobs < 0:
-            return due
-        refused = [held for held in due if held.record.state is LaunchState.REFUSED]
-        to_submit = [held for held in due if held.record.state is LaunchState.WAITING]
-        room = self._max_jobs - sum(map(self._takes_room, self._held))
-        return refused + to_submit[: max(0, room)]
+    async def cancel(self, held: HeldLaunch, reason: str) -> bool:
+        """Make no further attempt of a launch that waits for one; False: it does not."""
+        if not held.record.is_between_attempts or held.record.given_up:
+            return False
+        held.update(stop_reason=reason)
+        await self._held.save([held])
+        self._wake.set()
+        return not held.lost
 
-    def _takes_room(self, held: HeldLaunch) -> bool:
-        """It is a running job or is becoming one; telling a refusal takes no room, however long it lasts."""
-        if held.record.state is LaunchState.ACCEPTED:
-            return not has_ended(held.record.facts)
-        return held.record.state is LaunchState.WAITING and held.launch_id in self._submitting
+    def abandon(self) -> None:
+        """This worker submits nothing more: whoever waits for a launch to settle is cancelled, to give it back."""
+        for future in self._settled.values():
+            future.cancel()
+        self._settled.clear()
 
-    async def _submit(self, held: HeldLaunch, on_accepted: Callable[[HeldLaunch], None]) -> None:
+    async def _submit(self, held: HeldLaunch) -> None:
         try:
             if held.record.failure is not None:  # adopted from a worker that could not tell it any more
                 await self._tell_refusal(held)
-                return
-            await self._create(held)
-            on_accepted(held)
-            self._settle(held)
+            elif held.record.stop_reason:
+                await self._give_up(held, held.record.stop_reason)
+            else:
+                await self._create(held)
+        except QuotaTooSmall as error:
+            if not await self._falls_back(held, error):
+                await self._refuse(held, error)
         except Never as error:
-            self._metrics.submits.labels("never").inc()
-            told = self._without_secrets(held, str(error))
-            await self._refuse(held, Failure(error.stage, error.code, told))
+            await self._refuse(held, error)
         except MustRestart:
             raise
         except Exception as error:  # one launch's trouble, also of a kind we did not foresee, ends no other
@@ -118,20 +117,30 @@ class Submission:
                 trace = self._without_secrets(held, "".join(format_exception(error)))
                 _log.error("submit_failed_unexpectedly", launch_id=held.launch_id, exception=trace)
             self._metrics.submits.labels("again").inc()
-            await self._wait(held, error, on_accepted)
+            await self._wait(held, error)
         finally:
-            self._submitting.discard(held.launch_id)
+            self._queue.done(held)
 
     async def _create(self, held: HeldLaunch) -> None:
-        await self._accept(held, await self._sagemaker.create_or_adopt(self._request(held)))
+        request = await self._request(held)
+        try:
+            job = await self._sagemaker.create_or_adopt(request, still=lambda: self._queue.check(held))
+        except QuotaExceeded as error:
+            self._queue.refused(held, error.reason, time.time())
+            raise
+        self._queue.admitted(held, time.time())
+        await self._accept(held, job)
 
     async def _accept(self, held: HeldLaunch, job: TrainingJob) -> None:
         self._metrics.submits.labels(job.how).inc()
+        now, record = time.time(), held.record
         held.update(
             state=LaunchState.ACCEPTED,
             job_arn=job.arn,
             facts=job.facts,
-            accepted_at=time.time(),
+            accepted_at=now,
+            waited=record.waited + now - record.waiting_at,
+            waits_for="",
             request=None,
             message="",
             tries=0,
@@ -140,6 +149,8 @@ class Submission:
             "job_accepted", launch_id=held.launch_id, training_job=held.record.job_name, how=str(job.how)
         )
         await self._until_saved(held)
+        self._on_accepted(held)
+        self._settle(held)
 
     async def _until_saved(self, held: HeldLaunch) -> None:
         tries = 0
@@ -154,46 +165,87 @@ class Submission:
                 await asyncio.sleep(backoff(tries, cap=10))
                 tries += 1
 
-    def _request(self, held: HeldLaunch) -> dict[str, Any]:
-        key = held.api_key.get_secret_value() if held.api_key else self._api_key.value
-        assert held.record.request is not None
-        # Offline without a key the container gets none either.
-        given = with_api_key(held.record.request, key) if key and self._hand_over_key else held.record.request
-        return dict(given)
-
-    async def _wait(
-        self, held: HeldLaunch, error: Exception, on_accepted: Callable[[HeldLaunch], None]
-    ) -> None:
-        """Back into the queue for as long as `max_wait`: nothing but a *never* is the launch's own fault here."""
+    async def _request(self, held: HeldLaunch) -> dict[str, Any]:
         record = held.record
-        waited = time.time() - record.waiting_at
+        assert record.request is not None
+        if record.private_key and held.api_key is None:
+            held.api_key = await self._own_key(record)
+        key = held.api_key.get_secret_value() if held.api_key else self._api_key.value
+        # Offline without a key the container gets none either.
+        return with_api_key(record.request, key) if key and self._hand_over_key else dict(record.request)
+
+    async def _own_key(self, record: LaunchRecord) -> SecretStr:
+        """The key that the launch brought: the ledger does not have it, but the job of the attempt before."""
+        described = await self._sagemaker.description(record.previous_job)
+        if key := (described.get("Environment") or {}).get(API_KEY_VARIABLE):
+            return SecretStr(key)
+        gone = f"the W&B key that the launch brought is not in the Environment of {record.previous_job}"
+        raise Never(f"{gone}; send the launch again.", code="LW-KEY-GONE", stage=Stage.RUN)
+
+    async def _wait(self, held: HeldLaunch, error: Exception) -> None:
+        """Back into the queue for as long as `max_wait`: nothing but a *never* is the launch's own fault here."""
+        now, record = time.time(), held.record
+        waited = waited_so_far(record, now)
         told = self._without_secrets(held, str(error))
         if waited > self._max_wait:
-            if await self._accept_lost_answer(held, on_accepted):
-                return
-            reason = f"Waited {waited / 3600:.1f} h (LAUNCH_MAX_WAIT) for SageMaker: {told}"
-            await self._refuse(held, Failure(Stage.RUN, "LW-WAITED-TOO-LONG", reason))
+            if not await self._accept_lost_answer(held):
+                reason = f"Waited {waited / 3600:.1f} h (LAUNCH_MAX_WAIT) for SageMaker: {told}"
+                await self._refuse(held, Never(reason, code="LW-WAITED-TOO-LONG", stage=Stage.RUN))
             return
-        pause = (error.retry_after if isinstance(error, Again) else None) or backoff(
-            record.tries, base=4, cap=120
-        )
-        held.update(tries=record.tries + 1, not_before=time.time() + pause)
-        _log.warning("submit_again", launch_id=held.launch_id, error=told, again_in=round(pause, 1))
-        if not isinstance(error, Throttled):
-            await self._refusals.warn(record.item_id, f"Waiting to be submitted: {told}", Stage.RUN)
+        if isinstance(error, QuotaExceeded):
+            waits = error.reason
+        else:
+            pause = (error.retry_after if isinstance(error, Again) else None) or backoff(
+                record.tries, base=4, cap=120
+            )
+            held.update(tries=record.tries + 1, not_before=now + pause)
+            waits = record.waits_for if isinstance(error, Throttled) else told
+            _log.warning("submit_again", launch_id=held.launch_id, error=told, again_in=round(pause, 1))
+        if waits != record.waits_for:
+            await self._tell_wait(held, waits, told)
 
-    async def _accept_lost_answer(self, held: HeldLaunch, on_accepted: Callable[[HeldLaunch], None]) -> bool:
-        """An earlier try may have made the job although its answer was lost: then it is running."""
+    async def _tell_wait(self, held: HeldLaunch, waits: str, told: str) -> None:
+        """Say on the queue item what the launch waits for: once, not at each try, nor by each worker."""
+        held.update(waits_for=waits)
+        _log.warning("launch_waits", launch_id=held.launch_id, reason=told)
         try:
-            job = await self._sagemaker.existing(self._request(held))
+            await self._held.save([held])
+        except WorkerError as error:  # at worst it is told twice
+            _log.warning("ledger_unreachable", error=str(error))
+        if not held.lost:
+            await self._refusals.warn(held.record.item_id, f"Waiting to be submitted: {told}", Stage.RUN)
+
+    async def _accept_lost_answer(self, held: HeldLaunch) -> bool:
+        """An earlier try may have made the job although its answer was lost: then it is running."""
+        assert held.record.request is not None
+        try:
+            job = await self._sagemaker.existing(held.record.request)
         except Exception as error:  # as any other try that failed
             _log.warning("lost_job_not_found", launch_id=held.launch_id, error=type(error).__name__)
             return False
         if job is None:
             return False
         await self._accept(held, job)
-        on_accepted(held)
-        self._settle(held)
+        return True
+
+    async def _falls_back(self, held: HeldLaunch, error: QuotaTooSmall) -> bool:
+        """The next instance type of the launch takes the place of one that can never start; False: there is none."""
+        record = held.record
+        following = self._queue.rule_out(record)
+        if not following or record.request is None:
+            return False
+        resources = {**record.request["ResourceConfig"], "InstanceType": following}
+        changed = {**record.request, "ResourceConfig": resources}
+        try:
+            await self._held.advance(held, instance_type=following, request=changed)
+        except WorkerError as trouble:
+            _log.warning("ledger_unreachable", error=str(trouble))
+            held.update(not_before=time.time() + backoff(0, base=4))
+            return True
+        told = f"{self._without_secrets(held, str(error))} {following} is taken instead."
+        _log.warning("instance_type_changed", launch_id=held.launch_id, reason=told)
+        await self._refusals.warn(record.item_id, told, Stage.RUN)
+        self._wake.set()
         return True
 
     def _without_secrets(self, held: HeldLaunch, text: str) -> str:
@@ -203,40 +255,37 @@ class Submission:
         hidden = [value for name, value in environment.items() if is_secret_variable(name)]
         return redact_text(text, (*keys, *hidden))
 
-    async def _refuse(self, held: HeldLaunch, failure: Failure) -> None:
-        """Decided in the ledger; it stays open there until everybody has been told."""
-        now = time.time()
-        held.update(
-            state=LaunchState.REFUSED, failure=failure, finished_at=now, expires_at=now + FINISHED_TTL
-        )
-        _log.warning(
-            "launch_refused",
-            launch_id=held.launch_id,
-            stage=failure.stage,
-            code=failure.code,
-            reason=failure.reason,
-        )
+    async def _refuse(self, held: HeldLaunch, error: Never) -> None:
+        """It can never become a job. A launch whose earlier attempts were jobs ends as the last of them did."""
+        self._metrics.submits.labels("never").inc()
+        told = self._without_secrets(held, str(error))
+        if held.record.previous_job:
+            await self._give_up(held, told)
+            return
+        self._telling.decide(held, Failure(error.stage, error.code, told))
         await self._tell_refusal(held)
 
     async def _tell_refusal(self, held: HeldLaunch) -> None:
-        """W&B and the DLQ, for as long as it takes; then the launch is dropped."""
-        assert held.record.failure is not None
+        await self._telling.tell(held, lambda text: self._without_secrets(held, text))
+        self._settle(held)
+
+    async def _give_up(self, held: HeldLaunch, why: str) -> None:
+        """No further attempt, unless it was made already: decided in the ledger, then told as the launch's end."""
+        if await self._accept_lost_answer(held):
+            return
         tries = 0
         while not held.lost:
             try:
-                with effect("write_refused"):
-                    await self._held.save([held])
-                if not held.lost:
-                    await self._refusals.report(held.record, held.record.failure)
-                    held.update(reported=True, message="", request=None)
-                    await self._held.save([held])
+                with effect("write_given_up"):
+                    await self._held.advance(held, given_up=why)
                 break
-            except Exception as error:  # of any kind: the refusal stays open until it is told
-                told = self._without_secrets(held, str(error) or type(error).__name__)
-                _log.warning("refusal_not_reported", launch_id=held.launch_id, error=told)
-                await asyncio.sleep(backoff(tries, cap=60))
+            except Exception as error:  # of any kind: until it is written, nobody may act on it
+                _log.warning("ledger_unreachable", error=self._without_secrets(held, str(error)))
+                await asyncio.sleep(backoff(tries, cap=10))
                 tries += 1
-        self._held.drop(held)
+        if not held.lost:
+            _log.warning("attempt_given_up", launch_id=held.launch_id, reason=why)
+            self._on_given_up(held)
         self._settle(held)
 
     def _settle(self, held: HeldLaunch) -> None:

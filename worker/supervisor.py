@@ -9,43 +9,35 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Coroutine
+from typing import Any
 
 from worker.aio import backoff, effect
 from worker.delivery.loop import LogDelivery
-from worker.delivery.persistence import GIVE_UP_AFTER, Persistence, Tried
-from worker.errors import Again, MustRestart, WorkerError
+from worker.errors import MustRestart, Never, WorkerError
+from worker.job_watch import JobWatch
 from worker.launch.record import LaunchState
 from worker.ledger.adoption import Adoption
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ledger.port import FINISHED_TTL
 from worker.ops.logging import get_logger
 from worker.ops.metrics import Metrics
+from worker.persistence import Persistence, Tried
+from worker.retrying import Retrying
 from worker.submission import Submission
-from worker.tracking.facts import companion_config, companion_summary
+from worker.tracking.facts import companion_config, launch_summary
 from worker.tracking.heartbeats import CompanionHeartbeats
 from worker.tracking.port import Companion
+from worker.training.retry import NextAttempt, next_attempt
 from worker.training.sagemaker import SageMaker
 from worker.training.status import Ending, console_links, ending, has_ended
-from worker.training.status_feed import StatusFeed
 
-_LOOK_ANYWAY = 600.0
-"""Seconds after which a running job is looked at although the status feed told nothing."""
-_LOOKS_AT_ONCE = 5
+_LEAVE_WITHIN = 5.0
+"""Seconds for the last writes."""
 _LONGEST_PAUSE = 600.0
 """Seconds for which an adopted launch is left waiting for its next try at the most."""
 
 _log = get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class SupervisorFacts:
-    """What leg 2 needs to know of the deployment; fixed for the life of the process. Durations are seconds."""
-
-    region: str
-    status_interval: float
-    give_up_after: float = GIVE_UP_AFTER
 
 
 class Supervisor:
@@ -54,70 +46,127 @@ class Supervisor:
     def __init__(
         self,
         *,
-        facts: SupervisorFacts,
+        region: str,
+        persistence: Persistence,
         held: HeldLaunches,
         adoption: Adoption,
         submission: Submission,
         sagemaker: SageMaker,
-        status_feed: StatusFeed,
+        watch: JobWatch,
         delivery: LogDelivery,
         companion: Companion,
+        retrying: Retrying,
         heartbeats: CompanionHeartbeats,
         metrics: Metrics,
     ) -> None:
-        self._facts = facts
+        self._region = region
+        self._persistence = persistence
         self._held = held
         self._adoption = adoption
         self._submission = submission
         self._sagemaker = sagemaker
-        self._status_feed = status_feed
+        self._watch = watch
         self._delivery = delivery
         self._companion = companion
+        self._retrying = retrying
         self._heartbeats = heartbeats
         self._metrics = metrics
-        self._persistence = Persistence(metrics, facts.give_up_after)
         self._tasks: asyncio.TaskGroup
         self._opening: set[HeldLaunch] = set()
-        self._describing: set[HeldLaunch] = set()
-        self._changed_meanwhile: set[HeldLaunch] = set()
-        self._finishing: set[HeldLaunch] = set()
+        self._finishing: set[tuple[HeldLaunch, int, bool]] = set()
+        self._closed = False
+        self._leaving = False
+        self._arrived = asyncio.Event()
 
-    async def run(self) -> None:
-        """Until cancelled. The first loop that fails ends the process; the platform starts it again."""
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop`: then every launch is given back at once, while the heartbeat goes on for those of leg 1, and
+        what leg 1 still hands over is given back as well, until cancelled. The first loop that fails ends the process;
+        the platform starts it again."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._adoption.run(self._adopted), name="heartbeat and adoption")
+            work = tasks.create_task(self._work(), name="leg 2")
+            await stop.wait()
+            self._leaving = True
+            self._adoption.stop_claiming()
+            work.cancel()
+            await asyncio.wait([work])
+            await self._give_back()
+
+    async def _work(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            tasks.create_task(self._adoption.run(self._adopted), name="heartbeat and adoption")
-            tasks.create_task(self._submission.run(self._accepted), name="submission")
-            tasks.create_task(self._follow_states(), name="status feed")
+            tasks.create_task(self._submission.run(self._accepted, self._over), name="submission")
+            tasks.create_task(self._watch.run(self._looked, self._tell), name="status feed")
             tasks.create_task(self._delivery.run(self._delivered), name="log delivery")
             tasks.create_task(self._heartbeats.run(self.stop), name="companion heartbeats")
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self._closed = True
+
+    def _start(self, step: Coroutine[Any, Any, None], name: str) -> None:
+        """Begin with a step of one launch, unless leg 2 is being cancelled: its loops may end a moment later."""
+        if self._closed:
+            step.close()
+        else:
+            self._tasks.create_task(step, name=name)
 
     # Launches come in: from leg 1, or from a worker that is gone.
 
     def submit(self, held: HeldLaunch) -> Awaitable[None]:
-        """Take a launch that is `waiting` over from leg 1, at once; await the result to know that it is settled."""
+        """Take a launch that is `waiting` over from leg 1, at once; await the result to know that it is settled. It is
+        cancelled when this worker is leaving."""
         self._held.add(held)
+        self._arrived.set()
         return self._submission.enqueue(held)
 
     def is_held(self, launch_id: str) -> bool:
         """Leg 2 of this worker has the launch."""
         return launch_id in self._held
 
-    async def release(self) -> None:
-        """Give every launch back, so that other workers may claim them at once: at shutdown."""
-        count = len(self._held)
-        await self._held.release()
-        _log.info("launches_released", count=count)
+    async def _give_back(self) -> None:
+        """Release every launch, so that other workers may claim it at once, and whatever comes after it; for ever."""
+        tries = 0
+        while True:
+            self._arrived.clear()
+            try:
+                await self._release()
+                tries = 0
+                await self._arrived.wait()
+            except WorkerError as error:
+                _log.warning("launches_not_released", error=str(error))
+                await asyncio.sleep(backoff(tries, cap=5))
+                tries += 1
+
+    async def leave(self) -> None:
+        """The last thing: nothing is held any more, and no other worker has to wait until this one counts as dead."""
+        try:
+            async with asyncio.timeout(_LEAVE_WITHIN):
+                await self._release()
+                await self._adoption.leave()
+        except (WorkerError, TimeoutError) as error:  # three missed heartbeats tell the others
+            _log.warning("not_left_cleanly", error=str(error) or type(error).__name__)
+
+    async def _release(self) -> None:
+        if count := len(self._held):
+            await self._held.release()
+            # Leg 1 of a launch with a key of its own waits for it: its message goes back as well, but not before.
+            self._submission.abandon()
+            _log.info("launches_released", count=count)
 
     def _adopted(self, held: HeldLaunch) -> None:
         self._held.add(held)
-        if held.record.state is not LaunchState.ACCEPTED:
+        if self._leaving:
+            self._arrived.set()
+        elif held.record.given_up:
+            self._over(held)
+        elif held.record.state is not LaunchState.ACCEPTED:
             # It was noted by another worker's clock, which may have been far ahead.
             held.update(not_before=min(held.record.not_before, time.time() + _LONGEST_PAUSE))
             self._submission.enqueue(held)
         else:
             # It may have changed or ended while nobody looked; ten minutes forgive a wrong clock.
-            self._status_feed.look_back_to(held.record.accepted_at - 600)
+            self._watch.look_back_to(held.record.accepted_at - 600)
             self._accepted(held)
 
     # A job runs.
@@ -125,10 +174,10 @@ class Supervisor:
     def _accepted(self, held: HeldLaunch) -> None:
         """SageMaker has the job: open its companion, follow its log; the status feed tells the rest."""
         self._opening.add(held)
-        self._tasks.create_task(self._open(held), name=f"open companion {held.record.job_name}")
+        self._start(self._open(held), f"open companion {held.record.job_name}")
 
     async def _open(self, held: HeldLaunch) -> None:
-        links = console_links(self._facts.region, held.record.job_name)
+        links = console_links(self._region, held.record.job_name)
         opened = await self._persistence.until_done(
             held,
             "open_companion",
@@ -150,78 +199,9 @@ class Supervisor:
         if has_ended(held.record.facts):
             self._ended(held)
 
-    async def _follow_states(self) -> None:
-        tries = 0
-        while True:
-            try:
-                await self._changes()
-                tries = 0
-            except WorkerError as error:
-                pause = error.retry_after if isinstance(error, Again) else None
-                _log.warning("status_feed_failed", error=str(error))
-                await asyncio.sleep(pause or backoff(tries, cap=30))
-                tries += 1
-            await asyncio.sleep(self._facts.status_interval)
-
-    async def _changes(self) -> None:
-        running = {
-            held.record.job_name: held for held in self._held if held.record.state is LaunchState.ACCEPTED
-        }
-        if not running:
-            return
-        for name, summary in (await self._status_feed.changes()).items():
-            held = running.get(name)
-            if held is None:
-                continue
-            known = (held.record.facts.status, held.record.facts.secondary_status)
-            if (summary.status, summary.secondary_status) != known:
-                self._start_look(held)
-        # The feed tells every change; this is for the one that a wrong clock or a lost answer has hidden.
-        overdue = [held for held in running.values() if time.monotonic() - held.looked_at > _LOOK_ANYWAY]
-        for held in overdue[:_LOOKS_AT_ONCE]:
-            self._start_look(held)
-
-    def _start_look(self, held: HeldLaunch) -> None:
-        if held in self._describing:
-            self._changed_meanwhile.add(held)
-        elif not has_ended(held.record.facts):
-            self._describing.add(held)
-            self._tasks.create_task(self._look_at(held), name=f"describe {held.record.job_name}")
-
-    async def _look_at(self, held: HeldLaunch) -> None:
-        """DescribeTrainingJob, and what follows from the answer."""
-        try:
-            await self._persistence.until_done(held, "describe_training_job", lambda: self._describe(held))
-            while held in self._changed_meanwhile:
-                self._changed_meanwhile.discard(held)
-                await self._persistence.until_done(
-                    held, "describe_training_job", lambda: self._describe(held)
-                )
-        finally:
-            self._describing.discard(held)
-        if not (held.lost or has_ended(held.record.facts)):
-            await self._tell(held)
-
-    async def _describe(self, held: HeldLaunch) -> None:
-        held.looked_at = time.monotonic()
-        before = held.record.facts
-        facts = await self._sagemaker.describe(held.record.job_name)
-        held.update(facts=facts)
-        if (facts.status, facts.secondary_status) != (before.status, before.secondary_status):
-            try:
-                await self._held.save([held])
-            except WorkerError:
-                held.update(facts=before)  # so that the next try sees the change again
-                raise
-            _log.info(
-                "job_state",
-                launch_id=held.launch_id,
-                training_job=held.record.job_name,
-                status=facts.status,
-                secondary_status=facts.secondary_status,
-            )
+    def _looked(self, held: HeldLaunch) -> None:
         self._delivery.job_changed(held)
-        if has_ended(facts) and not held.lost:
+        if has_ended(held.record.facts):
             self._ended(held)
 
     async def _tell(self, held: HeldLaunch) -> None:
@@ -240,6 +220,8 @@ class Supervisor:
 
         The reason is durable before the stop, so that no crash can turn it into a stop from outside."""
         held = next((held for held in self._held if held.launch_id == launch_id), None)
+        if held is not None and held.record.is_between_attempts:
+            return await self._submission.cancel(held, reason)
         if held is None or held.record.state is not LaunchState.ACCEPTED or has_ended(held.record.facts):
             return False
         if not held.record.stop_reason:
@@ -260,13 +242,47 @@ class Supervisor:
             self._delivery.job_ended(held)
 
     def _delivered(self, held: HeldLaunch) -> None:
-        if held not in self._finishing and held.record.state is LaunchState.ACCEPTED:
-            self._finishing.add(held)
-            self._tasks.create_task(self._finish(held), name=f"finish {held.record.job_name}")
+        if held.record.state is LaunchState.ACCEPTED:
+            self._over(held)
+
+    def _over(self, held: HeldLaunch) -> None:
+        """The last job's log is complete in W&B, and no other attempt is under way."""
+        # Of one attempt once: the next one may end while this one's end is still being told.
+        end_of = (held, held.record.attempt, bool(held.record.given_up))
+        if end_of not in self._finishing:
+            self._finishing.add(end_of)
+            self._start(self._go_on_or_finish(held, end_of), f"finish {held.record.job_name}")
+
+    async def _go_on_or_finish(self, held: HeldLaunch, end_of: tuple[HeldLaunch, int, bool]) -> None:
+        try:
+            following = next_attempt(held.record)
+            if following is None or not await self._take(held, following):
+                await self._finish(held)
+        finally:
+            self._finishing.discard(end_of)
+
+    async def _take(self, held: HeldLaunch, following: NextAttempt) -> bool:
+        """Let the next attempt follow; False: it cannot be made."""
+        refused: list[Never] = []
+
+        async def take() -> None:
+            try:
+                await self._retrying.take(held, following)
+            except Never as error:
+                refused.append(error)
+
+        await self._persistence.until_done(held, "write_retry", take, for_ever=True)
+        if refused:
+            held.update(given_up=str(refused[0]))
+        elif held.record.is_between_attempts:  # it may run already
+            self._submission.enqueue(held)
+            await self._tell(held)
+        return not refused
 
     async def _finish(self, held: HeldLaunch) -> None:
-        """The log is complete in W&B: tell the end, then let the launch go."""
-        end = ending(held.record.facts, stop_reason=held.record.stop_reason)
+        """Tell the end, then let the launch go."""
+        record = held.record
+        end = ending(record.facts, stop_reason=record.stop_reason, given_up=record.given_up)
         await self._persistence.until_done(
             held,
             "finish_companion",
@@ -277,7 +293,6 @@ class Supervisor:
         await self._persistence.until_done(
             held, "write_finished", lambda: self._write_finished(held), for_ever=True
         )
-        self._finishing.discard(held)
         if held.lost:
             return
         self._held.drop(held)
@@ -298,11 +313,5 @@ class Supervisor:
     # What is shared.
 
     def _summary(self, held: HeldLaunch, end: Ending | None = None) -> dict[str, object]:
-        record = held.record
-        return companion_summary(
-            record.facts,
-            lines=record.log.next_line,
-            instance_count=record.instance_count,
-            end=str(end.end) if end else "",
-            reason=end.reason if end else "",
-        )
+        told = {"end": str(end.end), "reason": end.reason} if end else {}
+        return launch_summary(held.record, **told)

@@ -30,11 +30,21 @@ async def ended(bench: Bench, *cases: LaunchCase) -> None:
 
 
 async def audit(
-    bench: Bench, *cases: LaunchCase, end: str = "completed", reason: str = "", exit_code: int = 0
+    bench: Bench,
+    *cases: LaunchCase,
+    end: str = "completed",
+    reason: str = "",
+    exit_code: int = 0,
+    attempts: int = 1,
 ) -> list[LaunchRecord]:
-    """Wait for the end of the launches, then hold each to the whole promise; returns their records."""
+    """Wait for the end of the launches, then hold each to the whole promise; returns their records.
+
+    `attempts`: training jobs of each launch; `printed` of a case is what all of them printed."""
     await ended(bench, *cases)
-    records = [await _audit_one(bench, case, end, reason, exit_code) for case in cases]
+    records = [
+        await _audit_one(bench, case, end=end, reason=reason, exit_code=exit_code, attempts=attempts)
+        for case in cases
+    ]
     await queue_empty(bench)
     await no_container_left(bench, *cases)
     return records
@@ -63,8 +73,11 @@ async def no_container_left(bench: Bench, *cases: LaunchCase) -> None:
         await until(look, f"no container of {case.job_name} is left")
 
 
-async def _audit_one(bench: Bench, case: LaunchCase, end: str, reason: str, exit_code: int) -> LaunchRecord:
-    assert bench.jobs(case) == [case.job_name], "a launch is exactly one training job"
+async def _audit_one(
+    bench: Bench, case: LaunchCase, *, end: str, reason: str, exit_code: int, attempts: int
+) -> LaunchRecord:
+    further = [f"{case.job_name}-r{number}" for number in range(2, attempts + 1)]
+    assert bench.jobs(case) == [case.job_name, *further], "an attempt is exactly one training job"
     record = await bench.record(case)
     assert record is not None
     assert record.state is LaunchState.FINISHED, record.failure
@@ -101,9 +114,9 @@ def _audit_files(files: dict[str, bytes], lines: dict[str, list[Line]]) -> None:
     logs = {
         name: content for name, content in files.items() if name.startswith("logs/") and name != BUILD_LOG
     }
-    assert {name.split("/")[1] for name in logs} == set(lines)
+    assert {name.split("/")[-2] for name in logs} == set(lines)
     for host, expected in lines.items():
-        content = b"".join(text for name, text in sorted(logs.items()) if name.split("/")[1] == host)
+        content = b"".join(text for name, text in sorted(logs.items()) if name.split("/")[-2] == host)
         assert len(content.decode().split("\n")) - 1 == len(expected)
 
 

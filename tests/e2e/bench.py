@@ -207,11 +207,14 @@ class Bench(Launches):
         await until(look, f"end of training job {case.job_name}")
 
     async def streams(self, case: LaunchCase) -> list[str]:
-        """The job's log streams, by name."""
-        answer = await self.clients.logs.describe_log_streams(
-            logGroupName=TRAINING_JOBS_GROUP, logStreamNamePrefix=f"{case.job_name}/"
-        )
-        return sorted(stream["logStreamName"] for stream in answer["logStreams"])
+        """The log streams of the launch's jobs, in the order of jobs and names."""
+        streams: list[str] = []
+        for job in self.jobs(case):
+            answer = await self.clients.logs.describe_log_streams(
+                logGroupName=TRAINING_JOBS_GROUP, logStreamNamePrefix=f"{job}/"
+            )
+            streams += sorted(stream["logStreamName"] for stream in answer["logStreams"])
+        return streams
 
     def press_stop(self, case: LaunchCase) -> None:
         """Press Stop in the companion run."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -18,7 +19,7 @@ from tests.e2e.bench import Bench
 from tests.e2e.code import code_bench
 from tests.e2e.conftest import Stack
 from tests.e2e.jobs import add_code, add_job, launch_job
-from tests.e2e.launches import numbered
+from tests.e2e.launches import LaunchCase, numbered
 from tests.e2e.together import Outcomes, Scenario, Scenarios, run_together
 from worker.aio import EffectName
 from worker.launch.record import LaunchState
@@ -41,6 +42,8 @@ OF_A_SUCCESS: tuple[EffectName, ...] = (
     "write_finished",
 )
 OF_A_REFUSAL: tuple[EffectName, ...] = ("write_refused", "fail_queue_item", "copy_to_dlq")
+
+RETRY = {"retry": "internal=1", "retry_pause": "0.1"}
 
 OF_A_BUILD: tuple[EffectName, ...] = ("fetch_source", "build_image", "push_image")
 
@@ -101,6 +104,42 @@ async def stop(bench: Bench, point: str) -> None:
     await audit(bench, case, end="stopped by this worker", reason="Stop was pressed", exit_code=1)
 
 
+async def retry(bench: Bench, point: str) -> None:
+    case = failing_once(bench)
+    await _killed(bench, point, case.body, **RETRY)
+    await bench.start(**RETRY)
+    await audit(bench, replace(case, printed=[*case.printed] * 2), attempts=2)
+
+
+async def second_attempt(bench: Bench, point: str) -> None:
+    """The worker that makes the further attempt dies, too."""
+    case = failing_once(bench)
+    await _killed(bench, "after:write_retry", case.body, **RETRY)
+    await _killed(bench, point, **RETRY)
+    await bench.start(**RETRY)
+    await audit(bench, replace(case, printed=[*case.printed] * 2), attempts=2)
+
+
+async def cancelled_retry(bench: Bench, point: str) -> None:
+    case = failing_once(bench)
+    slow = {**RETRY, "retry_pause": "600"}
+    worker = await bench.start(crash_at=point, **slow)
+    await bench.send(case)
+    await worker.wait_for("attempt_follows")
+    bench.press_stop(case)
+    assert await worker.exit_code() == -signal.SIGKILL
+    await bench.start(**slow)
+    await audit(bench, case, end="stopped by this worker", reason="Stop was pressed", exit_code=1)
+
+
+def failing_once(bench: Bench) -> LaunchCase:
+    """A launch whose first job fails for no fault of its code, after it has printed all."""
+    case = bench.launch(numbered(3), pause=0.2)
+    reason = "InternalServerError:  We encountered an internal error.  Please try again."
+    bench.services.sagemaker.failing_jobs[case.job_name] = reason
+    return case
+
+
 async def takeover(bench: Bench, point: str) -> None:
     """The first heir dies, too."""
     case = bench.launch(numbered(4), pause=0.25)
@@ -131,6 +170,9 @@ _EFFECTS: Mapping[Callable[[Bench, str], Awaitable[None]], tuple[EffectName, ...
     refusal: OF_A_REFUSAL,
     stop: ("stop_training_job",),
     takeover: ("claim_launch",),
+    retry: ("write_retry",),
+    second_attempt: ("create_training_job", "write_accepted"),
+    cancelled_retry: ("write_given_up",),
 }
 CRASHES: Scenarios = {
     f"{scenario.__name__} {when} {effect}": ("sqlite", _at(f"{when}:{effect}", scenario))

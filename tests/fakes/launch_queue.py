@@ -81,7 +81,7 @@ class FakeLaunchQueue(LaunchQueue):
         await self._settling()
         self.deleted.append(message.message_id)
 
-    async def send(self, body: str, launch_id: str, *, group: str = "") -> str:
+    async def send(self, body: str, launch_id: str, *, group: str = "", again: str = "") -> str:
         message = a_message(f"sent-{launch_id}", body)
         self.put(message)
         return message.message_id

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from worker.launch.record import JobFacts
@@ -20,12 +20,18 @@ class FakeSageMaker(SageMaker):
         self.requests: list[Mapping[str, Any]] = []
         """Of each CreateTrainingJob that was tried."""
         self.jobs: dict[str, JobFacts] = {}
+        self.descriptions: dict[str, Mapping[str, Any]] = {}
+        """Job name → what `description` answers; by default what was asked of CreateTrainingJob."""
+        self.description_errors: list[Exception] = []
         self.stopped: list[str] = []
         self.answering = asyncio.Event()
         """Cleared: CreateTrainingJob gives no answer."""
         self.answering.set()
 
-    async def create_or_adopt(self, request: Mapping[str, Any]) -> TrainingJob:
+    async def create_or_adopt(
+        self, request: Mapping[str, Any], *, still: Callable[[], None] = lambda: None
+    ) -> TrainingJob:
+        still()
         self.requests.append(request)
         await self.answering.wait()
         await self._turn()
@@ -44,6 +50,17 @@ class FakeSageMaker(SageMaker):
     async def describe(self, name: str) -> JobFacts:
         await self._turn()
         return self.jobs[name]
+
+    async def description(self, name: str) -> Mapping[str, Any]:
+        await self._turn()
+        if self.description_errors:
+            raise self.description_errors.pop(0)
+        requests = {request["TrainingJobName"]: request for request in self.requests}
+        return self.descriptions.get(name) or requests[name]
+
+    async def tags(self, arn: str) -> list[Mapping[str, str]]:
+        await self._turn()
+        return [{"Key": "team", "Value": "vision"}]
 
     async def stop(self, name: str) -> bool:
         await self._turn()

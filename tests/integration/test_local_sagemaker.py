@@ -433,3 +433,58 @@ async def _run_and_end(work: Callable[[], Coroutine[Any, Any, None]], running: a
         done, _ = await asyncio.wait({task}, timeout=0.5)
         if not done:
             task.cancel()
+
+
+async def test_machines_of_one_type_have_a_quota_of_their_own(process_bench: Bench) -> None:
+    jobs, client = process_bench.services.sagemaker.jobs, process_bench.sagemaker
+    jobs.instance_quotas["ml.m5.large"] = 1
+    await client.create_training_job(**process_bench.request("m5-1", "sleep 1"))
+    with pytest.raises(ClientError) as error:
+        await client.create_training_job(**process_bench.request("m5-2", "true"))
+    code, sentence = _code(error)
+    assert code == "ResourceLimitExceeded"
+    assert "'ml.m5.large for training job usage' is 1 Instances, with current utilization of 1" in sentence
+    await process_bench.run("spot", "true", EnableManagedSpotTraining=True, StoppingCondition=SPOT)
+    await process_bench.ended("m5-1")
+    assert (await process_bench.run("m5-2", "true"))["TrainingJobStatus"] == "Completed"
+
+
+SPOT = {"MaxRuntimeInSeconds": 10, "MaxWaitTimeInSeconds": 10}
+
+
+async def test_an_interrupted_spot_job_starts_again_with_new_streams(process_bench: Bench) -> None:
+    sagemaker = process_bench.services.sagemaker
+    request = process_bench.request(
+        "taken",
+        "echo one life; sleep 1; echo its end",
+        EnableManagedSpotTraining=True,
+        StoppingCondition=SPOT,
+    )
+    await process_bench.sagemaker.create_training_job(**request)
+    await process_bench.reached("taken", "Training")
+    await asyncio.sleep(0.4)
+    sagemaker.interrupt("taken")
+    described = await process_bench.ended("taken")
+    states = [step["Status"] for step in described["SecondaryStatusTransitions"]]
+    assert states == [
+        *("Starting", "Downloading", "Training", "Interrupted"),
+        *("Starting", "Downloading", "Training", "Uploading", "Completed"),
+    ]
+    assert (await process_bench.log("taken"))["algo-1"] == ["one life", "one life", "its end"]
+
+
+async def test_a_spot_job_without_machines_waits_until_its_time_is_over(process_bench: Bench) -> None:
+    sagemaker = process_bench.services.sagemaker
+    sagemaker.spot_machines = False
+    limits = {"MaxRuntimeInSeconds": 2, "MaxWaitTimeInSeconds": 2}
+    request = process_bench.request(
+        "starved", "sleep 60", EnableManagedSpotTraining=True, StoppingCondition=limits
+    )
+    await process_bench.sagemaker.create_training_job(**request)
+    await process_bench.reached("starved", "Training")
+    sagemaker.interrupt("starved")
+    described = await process_bench.ended("starved")
+    assert (described["TrainingJobStatus"], described["SecondaryStatus"]) == (
+        "Stopped",
+        "MaxWaitTimeExceeded",
+    )

@@ -12,7 +12,7 @@ from worker.aio import observe_effects
 from worker.clients.aws import AwsClients, AwsDenied, AwsRefused
 from worker.errors import Never, Throttled, Unreachable
 from worker.launch.record import JobFacts
-from worker.training.sagemaker import Created, QuotaExceeded, SageMaker, TrainingJob
+from worker.training.sagemaker import Created, QuotaExceeded, QuotaTooSmall, SageMaker, TrainingJob
 
 ARN = "arn:aws:sagemaker:us-east-1:123456789012:training-job/job"
 REQUEST = request_of(message(run_id="job"))
@@ -163,3 +163,58 @@ async def test_the_effects_of_a_launch_are_named(sagemaker: SageMaker, aws_serve
         ("before", "stop_training_job", 1),
         ("after", "stop_training_job", 2),
     ]
+
+
+async def test_a_quota_below_the_request_is_told_from_one_that_is_used_up(
+    sagemaker: SageMaker, aws_server: AwsServer
+) -> None:
+    sentence = (
+        "The account-level service limit 'ml.g5.xlarge for training job usage' is 1 Instances, with current utilization"
+        " of {} Instances and a request delta of {} Instances."
+    )
+    aws_server.fail_next("CreateTrainingJob", AwsError("ResourceLimitExceeded", sentence.format(0, 2)))
+    with pytest.raises(QuotaTooSmall, match="Service Quotas") as refused:
+        await sagemaker.create_or_adopt(REQUEST)
+    assert refused.value.code == "LW-QUOTA-TOO-SMALL"
+    aws_server.fail_next("CreateTrainingJob", AwsError("ResourceLimitExceeded", sentence.format(1, 1)))
+    with pytest.raises(QuotaExceeded) as waits:
+        await sagemaker.create_or_adopt(REQUEST)
+    assert waits.value.reason == "quota 'ml.g5.xlarge for training job usage' of 1 is used up"
+
+
+async def test_a_try_that_has_become_useless_uses_nothing_up(aws: AwsClients, aws_server: AwsServer) -> None:
+    rates = quick_rates()
+    sagemaker = SageMaker(aws.sagemaker, rates)
+
+    def useless() -> None:
+        raise QuotaExceeded("no room")
+
+    before = rates["CreateTrainingJob"]._tokens
+    with pytest.raises(QuotaExceeded):
+        await sagemaker.create_or_adopt(REQUEST, still=useless)
+    assert aws_server.requests("CreateTrainingJob") == []
+    assert rates["CreateTrainingJob"]._tokens >= before
+
+
+async def test_all_pages_of_tags_are_read(sagemaker: SageMaker, aws_server: AwsServer) -> None:
+    def pages(request: dict[str, Any]) -> dict[str, Any]:
+        if "NextToken" in request:
+            return {"Tags": [{"Key": "b", "Value": "2"}]}
+        return {"Tags": [{"Key": "a", "Value": "1"}], "NextToken": "more"}
+
+    aws_server.answers["ListTags"] = pages
+    assert await sagemaker.tags(ARN) == [{"Key": "a", "Value": "1"}, {"Key": "b", "Value": "2"}]
+    assert [request["ResourceArn"] for request in aws_server.requests("ListTags")] == [ARN, ARN]
+
+
+async def test_the_description_of_a_deleted_job_is_gone_for_good(
+    sagemaker: SageMaker, aws_server: AwsServer
+) -> None:
+    aws_server.answers["DescribeTrainingJob"] = lambda _: existing("x")
+    assert (await sagemaker.description("job"))["Environment"] == {"LAUNCH_ID": "x"}
+    aws_server.fail_next(
+        "DescribeTrainingJob", AwsError("ValidationException", "Requested resource not found.")
+    )
+    with pytest.raises(Never) as gone:
+        await sagemaker.description("job")
+    assert gone.value.code == "LW-JOB-GONE"

@@ -16,11 +16,11 @@ from tests.unit.records import record
 from worker.clients import wandb_api as wandb_api_module
 from worker.clients.api_key import ApiKey
 from worker.clients.wandb_api import WandbApi, WandbRefused, wandb_api
-from worker.delivery.persistence import Persistence, Tried
 from worker.errors import Unreachable
 from worker.launch.console import ConsoleLine
 from worker.ledger.held import HeldLaunch
 from worker.ops.metrics import Metrics
+from worker.persistence import Persistence, Tried
 from worker.tracking.companion import CompanionRuns
 
 KEY = "k" * 40
@@ -105,7 +105,7 @@ FAULTS = [
 async def test_no_fault_drops_or_doubles_a_line(
     runs: CompanionRuns, console: Console, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    monkeypatch.setattr("worker.delivery.persistence.backoff", lambda *_, **__: 0.001)
+    monkeypatch.setattr("worker.persistence.backoff", lambda *_, **__: 0.001)
     monkeypatch.setattr(wandb_api_module, "_TIMEOUT", aiohttp.ClientTimeout(total=0.3))
     held = HeldLaunch(record())
     persistence = Persistence(Metrics(), 60.0)

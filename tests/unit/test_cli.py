@@ -22,7 +22,7 @@ from worker.cli import app
 from worker.launch.record import Failure, JobFacts, LaunchRecord, LaunchState
 from worker.ledger.sqlite import open_sqlite_ledger
 
-COMMANDS = ("run", "validate", "enqueue", "dev", "demo")
+COMMANDS = ("run", "validate", "enqueue", "dlq", "dev", "demo")
 
 
 def invoke(*arguments: str, stdin: str = "", env: Mapping[str, str] | None = None) -> Result:

@@ -43,6 +43,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "shutdown_grace",
     ),
     "How much at once": ("slots", "max_builds", "max_jobs", "max_wait", "max_attempts", "start_timeout"),
+    "Further attempts": ("retry", "retry_pause", "instance_types"),
     "Following jobs and their logs": (
         "log_target",
         "stopped_run_timeout",

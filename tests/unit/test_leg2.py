@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
 import pytest
+from pydantic import SecretStr
 
 from tests.fakes.cloudwatch import CloudWatch, FakeLogFeed
 from tests.fakes.companion import FakeCompanion
@@ -22,16 +24,19 @@ from worker.clients.aws import AwsRefused
 from worker.delivery.closing import Closing
 from worker.delivery.loop import LogDelivery
 from worker.delivery.posting import Posting
-from worker.errors import Throttled, Unreachable
+from worker.errors import Never, Throttled, Unreachable
 from worker.intake.refusal import Refusals
+from worker.job_watch import JobWatch
 from worker.launch.record import JobFacts, LaunchRecord, LaunchState
 from worker.ledger.adoption import Adoption
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ledger.membership import Membership
 from worker.ledger.port import WorkerBeat
 from worker.ops.metrics import Metrics
+from worker.persistence import GIVE_UP_AFTER, Persistence
+from worker.retrying import Retrying
 from worker.submission import Submission
-from worker.supervisor import Supervisor, SupervisorFacts
+from worker.supervisor import Supervisor
 from worker.tracking.heartbeats import CompanionHeartbeats
 from worker.training.status_feed import StatusFeed, Summary
 
@@ -43,12 +48,15 @@ COMPLETED = JobFacts("Completed", "Completed", billable_seconds=30)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits a second for another try here."""
     for module in (
+        "persistence",
         "supervisor",
+        "job_watch",
         "submission",
+        "telling",
+        "retrying",
         "delivery.loop",
         "delivery.posting",
         "ledger.adoption",
-        "delivery.persistence",
     ):
         monkeypatch.setattr(f"worker.{module}.backoff", lambda *_, **__: 0.002)
 
@@ -79,6 +87,7 @@ class World:
     companion: FakeCompanion = field(default_factory=FakeCompanion)
     sagemaker: FakeSageMaker = field(default_factory=FakeSageMaker)
     queue: FakeLaunchQueue = field(default_factory=FakeLaunchQueue)
+    items: FakeQueueItems = field(default_factory=FakeQueueItems)
 
     async def stored(self, launch_id: str = "launch-1") -> LaunchRecord:
         found = await self.ledger.read(launch_id)
@@ -101,12 +110,14 @@ class World:
 class Worker:
     """Leg 2, wired as the composition root does it, with short times."""
 
-    def __init__(self, world: World, name: str = WORKER, *, beat: float = 0.02) -> None:
+    def __init__(self, world: World, name: str = WORKER, *, beat: float = 0.02, pause: float = 0.002) -> None:
         metrics = self.metrics = Metrics()
         self.world = world
+        self.stop = asyncio.Event()
         self.held = HeldLaunches(world.ledger, name, metrics)
         self.status_feed = EveryJob(world.sagemaker)
         feed = FakeLogFeed(world.cloud)
+        refusals = Refusals(world.items, world.queue)
         posting = Posting(held=self.held, feed=feed, companion=world.companion, metrics=metrics)
         beats = Membership(world.ledger, WorkerBeat(name, 0, "d", "h", 0.0), beat)
         adoption = Adoption(
@@ -117,21 +128,29 @@ class Worker:
             heartbeat=beat,
             metrics=metrics,
         )
+        persistence = Persistence(metrics, GIVE_UP_AFTER)
         self.supervisor = Supervisor(
-            facts=SupervisorFacts("us-east-1", 0.005),
+            region="us-east-1",
+            persistence=persistence,
             held=self.held,
             adoption=adoption,
             submission=Submission(
                 held=self.held,
                 sagemaker=world.sagemaker,
-                refusals=Refusals(FakeQueueItems(world.queue.told), world.queue),
+                refusals=refusals,
                 metrics=metrics,
                 api_key=ApiKey("k" * 40),
                 max_jobs=-1,
                 max_wait=3600,
             ),
             sagemaker=world.sagemaker,
-            status_feed=self.status_feed,
+            watch=JobWatch(
+                held=self.held,
+                sagemaker=world.sagemaker,
+                status_feed=self.status_feed,
+                interval=0.005,
+                persistence=persistence,
+            ),
             delivery=LogDelivery(
                 feed=feed,
                 held=self.held,
@@ -142,6 +161,14 @@ class Worker:
                 drain_limit=5,
             ),
             companion=world.companion,
+            retrying=Retrying(
+                held=self.held,
+                sagemaker=world.sagemaker,
+                refusals=refusals,
+                metrics=metrics,
+                deployment="default",
+                pause=pause,
+            ),
             heartbeats=CompanionHeartbeats(
                 world.companion,
                 interval=0.01,
@@ -155,14 +182,14 @@ class Worker:
     async def submit(self, launch: LaunchRecord) -> HeldLaunch:
         """Hand over a launch that leg 1 has made ready."""
         assert await self.world.ledger.create(launch) is None
-        held = HeldLaunch(launch)
+        held = HeldLaunch(launch, SecretStr("own") if launch.private_key else None)
         await self.supervisor.submit(held)
         return held
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """A task that is cancelled without ceremony is a process that is killed."""
-        task = asyncio.ensure_future(self.supervisor.run())
+        task = asyncio.ensure_future(self.supervisor.run(self.stop))
         try:
             yield
         finally:
@@ -285,7 +312,8 @@ async def test_released_launches_are_gone_on_with_at_once(world: World, worker: 
     async with worker.running():
         await worker.submit(waiting())
         await until(lambda: world.companion.posts)
-    await worker.supervisor.release()
+        worker.stop.set()
+        await until(lambda: len(worker.held) == 0)
     assert (await world.stored()).owner == ""
     world.cloud.put(STREAM, "second")
     world.sagemaker.jobs["job-1"] = COMPLETED
@@ -348,3 +376,210 @@ async def test_workers_that_die_at_any_moment_lose_and_double_nothing(world: Wor
     assert all(containers.printed.values())
     assert last.metrics.registry.get_sample_value("launch_claims_total"), "it went on where others died"
     assert len(world.sagemaker.jobs) == 3
+
+
+CAPACITY = JobFacts("Failed", "Failed", "CapacityError: Unable to provision requested ML compute capacity.")
+INTERNAL = JobFacts("Failed", "Failed", "InternalServerError:  We encountered an internal error.")
+
+
+def retried(launch_id: str = "launch-1", **changes: object) -> LaunchRecord:
+    request = {
+        "TrainingJobName": launch_id.replace("launch", "job"),
+        "Environment": {"LAUNCH_ID": launch_id},
+        "ResourceConfig": {"InstanceType": "ml.g5.xlarge", "InstanceCount": 1},
+    }
+    values = {
+        "request": request,
+        "instance_type": "ml.g5.xlarge",
+        "instance_types": ("ml.g5.xlarge", "ml.g5.2xlarge"),
+        "retries": {"capacity": 1, "internal": 1},
+        "waiting_at": time.time(),
+    }
+    return waiting(launch_id, **(values | changes))
+
+
+async def test_a_want_of_capacity_leads_to_another_attempt_in_the_same_run(
+    world: World, worker: Worker
+) -> None:
+    world.cloud.put(STREAM, "first")
+    async with worker.running():
+        await worker.submit(retried())
+        await until(lambda: world.companion.posts)
+        world.sagemaker.jobs["job-1"] = CAPACITY
+        await until(lambda: "job-1-r2" in world.sagemaker.jobs)
+        assert world.companion.finished == [], "the companion lives on between two attempts"
+        world.cloud.put("job-1-r2/algo-1-18", "second")
+        await until(lambda: len(world.companion.console["launch-1"]) == 2)
+        world.sagemaker.jobs["job-1-r2"] = COMPLETED
+        stored = await world.finished()
+    assert world.companion.lines("launch-1") == ["first", "second"]
+    assert set(world.companion.files["launch-1"]) == {
+        "logs/algo-1/00001.log",
+        "logs/attempt-2/algo-1/00001.log",
+    }
+    _, second = world.sagemaker.requests
+    assert second["ResourceConfig"]["InstanceType"] == "ml.g5.2xlarge"
+    assert second["Environment"] == {
+        "LAUNCH_ID": "launch-1",
+        "WANDB_RESUME": "allow",
+        "WANDB_API_KEY": "k" * 40,
+    }
+    assert second["Tags"] == [{"Key": "team", "Value": "vision"}]
+    ((summary, exit_code),) = world.companion.finished
+    assert exit_code == 0
+    assert summary["launch/attempt"] == 2
+    assert summary["launch/attempts"] == [["job-1", "ml.g5.xlarge", "capacity", CAPACITY.failure_reason]]
+    ((item, told, _),) = world.items.warned
+    assert item == "item-launch-1"
+    assert "CapacityError" in told
+    assert "job-1-r2 on ml.g5.2xlarge" in told
+    assert (stored.attempt, stored.job_name, stored.log.next_line) == (2, "job-1-r2", 2)
+
+
+async def test_when_its_attempts_are_used_up_a_launch_ends_as_its_last_job(
+    world: World, worker: Worker
+) -> None:
+    async with worker.running():
+        await worker.submit(retried(log_target="off"))
+        world.sagemaker.jobs["job-1"] = CAPACITY
+        await until(lambda: "job-1-r2" in world.sagemaker.jobs)
+        world.sagemaker.jobs["job-1-r2"] = CAPACITY
+        await world.finished()
+    assert set(world.sagemaker.jobs) == {"job-1", "job-1-r2"}
+    assert world.end() == ("failed", 1)
+
+
+async def test_stop_pressed_between_two_attempts_is_the_end(world: World) -> None:
+    worker = Worker(world, pause=3600)
+    async with worker.running():
+        await worker.submit(retried(log_target="off"))
+        world.sagemaker.jobs["job-1"] = CAPACITY
+        await until(lambda: world.items.warned)
+        assert (await world.stored()).state is LaunchState.WAITING
+        world.companion.stop_pressed = True
+        stored = await world.finished()
+    assert world.end() == ("stopped by this worker", 1)
+    assert set(world.sagemaker.jobs) == {"job-1"}
+    assert world.sagemaker.stopped == []
+    assert stored.given_up == "Stop was pressed in W&B."
+
+
+async def test_a_job_that_is_gone_has_no_further_attempt(world: World, worker: Worker) -> None:
+    gone = Never("the training job job-1 was deleted", code="LW-JOB-GONE")
+    async with worker.running():
+        await worker.submit(retried(log_target="off"))
+        world.sagemaker.description_errors = [gone]
+        world.sagemaker.jobs["job-1"] = CAPACITY
+        await world.finished()
+    ((summary, exit_code),) = world.companion.finished
+    assert exit_code == 1
+    assert "CapacityError" in str(summary["sagemaker/reason"])
+    assert "was deleted" in str(summary["sagemaker/reason"])
+
+
+async def test_an_attempt_is_not_made_before_it_is_durable(world: World, worker: Worker) -> None:
+    async with worker.running():
+        await worker.submit(retried(log_target="off"))
+        await until(lambda: world.companion.opened)
+        world.ledger.failing = Unreachable("ledger")
+        held = next(iter(worker.held))
+        held.update(facts=CAPACITY)
+        worker.supervisor._ended(held)
+        await asyncio.sleep(0.1)
+        assert set(world.sagemaker.jobs) == {"job-1"}
+        world.ledger.failing = None
+        await until(lambda: "job-1-r2" in world.sagemaker.jobs)
+
+
+async def test_an_answer_about_the_job_before_changes_nothing(world: World, worker: Worker) -> None:
+    async with worker.running():
+        held = await worker.submit(retried(log_target="off"))
+        watch = worker.supervisor._watch
+        world.sagemaker.jobs["job-1"] = CAPACITY
+        await until(lambda: held.record.job_name == "job-1-r2")
+        await until(lambda: held.record.state is LaunchState.ACCEPTED)
+        job_name = held.record.job_name
+        describing = asyncio.ensure_future(watch._describe(held))
+        await asyncio.sleep(0)
+        held.update(job_name="job-1-r3")
+        await describing
+        assert held.record.facts.status == "InProgress"
+        held.update(job_name=job_name)
+    assert world.companion.finished == []
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_workers_that_die_at_any_moment_make_each_attempt_once(world: World, seed: int) -> None:
+    """The first jobs fail; whoever lives then makes the second ones, which succeed."""
+    dice = random.Random(seed)
+    names = [f"launch-{number}" for number in range(3)]
+    for name in names:
+        await world.ledger.create(retried(name, owner=""))
+
+    def turn() -> None:
+        for job, facts in list(world.sagemaker.jobs.items()):
+            if facts.status == "InProgress" and dice.random() < 0.2:
+                world.cloud.put(f"{job}/algo-1-17", f"of {job}")
+                world.sagemaker.jobs[job] = COMPLETED if job.endswith("-r2") else INTERNAL
+
+    for life in range(10):
+        async with Worker(world, f"worker-{life}").running():
+            for _ in range(dice.randint(1, 30)):
+                await asyncio.sleep(dice.random() * 0.008)
+                turn()
+    async with Worker(world, "last").running():
+        async with asyncio.timeout(20):
+            while {(await world.stored(name)).state for name in names} != {LaunchState.FINISHED}:
+                await asyncio.sleep(0.01)
+                turn()
+    jobs = [name.replace("launch", "job") for name in names]
+    assert set(world.sagemaker.jobs) == {*jobs, *(f"{job}-r2" for job in jobs)}
+    for name, job in zip(names, jobs, strict=True):
+        assert world.companion.lines(name) == [f"of {job}", f"of {job}-r2"]
+
+
+async def test_a_worker_that_leaves_submits_nothing_more_and_gives_everything_back(world: World) -> None:
+    worker = Worker(world)
+    world.sagemaker.answering.clear()
+    async with worker.running():
+        submitting = asyncio.ensure_future(worker.submit(retried("launch-1", private_key=True)))
+        await until(lambda: world.sagemaker.requests)
+        worker.stop.set()
+        with pytest.raises(asyncio.CancelledError):
+            await submitting
+        await until(lambda: len(worker.held) == 0)
+        world.sagemaker.answering.set()
+        # Leg 1 has one more ready within its grace.
+        late = HeldLaunch(retried("launch-2"))
+        await world.ledger.create(late.record)
+        settled = worker.supervisor.submit(late)
+        with pytest.raises(asyncio.CancelledError):
+            await settled
+        assert len(world.sagemaker.requests) == 1
+        assert [beat.worker for beat in await world.ledger.beats()] == [WORKER], (
+            "its builds are not orphans yet"
+        )
+    for name in ("launch-1", "launch-2"):
+        assert ((await world.stored(name)).owner, (await world.stored(name)).state) == (
+            "",
+            LaunchState.WAITING,
+        )
+    await worker.supervisor.leave()
+    assert await world.ledger.beats() == []
+
+
+async def test_a_worker_that_could_not_release_all_stays_known(world: World) -> None:
+    """Without its heartbeat nobody would look for what it still owns."""
+    worker = Worker(world)
+    async with worker.running():
+        await worker.submit(waiting())
+        worker.stop.set()
+        world.ledger.failing = Unreachable("ledger")
+        await asyncio.sleep(0.05)
+    await worker.supervisor.leave()
+    world.ledger.failing = None
+    assert [beat.worker for beat in await world.ledger.beats()] == [WORKER]
+    async with Worker(world, OTHER).running():
+        await until(lambda: world.companion.opened)
+        world.sagemaker.jobs["job-1"] = COMPLETED
+        await world.finished()

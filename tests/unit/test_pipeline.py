@@ -27,6 +27,7 @@ from worker.launch.message import CodeSource, Launch
 from worker.launch.outcome import Verdict
 from worker.launch.record import LaunchRecord, LaunchState
 from worker.launch.redaction import KnownSecrets
+from worker.launch.retry import RetryRules
 from worker.ledger.held import HeldLaunch
 from worker.ledger.membership import Membership
 from worker.ledger.port import WorkerBeat
@@ -133,6 +134,7 @@ class Bench:
                 deployment="default",
                 base_url=BASE_URL,
                 log_target="companion",
+                retry_rules=RetryRules({"capacity": 2}),
                 heartbeat=HEARTBEAT,
                 max_attempts=MAX_ATTEMPTS,
                 secrets=self.secrets,

@@ -15,6 +15,7 @@ from worker.launch.record import (
     JobFacts,
     LaunchRecord,
     LaunchState,
+    PastAttempt,
     RunRef,
     record_from_json,
     record_to_json,
@@ -39,6 +40,7 @@ FACTS = st.builds(
     ended_at=st.none() | TIMES,
     billable_seconds=st.none() | COUNTS,
     training_seconds=st.none() | COUNTS,
+    spot=st.booleans(),
     transitions=st.lists(st.tuples(TEXT, TIMES), max_size=3).map(tuple),
 )
 POSITIONS = st.builds(
@@ -70,16 +72,20 @@ REQUIRED: Mapping[str, st.SearchStrategy[Any]] = {
 OPTIONAL: Mapping[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("owner", "item_id", "queue", "queue_entity", "message", "message_id"), TEXT),
     **dict.fromkeys(("name", "author", "commit", "image", "job_name", "job_arn", "instance_type"), TEXT),
-    **dict.fromkeys(("log_target", "stop_reason"), TEXT),
+    **dict.fromkeys(("log_target", "stop_reason", "previous_job", "given_up", "waits_for"), TEXT),
     **dict.fromkeys(("epoch", "attempt", "tries", "instance_count"), COUNTS),
     **dict.fromkeys(("private_key", "reported"), st.booleans()),
     **dict.fromkeys(
-        ("not_before", "created_at", "waiting_at", "accepted_at", "finished_at", "expires_at"), TIMES
+        ("not_before", "created_at", "waiting_at", "waited", "accepted_at", "finished_at", "expires_at"),
+        TIMES,
     ),
     "request": st.none() | st.dictionaries(TEXT, JSON_VALUES, max_size=4),
     "facts": FACTS,
     "failure": st.none() | st.builds(Failure, TEXT, TEXT, TEXT),
     "log": LOGS,
+    "retries": st.dictionaries(TEXT, COUNTS, max_size=3),
+    "instance_types": st.lists(TEXT, max_size=3).map(tuple),
+    "attempts": st.lists(st.builds(PastAttempt, TEXT, TEXT, TEXT, TEXT), max_size=3).map(tuple),
 }
 RECORDS = st.fixed_dictionaries(REQUIRED, optional=OPTIONAL).map(lambda fields: LaunchRecord(**fields))
 

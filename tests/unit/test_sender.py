@@ -150,3 +150,18 @@ def test_ends_are_told_in_words() -> None:
     words, success = end_of(stopped)
     assert not success
     assert words == "stopped by this worker: This worker stopped the job: Stop was pressed."
+
+
+def test_a_launch_without_its_further_attempt_ends_as_its_last_job_and_says_why() -> None:
+    failed = record(
+        state=LaunchState.FINISHED,
+        facts=JobFacts("Failed", "Failed", "CapacityError: none."),
+        given_up="No key.",
+    )
+    assert end_of(failed) == ("failed: CapacityError: none. No further attempt: No key.", False)
+    words, success = end_of(replace(failed, stop_reason="Stop was pressed.", given_up="Stop was pressed."))
+    assert words == (
+        "stopped by this worker: This worker stopped the launch: Stop was pressed."
+        " Its last job: CapacityError: none."
+    )
+    assert not success

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import pytest
@@ -23,7 +23,8 @@ from worker.launch.record import Failure, JobFacts, LaunchRecord, LaunchState
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ops.metrics import Metrics
 from worker.submission import Submission
-from worker.training.sagemaker import QuotaExceeded
+from worker.training.quota import Quota
+from worker.training.sagemaker import QuotaExceeded, QuotaTooSmall, TrainingJob
 
 pytestmark = pytest.mark.looptime
 
@@ -60,6 +61,7 @@ class Bench:
         self.queue = FakeLaunchQueue()
         self.items = FakeQueueItems(self.queue.told)
         self.accepted: list[str] = []
+        self.given_up: list[str] = []
         self.submission = Submission(
             held=self.held,
             sagemaker=self.sagemaker,
@@ -81,7 +83,10 @@ class Bench:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        run = self.submission.run(lambda held: self.accepted.append(held.launch_id))
+        run = self.submission.run(
+            lambda held: self.accepted.append(held.launch_id),
+            lambda held: self.given_up.append(held.launch_id),
+        )
         task = asyncio.ensure_future(run)
         try:
             yield
@@ -102,6 +107,7 @@ class Bench:
 @pytest.fixture(autouse=True)
 def virtual_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.submission.time", VirtualClock())
+    monkeypatch.setattr("worker.telling.time", VirtualClock())
 
 
 def new(launch_id: str = "launch-1", **changes: Any) -> LaunchRecord:
@@ -525,3 +531,198 @@ async def test_a_new_key_goes_to_the_next_containers_and_both_are_hidden() -> No
     failure = (await bench.stored("launch-1")).failure
     assert failure is not None
     assert failure.reason.endswith("*** ***")
+
+
+FULL = "quota 'ml.g5.xlarge for training job usage' of 1 is used up"
+QUOTA = Quota("ml.g5.xlarge for training job usage", 1, 1, 1)
+
+
+class Account(FakeSageMaker):
+    """It has room for so many jobs of a type."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.pace = asyncio.Lock()
+        self.asked: list[tuple[float, str]] = []
+
+    async def create_or_adopt(
+        self, request: Mapping[str, Any], *, still: Callable[[], None] = lambda: None
+    ) -> TrainingJob:
+        async with self.pace:
+            await asyncio.sleep(1)  # the account's rate: one call a second
+            still()
+            return await self._answer(request)
+
+    async def _answer(self, request: Mapping[str, Any]) -> TrainingJob:
+        self.asked.append((asyncio.get_running_loop().time(), request["TrainingJobName"]))
+        if len([facts for facts in self.jobs.values() if facts.status == "InProgress"]) >= self.room:
+            raise QuotaExceeded("no room", quota=QUOTA)
+        return await super().create_or_adopt(request)
+
+
+async def test_launches_that_wait_for_one_machine_share_one_probe() -> None:
+    bench = Bench()
+    account = bench.submission._sagemaker = bench.sagemaker = Account(room=1)
+    for number in range(20):
+        await bench.add(new(f"launch-{number}", waiting_at=NOW + number / 100, instance_type="ml.g5.xlarge"))
+    async with bench.running():
+        await asyncio.sleep(1800)
+        assert bench.accepted == ["launch-0"]
+        later = [name for when, name in account.asked if when > 10]
+        assert set(later) == {"job-1"}, "the oldest asks for all"
+        assert len(later) < 30
+        assert len(bench.items.warned) == 19, "each is told once what it waits for"
+        assert (await bench.stored("launch-19")).waits_for == FULL
+        assert bench.metrics.registry.get_sample_value("launch_waiting", {"reason": "quota"}) == 19
+        asked = len(account.asked)
+        account.room = 3
+        account.jobs["job-0"] = JobFacts("Completed", "Completed")
+        next(h for h in bench.held if h.launch_id == "launch-0").update(facts=account.jobs["job-0"])
+        await asyncio.sleep(12)
+        assert bench.accepted == ["launch-0", "launch-1", "launch-2", "launch-3"], "oldest first, at once"
+        assert len(account.asked) - asked <= 5
+    assert len(bench.items.warned) == 19
+
+
+async def test_another_machine_is_another_line() -> None:
+    bench = Bench()
+    bench.sagemaker.errors = [QuotaExceeded("no room", quota=QUOTA)] * 2
+    async with bench.running():
+        await bench.add(new("launch-1", instance_type="ml.g5.xlarge"))
+        await asyncio.sleep(3)
+        await bench.add(new("launch-2", instance_type="ml.g5.xlarge"))
+        _, settled = await bench.add(new("launch-3", instance_type="ml.m5.large"))
+        bench.sagemaker.errors = []
+        await asyncio.wait_for(settled, 1)
+        assert bench.accepted[0] == "launch-3"
+
+
+async def test_a_launch_taken_over_is_not_told_again_what_it_waits_for() -> None:
+    bench = Bench()
+    bench.sagemaker.errors = [QuotaExceeded("no room", quota=QUOTA)] * 3
+    async with bench.running():
+        _, settled = await bench.add(new(instance_type="ml.g5.xlarge", waits_for=FULL))
+        await settled
+    assert bench.items.warned == []
+
+
+async def test_a_quota_that_is_too_small_refuses_at_once() -> None:
+    bench = Bench()
+    bench.sagemaker.errors = [QuotaTooSmall(Quota("ml.g5.xlarge for training job usage", 1, 0, 2))]
+    async with bench.running():
+        await (await bench.add(new()))[1]
+    stored = await bench.stored()
+    assert stored.failure is not None
+    assert stored.failure.code == "LW-QUOTA-TOO-SMALL"
+    assert "Service Quotas" in stored.failure.reason
+
+
+async def test_the_next_instance_type_takes_the_place_of_one_that_can_never_be_had() -> None:
+    bench = Bench()
+    too_small = QuotaTooSmall(Quota("ml.g5.xlarge for training job usage", 0, 0, 1))
+    bench.sagemaker.errors = [too_small, too_small]
+    types = ("ml.g5.xlarge", "ml.g5.2xlarge", "ml.g5.4xlarge")
+    request = {
+        "TrainingJobName": "job-1",
+        "Environment": {"LAUNCH_ID": "launch-1"},
+        "ResourceConfig": {"InstanceType": types[0], "InstanceCount": 1},
+    }
+    async with bench.running():
+        await (await bench.add(new(instance_type=types[0], instance_types=types, request=request)))[1]
+    assert [r["ResourceConfig"]["InstanceType"] for r in bench.sagemaker.requests] == list(types)
+    assert (await bench.stored()).instance_type == types[2]
+    bench = Bench()
+    bench.sagemaker.errors = [too_small] * 3
+    async with bench.running():
+        await (await bench.add(new(instance_type=types[0], instance_types=types, request=request)))[1]
+    assert (await bench.stored()).state is LaunchState.REFUSED
+
+
+def between(**changes: Any) -> LaunchRecord:
+    """A launch that waits for its second attempt."""
+    request = {"TrainingJobName": "job-1-r2", "Environment": {"LAUNCH_ID": "launch-1"}}
+    facts = JobFacts("Failed", "Failed", "CapacityError: none")
+    return new(
+        **{
+            "attempt": 2,
+            "previous_job": "job-1",
+            "job_name": "job-1-r2",
+            "request": request,
+            "facts": facts,
+            **changes,
+        }
+    )
+
+
+async def test_a_launchs_own_key_comes_from_its_earlier_job() -> None:
+    bench = Bench()
+    bench.sagemaker.descriptions["job-1"] = {"Environment": {"WANDB_API_KEY": "own-key"}}
+    async with bench.running():
+        await (await bench.add(between(private_key=True)))[1]
+    (request,) = bench.sagemaker.requests
+    assert request["Environment"]["WANDB_API_KEY"] == "own-key"
+    assert "own-key" not in str(bench.ledger._records)
+
+
+async def test_without_its_key_the_launch_ends_as_its_last_job_did() -> None:
+    bench = Bench()
+    bench.sagemaker.descriptions["job-1"] = {"Environment": {}}
+    async with bench.running():
+        await (await bench.add(between(private_key=True)))[1]
+    stored = await bench.stored()
+    assert (bench.given_up, stored.state) == (["launch-1"], LaunchState.WAITING)
+    assert "W&B key" in stored.given_up
+    assert bench.queue.told == [], "a launch that has run is not refused"
+
+
+async def test_a_further_attempt_waits_no_longer_than_all_together_may() -> None:
+    bench = Bench(max_wait=1000)
+    bench.sagemaker.errors = [QuotaExceeded("no room", quota=QUOTA)] * 1000
+    async with bench.running():
+        await (await bench.add(between(waited=800.0)))[1]
+    assert 200 < asyncio.get_running_loop().time() < 400
+    assert "LAUNCH_MAX_WAIT" in (await bench.stored()).given_up
+
+
+async def test_stop_cancels_an_attempt_that_waits() -> None:
+    bench = Bench()
+    async with bench.running():
+        held, settled = await bench.add(between(not_before=NOW + 9999))
+        assert await bench.submission.cancel(held, "Stop was pressed in W&B.")
+        await asyncio.wait_for(settled, 2)
+    stored = await bench.stored()
+    assert (stored.stop_reason, stored.given_up) == ("Stop was pressed in W&B.", "Stop was pressed in W&B.")
+    assert (bench.sagemaker.requests, bench.given_up) == ([], ["launch-1"])
+
+
+async def test_an_attempt_that_was_made_already_is_not_given_up() -> None:
+    """Its answer was lost, then Stop was pressed: the job runs, and is stopped as any other."""
+    bench = Bench()
+    bench.sagemaker.jobs["job-1-r2"] = JobFacts("InProgress", "Training")
+    async with bench.running():
+        await (await bench.add(between(stop_reason="Stop was pressed in W&B.")))[1]
+    assert (await bench.stored()).state is LaunchState.ACCEPTED
+    assert (bench.accepted, bench.given_up) == (["launch-1"], [])
+
+
+async def test_giving_up_is_durable_before_it_is_told() -> None:
+    bench = Bench()
+    async with bench.running():
+        _, settled = await bench.add(between(stop_reason="Stop was pressed in W&B."))
+        bench.ledger.failing = Unreachable("ledger")
+        await asyncio.sleep(60)
+        assert bench.given_up == []
+        bench.ledger.failing = None
+        await settled
+    assert bench.given_up == ["launch-1"]
+
+
+async def test_who_waits_is_cancelled_when_the_worker_leaves() -> None:
+    bench = Bench()
+    bench.sagemaker.answering.clear()
+    async with bench.running():
+        _, settled = await bench.add(new())
+        await asyncio.sleep(1)
+        bench.submission.abandon()
+    assert settled.cancelled()

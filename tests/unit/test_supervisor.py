@@ -25,14 +25,17 @@ from worker.delivery.loop import LogDelivery
 from worker.delivery.posting import Posting
 from worker.errors import Throttled, Unreachable
 from worker.intake.refusal import Refusals
+from worker.job_watch import JobWatch
 from worker.launch.record import JobFacts, LaunchRecord, LaunchState
 from worker.ledger.adoption import Adoption
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ledger.membership import Membership
 from worker.ledger.port import WorkerBeat
 from worker.ops.metrics import Metrics
+from worker.persistence import GIVE_UP_AFTER, Persistence
+from worker.retrying import Retrying
 from worker.submission import Submission
-from worker.supervisor import Supervisor, SupervisorFacts
+from worker.supervisor import Supervisor
 from worker.tracking.heartbeats import CompanionHeartbeats
 from worker.training.sagemaker import SageMaker
 from worker.training.status_feed import StatusFeed, Summary
@@ -48,7 +51,15 @@ RESTING = 10 * TICK
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits a second for another try here."""
-    for module in ("supervisor", "submission", "ledger.adoption", "delivery.persistence"):
+    for module in (
+        "persistence",
+        "supervisor",
+        "job_watch",
+        "submission",
+        "telling",
+        "retrying",
+        "ledger.adoption",
+    ):
         monkeypatch.setattr(f"worker.{module}.backoff", lambda *_, **__: 0.002)
 
 
@@ -103,6 +114,7 @@ class Bench:
 
     def __init__(self, ledger: MemoryLedger | None = None) -> None:
         metrics = self.metrics = Metrics()
+        self.stop = asyncio.Event()
         self.ledger = ledger or MemoryLedger()
         self.sagemaker, self.feed, self.companion = Watched(), FakeStatusFeed(), FakeCompanion()
         held = self.held = HeldLaunches(self.ledger, WORKER, metrics)
@@ -117,8 +129,10 @@ class Bench:
             heartbeat=1.0,
             metrics=metrics,
         )
+        persistence = Persistence(metrics, GIVE_UP_AFTER)
         self.supervisor = Supervisor(
-            facts=SupervisorFacts("us-east-1", TICK),
+            region="us-east-1",
+            persistence=persistence,
             held=held,
             adoption=adoption,
             submission=Submission(
@@ -131,7 +145,13 @@ class Bench:
                 max_wait=3600,
             ),
             sagemaker=self.sagemaker,
-            status_feed=self.feed,
+            watch=JobWatch(
+                held=held,
+                sagemaker=self.sagemaker,
+                status_feed=self.feed,
+                interval=TICK,
+                persistence=persistence,
+            ),
             delivery=LogDelivery(
                 feed=logs,
                 held=held,
@@ -142,6 +162,14 @@ class Bench:
                 drain_limit=5.0,
             ),
             companion=self.companion,
+            retrying=Retrying(
+                held=held,
+                sagemaker=self.sagemaker,
+                refusals=Refusals(None, FakeLaunchQueue()),
+                metrics=metrics,
+                deployment="default",
+                pause=TICK,
+            ),
             heartbeats=CompanionHeartbeats(
                 self.companion,
                 interval=60.0,
@@ -167,7 +195,7 @@ class Bench:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        task = asyncio.ensure_future(self.supervisor.run())
+        task = asyncio.ensure_future(self.supervisor.run(self.stop))
         try:
             yield
         finally:
@@ -316,7 +344,7 @@ async def test_a_job_that_is_gone_was_stopped_from_outside() -> None:
 
 async def test_the_end_is_told_and_written_once_however_often_it_is_seen() -> None:
     bench = Bench()
-    held = await bench.hold(unlogged(facts=STARTING))
+    await bench.hold(unlogged(facts=STARTING))
     bench.sagemaker.may_answer.clear()
     async with bench.running():
         bench.now("job-1", COMPLETED)
@@ -329,7 +357,7 @@ async def test_the_end_is_told_and_written_once_however_often_it_is_seen() -> No
     assert len(bench.companion.finished) == 1
     assert bench.ended("completed") == 1
     assert bench.ledger.saves == [("launch-1",), ("launch-1",)], "the end of the job, the end of the launch"
-    assert held not in bench.supervisor._finishing, "a worker that lives for months keeps no launch"
+    assert not bench.supervisor._finishing, "a worker that lives for months keeps no launch"
 
 
 @pytest.mark.parametrize("what", ["wandb", "ledger"])
@@ -410,6 +438,7 @@ async def test_at_shutdown_everything_is_given_back() -> None:
     await bench.hold(waiting("launch-2", not_before=time.time() + 3600))
     async with bench.running():
         await asyncio.sleep(TICK)
-    await bench.supervisor.release()
+        bench.stop.set()
+        await until(lambda: len(bench.held) == 0)
     assert len(bench.held) == 0
     assert {launch.launch_id for launch in await bench.ledger.open_records("")} == {"launch-1", "launch-2"}

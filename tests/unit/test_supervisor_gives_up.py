@@ -10,8 +10,8 @@ from tests.unit.records import record
 from tests.unit.test_supervisor import COMPLETED, TRAINING, Bench, unlogged
 from tests.unit.waiting import until
 from worker.clients.wandb_api import WandbRefused
-from worker.delivery.persistence import Persistence
 from worker.launch.record import LaunchRecord, LaunchState
+from worker.persistence import Persistence
 
 REFUSED = WandbRefused("file_stream: W&B answered 403: no access", status=403)
 PATIENCE = 0.3
@@ -19,7 +19,7 @@ PATIENCE = 0.3
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("supervisor", "submission", "ledger.adoption", "delivery.loop", "delivery.persistence"):
+    for module in ("supervisor", "submission", "ledger.adoption", "delivery.loop", "persistence"):
         monkeypatch.setattr(f"worker.{module}.backoff", lambda *_, **__: 0.002)
 
 
@@ -27,7 +27,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def bench() -> Bench:
     made = Bench()
     patience = Persistence(made.metrics, PATIENCE)
-    made.supervisor._persistence = patience
+    made.supervisor._persistence = made.supervisor._watch._persistence = patience
     made.supervisor._delivery._posting.persistence = patience
     return made
 

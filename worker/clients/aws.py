@@ -119,11 +119,14 @@ def _translate_client_error(operation: str, error: ClientError) -> WorkerError:
     return AwsRefused(operation, code, message)
 
 
-async def call(operation: str, send: Callable[[], Awaitable[T]], rate: Rate | None = None) -> T:
+async def call(
+    operation: str, send: Callable[[], Awaitable[T]], rate: Rate | None = None, *, acquired: bool = False
+) -> T:
     """One paced call: waits for the rate, sends, tells the rate how it went, translates the error.
 
+    `acquired`: the caller has waited for the rate already.
     Raises `Throttled`, `Unreachable`, `AwsDenied` or `AwsRefused`."""
-    if rate is not None:
+    if rate is not None and not acquired:
         await rate.acquire()
     try:
         answer = await send()

@@ -128,11 +128,13 @@ class Closing:
 
     async def _full_record(self, log: JobLog, held: Sketch) -> AsyncIterator[LogFile]:
         """The files, from what CloudWatch holds now; all of it is added to `held`."""
+        attempt = log.held.record.attempt
+        folder = f"attempt-{attempt}/" if attempt > 1 else ""  # each attempt's job has an algo-1 of its own
         files: dict[str, NumberedFiles] = {}
         # A restarted host has a second stream; names end in their start time, so this is their order.
         for stream in sorted(log.positions):
             label = cursor.stream_label(stream)
-            numbered = files.setdefault(label, NumberedFiles(label))
+            numbered = files.setdefault(label, NumberedFiles(f"{folder}{label}"))
             async for page in self._feed.pages([stream], 0, None):
                 held.add(map(cursor.event_hash, page))
                 for event in page:

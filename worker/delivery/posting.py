@@ -8,11 +8,11 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from worker.aio import backoff, effect
 from worker.delivery.job_log import AssignedBatch, JobLog
-from worker.delivery.persistence import GIVE_UP_AFTER, Persistence, Tried
 from worker.errors import Never, WorkerError
 from worker.ledger.held import HeldLaunches
 from worker.ops.logging import get_logger
 from worker.ops.metrics import Metrics
+from worker.persistence import GIVE_UP_AFTER, Persistence, Tried
 from worker.tracking.port import Companion
 from worker.training import cursor
 from worker.training.log_feed import LogFeed

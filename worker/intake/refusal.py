@@ -36,6 +36,7 @@ class Refusals:
                 "stage": failure.stage,
                 "code": failure.code,
                 "launchId": record.launch_id,
+                "attempt": str(record.attempt) if record.attempt > 1 else "",
                 "truncated": "true" if len(record.message) >= MAX_KEPT_BODY else "",
             },
         )

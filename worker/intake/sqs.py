@@ -112,10 +112,11 @@ class LaunchQueue:
                 ),
             )
 
-    async def send(self, body: str, launch_id: str, *, group: str = "") -> str:
+    async def send(self, body: str, launch_id: str, *, group: str = "", again: str = "") -> str:
         """Send a launch message; returns its message id. FIFO: group and deduplication id are the launch id;
-        standard: the group, a W&B queue, gives SQS fair queues."""
-        extra = self._ordering(launch_id, group)
+        standard: the group, a W&B queue, gives SQS fair queues. `again` tells a further sending of the same launch
+        from the one before, which SQS would silently drop within five minutes."""
+        extra = self._ordering(launch_id, group, again)
         answer = await call(
             "SendMessage",
             lambda: self._client.send_message(QueueUrl=self.facts.url, MessageBody=body, **extra),
@@ -131,7 +132,8 @@ class LaunchQueue:
         if len(raw) > _MAX_DLQ_BODY:
             given["truncated"] = str(len(raw))
             body = raw[:_MAX_DLQ_BODY].decode("utf-8", "ignore")
-        extra = self._ordering(launch_id, "") if self.facts.dlq_url.endswith(".fifo") else {}
+        again = given.get("attempt", "")  # refused once more within five minutes, it is another letter
+        extra = self._ordering(launch_id, "", again) if self.facts.dlq_url.endswith(".fifo") else {}
         with effect("copy_to_dlq"):
             await call(
                 "SendMessage (DLQ)",
@@ -147,9 +149,10 @@ class LaunchQueue:
                 ),
             )
 
-    def _ordering(self, launch_id: str, group: str) -> Mapping[str, Any]:
+    def _ordering(self, launch_id: str, group: str, again: str = "") -> Mapping[str, Any]:
         if self.facts.fifo:
-            return {"MessageGroupId": launch_id, "MessageDeduplicationId": launch_id}
+            distinct = f"{launch_id}-{again}" if again else launch_id
+            return {"MessageGroupId": launch_id, "MessageDeduplicationId": distinct}
         return {"MessageGroupId": group} if group else {}
 
 

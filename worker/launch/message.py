@@ -137,6 +137,10 @@ class Launch:
     api_key: SecretStr | None = None
     """The submitter's own W&B key, if the message carries one."""
     log_target: str = "companion"
+    retry: str | None = None
+    """`options.retry`; None: as the operator says."""
+    instance_types: tuple[str, ...] = ()
+    """`options.instance_types`: to fall back to, in this order."""
     priority: int = _DEFAULT_PRIORITY
     """0 (critical) to 3 (low)."""
     python_version: str = ""
@@ -191,6 +195,8 @@ def _launch(
         files=spec.overrides.files,
         api_key=key if key and key.get_secret_value() else None,
         log_target=log_target,
+        retry=message.options.retry,
+        instance_types=message.options.instance_types,
         priority=priority,
         python_version=_text(spec.python_version),
         builder=builder,

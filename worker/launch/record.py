@@ -13,7 +13,7 @@ from worker.launch.log_state import LogState
 
 
 class LaunchState(StrEnum):
-    """Where a launch stands; it only moves down this list."""
+    """Where a launch stands; it only moves down this list, but that a further attempt waits again."""
 
     INTENT = "intent"
     """Leg 1 is at work on it, under an SQS lease."""
@@ -64,6 +64,20 @@ class JobFacts:
     training_seconds: int | None = None
     transitions: tuple[tuple[str, float], ...] = ()
     """(secondary status, its start time), oldest first."""
+    spot: bool = False
+    """EnableManagedSpotTraining."""
+
+
+@dataclass(frozen=True, slots=True)
+class PastAttempt:
+    """An attempt whose training job ended in a way that another attempt may better."""
+
+    job_name: str
+    instance_type: str
+    kind: str
+    """A `RetryKind`: whose budget the next attempt uses."""
+    reason: str
+    """How it ended, in one sentence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +120,20 @@ class LaunchRecord:
     instance_type: str = ""
     instance_count: int = 1
     log_target: str = "companion"
+    retries: Mapping[str, int] = field(default_factory=dict)
+    """Kind of end (`RetryKind`) → further attempts that it may have."""
+    instance_types: tuple[str, ...] = ()
+    """Types that attempts take in turn after a want of capacity; empty: always the same."""
+    attempts: tuple[PastAttempt, ...] = ()
+    """Earlier training jobs of this launch, oldest first."""
+    previous_job: str = ""
+    """The training job from which this attempt's request was rebuilt; it also has the launch's own W&B key, if any."""
+    given_up: str = ""
+    """Why no further attempt is made although one was to follow: the launch ends as its last job did."""
+    waits_for: str = ""
+    """What it waits for, as told on the queue item; told again only when this changes."""
+    waited: float = 0.0
+    """Seconds that earlier attempts have waited to be submitted: LAUNCH_MAX_WAIT is for all of them."""
     not_before: float = 0.0
     """Do not submit before this time, epoch seconds."""
     created_at: float = 0.0
@@ -126,6 +154,16 @@ class LaunchRecord:
     def is_open(self) -> bool:
         """Somebody still has to do something about it: a refusal that nobody was told is not over."""
         return self.state.is_open or (self.state is LaunchState.REFUSED and not self.reported)
+
+    @property
+    def needs_message(self) -> bool:
+        """It waits, and the W&B key that it brings is nowhere but in its SQS message."""
+        return self.state is LaunchState.WAITING and self.private_key and not self.previous_job
+
+    @property
+    def is_between_attempts(self) -> bool:
+        """Its last job has ended, its companion run lives, and another attempt is to follow."""
+        return self.state is LaunchState.WAITING and bool(self.previous_job)
 
 
 _CODEC = TypeAdapter(LaunchRecord)

@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from worker.launch.retry import is_instance_type, parse_retry
 from worker.launch.strict_json import type_name
 
 # A W&B name ends up in URLs. The SDK refuses the first set in projects, and the second in run ids as well
@@ -98,6 +99,20 @@ def _few(value: object) -> object:
     return value
 
 
+def _retry(text: str) -> str:
+    try:
+        parse_retry(text)
+    except ValueError as error:
+        raise _refusal(str(error), "correct it") from None
+    return text
+
+
+def _instance_type(text: str) -> str:
+    if not is_instance_type(text):
+        raise _refusal("is no instance type of SageMaker", "write it as ml.g5.xlarge")
+    return text
+
+
 Line = Annotated[str, AfterValidator(_line)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_few)]
 Count = Annotated[int, BeforeValidator(_count)]
@@ -105,6 +120,8 @@ Priority = Annotated[int, BeforeValidator(_priority)]
 Entity = Annotated[str, AfterValidator(lambda text: _wandb_name(text, _NOT_IN_PROJECT))]
 Project = Annotated[str, AfterValidator(lambda text: _wandb_name(text, _NOT_IN_PROJECT))]
 RunId = Annotated[str, AfterValidator(lambda text: _wandb_name(text, _NOT_IN_RUN_ID))]
+Retry = Annotated[str, AfterValidator(_retry)]
+InstanceType = Annotated[str, AfterValidator(_instance_type)]
 LogTarget = Literal["companion", "run", "files", "off"]
 
 
@@ -191,6 +208,8 @@ class Options(_Part):
     log_target: LogTarget | None = None
     priority: Priority | None = None
     """Goes before the one of `runSpec`."""
+    retry: Retry | None = None
+    instance_types: tuple[InstanceType, ...] = ()
 
 
 class LaunchMessage(_Part):

@@ -40,6 +40,7 @@ class Adoption:
         self._unanswered: set[str] = set()
         """Launch ids of claims whose answer was lost."""
         self._gap = False
+        self._leaving = False
         self._beaten_at = time.monotonic()
         self.beating = False
         """The last heartbeat reached the ledger: for /readyz."""
@@ -60,6 +61,22 @@ class Adoption:
             self._count()
             await asyncio.sleep(self._heartbeat)
 
+    def stop_claiming(self) -> None:
+        """Beat on, but take nothing over any more."""
+        self._leaving = True
+
+    def _is_leaving(self) -> bool:
+        """Asked anew after each wait."""
+        return self._leaving
+
+    async def leave(self) -> None:
+        """Remove the heartbeat of this worker, once everything is released.
+
+        It stays where a claim got no answer or something is still ours: only the launches of a worker whose heartbeat
+        is there, and silent, are taken over."""
+        if not self._unanswered and not await self._ledger.open_records(self._worker):
+            await self._ledger.forget_worker(self._worker)
+
     @property
     def is_current(self) -> bool:
         """No peer can have taken this worker for dead: what it posts about its launches is its own to say."""
@@ -75,10 +92,14 @@ class Adoption:
             await self._held.save(self._held)
             self._gap = False
         self._beaten_at = asked_at
+        if self._is_leaving():
+            return
         await self._look_up_unanswered(on_adopted)
         for owner in ("", *sorted(beat.dead)):
             records = await self._ledger.open_records(owner)
             for record in filter(_can_be_adopted, records):
+                if self._is_leaving():
+                    return
                 await self._claim(record, on_adopted)
             if owner and not records:
                 await self._ledger.forget_worker(owner)
@@ -119,5 +140,5 @@ def _can_be_adopted(record: LaunchRecord) -> bool:
     """Leg 1 of a dead worker comes back with its SQS message, and so does a launch whose key only that has. A refusal
     that nobody was told is told by whoever finds it."""
     if record.state is LaunchState.WAITING:
-        return not record.private_key
+        return not record.needs_message
     return record.is_open and record.state is not LaunchState.INTENT

@@ -89,13 +89,28 @@ class HeldLaunches:
         for launch_id in gone:
             self._lose(wanted[launch_id])
 
+    async def advance(self, held: HeldLaunch, **changes: object) -> None:
+        """Change a launch in the ledger first and then in memory, for a step that nobody may take before it is
+        durable. Raises as `save`; a launch that another worker took over is marked lost and left as it is."""
+        async with self._writing:
+            if held.lost:
+                return
+            record = replace(held.record, **changes)  # type: ignore[arg-type]
+            gone = await self._ledger.save([record], owner=self._worker)
+            if not gone:
+                held.update(**changes)
+                return
+        self._lose(held)
+
     async def release(self) -> None:
         """Give every launch back, so that another worker may claim it at once."""
         async with self._writing:
-            records = [replace(held.record, owner="") for held in self if not held.lost]
+            leaving = list(self)
+            records = [replace(held.record, owner="") for held in leaving if not held.lost]
             if records:
                 await self._ledger.save(records, owner=self._worker)
-        self._launches.clear()
+        for held in leaving:  # and not what has come meanwhile
+            self.drop(held)
 
     def _lose(self, held: HeldLaunch) -> None:
         held.lost = True

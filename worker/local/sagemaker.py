@@ -1,7 +1,7 @@
 """A local SageMaker: training jobs that really run, through their real states, with their logs in CloudWatch.
 
-Not real: capacity, spot interruptions, S3 channels and model upload, the 120 s a container gets to stop (settable),
-delays of logs and of Describe, throttling.
+Not real: capacity and spot interruptions (settable), S3 channels and model upload, the 120 s a container gets to stop
+(settable), delays of logs and of Describe, throttling.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Outcome:
     failed: int | None
     """The first instance that failed: it is the reason, the others were only ended because of it."""
     stopped_as: str
-    """`Stopped` or `MaxRuntimeExceeded` if SageMaker ended them; empty: they ended by themselves."""
+    """`Stopped`, `MaxRuntimeExceeded` or `Interrupted` if SageMaker ended them; empty: they ended by themselves."""
 
 
 @dataclass
@@ -41,6 +41,8 @@ class _StopRequest:
 
     event: asyncio.Event = field(default_factory=asyncio.Event)
     reason: str = ""
+    interrupted: bool = False
+    """It is the spot machines that are taken away; nobody asked for a stop."""
 
 
 class JobLogs(Protocol):
@@ -72,6 +74,10 @@ class LocalSageMaker:
         """Seconds by which CloudWatch lags behind the containers; some seconds on AWS, also after the job's end."""
         self.failures: list[str] = []
         """FailureReason of the next jobs that start (`CapacityError: …`, `InternalServerError: …`), each used once."""
+        self.spot_machines = True
+        """False: spot jobs that are interrupted get no machines again, and wait for them until MaxWaitTimeInSeconds."""
+        self.failing_jobs: dict[str, str] = {}
+        """Job name → FailureReason with which it fails although its containers succeed."""
         self._logs = logs
         self._tasks = tasks
         self._region = region
@@ -89,6 +95,12 @@ class LocalSageMaker:
         """Pass StopTrainingJob on. To be called on the event loop."""
         if name in self._running:
             self._running[name][1].event.set()
+
+    def interrupt(self, name: str) -> None:
+        """Take the machines of a running spot job away. To be called on the event loop."""
+        stop = self._running[name][1]
+        stop.interrupted = True
+        stop.event.set()
 
     def cancel_all(self) -> None:
         """End all jobs without a word; their instances are removed."""
@@ -112,29 +124,59 @@ class LocalSageMaker:
         if self.failures:
             self._fail(name, self.failures.pop(0))
             return
+        while await self._train_once(name, specs, instances, stop) == "Interrupted":
+            self.jobs.move(name, "Interrupted")
+            while instances:
+                await instances.pop().remove()
+            stop.event.clear()
+            stop.interrupted, stop.reason = False, ""
+            if not self.spot_machines:
+                await self._wait_in_vain(name, stop)
+                return
+            self._advance(name, stop, "Starting")
+
+    async def _wait_in_vain(self, name: str, stop: _StopRequest) -> None:
+        job = self.jobs.job(name)
+        waited = time.time() - job.creation_time.timestamp()
+        asked = await wait_for_event(
+            stop.event, max(0.0, job.stopping_condition["MaxWaitTimeInSeconds"] - waited)
+        )
+        self.jobs.move(name, "Stopping", status="Stopping")
+        self.jobs.move(name, "Stopped" if asked else "MaxWaitTimeExceeded", status="Stopped")
+
+    async def _train_once(
+        self, name: str, specs: Sequence[InstanceSpec], instances: list[Instance], stop: _StopRequest
+    ) -> str:
+        """One life of the job's machines; returns what SageMaker ended it as, if it did."""
         self._advance(name, stop, "Downloading")
         await self.executor.prepare(specs[0].image)
         for spec in specs:
             instances.append(await self.executor.create(spec))
         if stop.event.is_set():
-            self.jobs.move(name, "Stopped", status="Stopped")
-            return
+            if not stop.interrupted:
+                self.jobs.move(name, "Stopped", status="Stopped")
+            return "Interrupted" if stop.interrupted else "Stopped"
         self._advance(name, stop, "Training")
         try:
             for instance in instances:
                 await instance.start()
         except EntrypointNotStarted as error:
             self._fail(name, f"AlgorithmError: {error}, exit code: 127")
-            return
+            return ""
         limit = self.jobs.job(name).stopping_condition["MaxRuntimeInSeconds"]
         outcome = await self._attend(name, specs, instances, stop, float(limit))
+        if outcome.stopped_as == "Interrupted":
+            return "Interrupted"
         if outcome.stopped_as:
             self.jobs.move(name, outcome.stopped_as, status="Stopped")
         elif outcome.failed is not None:
             text = await instances[outcome.failed].failure()
             self._fail(name, f"AlgorithmError: {text}, exit code: {outcome.codes[outcome.failed]}")
+        elif name in self.failing_jobs:
+            self._fail(name, self.failing_jobs.pop(name))
         else:
             self._complete(name)
+        return outcome.stopped_as
 
     async def _attend(
         self,
@@ -164,6 +206,8 @@ class LocalSageMaker:
     async def _stop_in_time(self, instances: Sequence[Instance], stop: _StopRequest, limit: float) -> None:
         asked = await wait_for_event(stop.event, limit)
         stop.reason = "Stopped" if asked else "MaxRuntimeExceeded"
+        if asked and stop.interrupted:
+            stop.reason = "Interrupted"
         await _stop_all(instances, self.stop_grace)
 
     async def _copy_output(self, instance: Instance, stream: str) -> None:

@@ -30,6 +30,8 @@ _STATUS_MESSAGES = {
     "Uploading": "Uploading generated training model",
     "Stopping": "Stopping the training job",
     "Stopped": "Training job stopped",
+    "Interrupted": "The spot instances were interrupted",
+    "MaxWaitTimeExceeded": "Training job exceeded its maximum wait time",
     "MaxRuntimeExceeded": "Training job exceeded its maximum runtime",
     "Completed": "Training job completed",
     "Failed": "Training job failed",
@@ -64,6 +66,8 @@ class TrainingJobs:
         """Called when StopTrainingJob was accepted, in a thread of moto's."""
         self.quota: int | None = None
         """Jobs that may be open at once; beyond that ResourceLimitExceeded. None: no limit."""
+        self.instance_quotas: dict[str, int] = {}
+        """Instances that open jobs may have, by type (`ml.g5.xlarge`, for spot jobs `ml.g5.xlarge spot`)."""
         self.refusals: list[Refusal] = []
 
     @property
@@ -85,6 +89,7 @@ class TrainingJobs:
             self._refuse_if_told()
             self._refuse_duplicate(name)
             self._refuse_beyond_quota()
+            self._refuse_beyond_instance_quota(ask)
             # Read first: moto adds a metric definition of its own to the request.
             metrics = list((ask("AlgorithmSpecification") or {}).get("MetricDefinitions") or ())
             result = create()
@@ -165,11 +170,36 @@ class TrainingJobs:
     def _refuse_beyond_quota(self) -> None:
         open_jobs = sum(job.training_job_status not in ENDED for job in self._jobs.values())
         if self.quota is not None and open_jobs >= self.quota:
-            raise SagemakerClientError(
-                "ResourceLimitExceeded",
-                f"The account-level service limit 'training jobs' is {self.quota} Instances, with current"
-                f" utilization of {open_jobs} Instances and a request delta of 1 Instances.",
-            )
+            raise _limit_exceeded("training jobs", self.quota, open_jobs, 1)
+
+    def _refuse_beyond_instance_quota(self, ask: Ask) -> None:
+        resources = ask("ResourceConfig") or {}
+        kind = _machine(resources, bool(ask("EnableManagedSpotTraining")))
+        if (limit := self.instance_quotas.get(kind)) is None:
+            return
+        used = sum(
+            int(job.resource_config.get("InstanceCount", 1))
+            for job in self._jobs.values()
+            if job.training_job_status not in ENDED
+            and _machine(job.resource_config, bool(job.enable_managed_spot_training)) == kind
+        )
+        wanted = int(resources.get("InstanceCount", 1))
+        if used + wanted > limit:
+            raise _limit_exceeded(f"{kind} for training job usage", limit, used, wanted)
+
+
+def _machine(resources: Any, spot: bool) -> str:
+    name = str((resources or {}).get("InstanceType", ""))
+    return f"{name} spot" if spot else name
+
+
+def _limit_exceeded(name: str, limit: int, used: int, wanted: int) -> SagemakerClientError:
+    return SagemakerClientError(
+        "ResourceLimitExceeded",
+        f"The account-level service limit '{name}' is {limit} Instances, with current utilization of {used} Instances"
+        f" and a request delta of {wanted} Instances. Please use AWS Service Quotas to request an increase for this"
+        " quota. If AWS Service Quotas is not available, contact AWS support to request an increase for this quota.",
+    )
 
 
 def _make_it_start(job: Job, ask: Ask, metrics: Sequence[dict[str, str]]) -> None:

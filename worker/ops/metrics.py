@@ -42,6 +42,15 @@ class Metrics:
             ["result"],
             registry=registry,
         )
+        self.waiting = Gauge(
+            "launch_waiting",
+            "Launches that wait to be submitted, by reason: quota, room, retry, trouble, turn.",
+            ["reason"],
+            registry=registry,
+        )
+        self.retries = Counter(
+            "launch_retries", "Further attempts by the kind of end before.", ["kind"], registry=registry
+        )
         self.aws_calls = Counter("launch_aws_calls", "Calls by API.", ["api"], registry=registry)
         self.aws_throttles = Counter(
             "launch_aws_throttles", "Throttled calls by API.", ["api"], registry=registry

@@ -17,11 +17,12 @@ QUOTAS: Mapping[str, float] = {
     "DescribeTrainingJob": 5.0,
     "ListTrainingJobs": 2.0,
     "StopTrainingJob": 1.0,
+    "ListTags": 2.0,
     "FilterLogEvents": 5.0,
     "DescribeLogStreams": 25.0,
 }
 """Calls a second an account and Region, by Service Quotas and 'CloudWatch Logs quotas' (FilterLogEvents: the lowest
-Region's value)."""
+Region's value). None is published for ListTags, which only a further attempt calls."""
 
 _STEPS = 20
 """Increases from nothing to the bound."""
@@ -61,6 +62,10 @@ class Rate:
                 await asyncio.sleep(min(1.0, missing / self._per_second))
             self._tokens -= 1.0
         self._metrics.aws_calls.labels(self.api).inc()
+
+    def give_back(self) -> None:
+        """The call that `acquire` allowed is not made after all."""
+        self._tokens += 1.0
 
     def succeeded(self) -> None:
         """The call was not throttled: after about a second's worth of them, go a step faster."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from worker.launch.record import JobFacts, LaunchRecord
+from worker.launch.record import JobFacts, LaunchRecord, PastAttempt
 
 
 def companion_config(record: LaunchRecord, links: Mapping[str, str]) -> dict[str, Any]:
@@ -29,9 +29,18 @@ def companion_config(record: LaunchRecord, links: Mapping[str, str]) -> dict[str
 
 
 def companion_summary(
-    facts: JobFacts, *, lines: int, instance_count: int, end: str = "", reason: str = ""
+    facts: JobFacts,
+    *,
+    lines: int,
+    instance_count: int,
+    end: str = "",
+    reason: str = "",
+    attempt: int = 1,
+    attempts: Sequence[PastAttempt] = (),
 ) -> dict[str, Any]:
-    """Facts that change; times are epoch seconds, durations seconds. Billable seconds are of all instances."""
+    """Facts that change; times are epoch seconds, durations seconds. Billable seconds are of all instances.
+
+    `attempts` are the training jobs before the present one, which the other facts are about."""
     billable = facts.billable_seconds
     values: dict[str, Any] = {
         "sagemaker/status": facts.status,
@@ -46,5 +55,21 @@ def companion_summary(
         "sagemaker/billable_seconds": None if billable is None else billable * instance_count,
         "sagemaker/transitions": [[status, at] for status, at in facts.transitions] or None,
         "launch/log_lines": lines,
+        "launch/attempt": attempt if attempts else None,
+        "launch/attempts": [[past.job_name, past.instance_type, past.kind, past.reason] for past in attempts]
+        or None,
     }
     return {key: value for key, value in values.items() if value not in ("", None)}
+
+
+def launch_summary(record: LaunchRecord, *, end: str = "", reason: str = "") -> dict[str, Any]:
+    """`companion_summary` of a launch as its record has it; `end` and `reason` once it is over."""
+    return companion_summary(
+        record.facts,
+        lines=record.log.next_line,
+        instance_count=record.instance_count,
+        end=end,
+        reason=reason,
+        attempt=record.attempt,
+        attempts=record.attempts,
+    )

@@ -45,7 +45,12 @@ class CompanionHeartbeats:
         """Until cancelled; `stop` is asked to stop a job, with the reason."""
         while True:
             await asyncio.sleep(self._interval)
-            running = [record for record in self._running() if record.state is LaunchState.ACCEPTED]
+            # Between two attempts no job runs, but the companion does, and Stop can be pressed in it.
+            running = [
+                record
+                for record in self._running()
+                if record.state is LaunchState.ACCEPTED or record.is_between_attempts
+            ]
             for start in range(0, len(running), _AT_ONCE):
                 async with asyncio.TaskGroup() as tasks:
                     for record in running[start : start + _AT_ONCE]:
@@ -70,6 +75,7 @@ class CompanionHeartbeats:
             return "Stop was pressed in W&B."
         # SageMaker's own time where it is known: the worker that submitted the job may have had a wrong clock.
         waited = self._now() - (record.facts.created_at or record.accepted_at)
-        if 0 < self._start_timeout < waited and record.facts.started_at is None:
+        pending = record.state is LaunchState.ACCEPTED and record.facts.started_at is None
+        if 0 < self._start_timeout < waited and pending:
             return f"It did not start within {waited:.0f} s (LAUNCH_START_TIMEOUT)."
         return ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from worker.errors import SettingsError
+from worker.launch.retry import RetryRules, parse_instance_types, parse_retry
 from worker.settings import Settings
 from worker.training.policy import Policy
 
@@ -25,3 +27,16 @@ def policy_of(settings: Settings) -> Policy:
         max_instances=settings.max_instances,
         max_runtime=None if settings.max_runtime is None else int(settings.max_runtime),
     )
+
+
+def retry_rules_of(settings: Settings) -> RetryRules:
+    """Further attempts, and what may stand for what, as the operator says. Raises `SettingsError`."""
+    try:
+        allowed = parse_retry(settings.retry)
+    except ValueError as error:
+        raise SettingsError(f"LAUNCH_RETRY: {error}") from error
+    try:
+        types = parse_instance_types(settings.instance_types)
+    except ValueError as error:
+        raise SettingsError(f"LAUNCH_INSTANCE_TYPES: {error}") from error
+    return RetryRules(allowed, types)

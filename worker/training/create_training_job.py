@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 from botocore.loaders import Loader
-from botocore.model import ServiceModel, StructureShape
+from botocore.model import ListShape, ServiceModel, Shape, StructureShape
 
 
 @cache
@@ -15,3 +17,18 @@ def create_training_job() -> StructureShape:
     shape = model.operation_model("CreateTrainingJob").input_shape
     assert isinstance(shape, StructureShape)
     return shape
+
+
+def only_known_members(value: Mapping[str, Any]) -> dict[str, Any]:
+    """What CreateTrainingJob accepts of a larger object, for example of DescribeTrainingJob's answer."""
+    known: dict[str, Any] = _known(value, create_training_job())
+    return known
+
+
+def _known(value: Any, shape: Shape) -> Any:
+    if isinstance(shape, StructureShape) and isinstance(value, Mapping):
+        members = shape.members
+        return {k: _known(v, members[k]) for k, v in value.items() if k in members and v is not None}
+    if isinstance(shape, ListShape) and isinstance(value, list):
+        return [_known(item, shape.member) for item in value]
+    return value

@@ -26,6 +26,7 @@ from worker.training.limits import check_limits
 from worker.training.origins import at_their_origins
 from worker.training.policy import POLICY_CODE, Policy, check_policy, instance_count
 from worker.training.request import AccountFacts, draft_request, with_job_name
+from worker.training.retry import check_fallbacks
 
 _TRAINING_IMAGE = f"{SAGEMAKER_PATH}.AlgorithmSpecification.TrainingImage"
 _WHOLE = "$.runSpec"
@@ -78,6 +79,7 @@ def plan_launch(
     limits = check_limits(request, with_key=policy.container_key)
     wrong = [*draft.problems, *limits, *_leaked_key(launch, request)]
     forbidden = [p for p in check_policy(request, launch, policy) if not (unbuilt and _is_stand_in(p))]
+    forbidden += check_fallbacks(request, launch, policy)
     if wrong or forbidden or unbuilt:
         missing = (unbuilt.problem,) if unbuilt else ()
         all_found = (*missing, *wrong, *forbidden)[:MAX_PROBLEMS]

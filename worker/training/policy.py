@@ -190,6 +190,14 @@ def _check_own_key(launch: Launch) -> Iterator[Problem]:
         yield Problem("$.runSpec._wandb_api_key", what, "remove it, and let the image find its key")
 
 
+def refused_instance_types(path: str, types: Sequence[str], policy: Policy) -> Iterator[Problem]:
+    """Those of a list of instance types at `path` that `policy` does not allow."""
+    allowed = policy.instance_types
+    for i, name in enumerate(types):
+        if allowed and not _matches(name, allowed):
+            yield Problem(json_path(path, i), f"instance type {name!r} is not allowed", _remedy(allowed))
+
+
 def instance_count(request: Mapping[str, Any]) -> int:
     """Instances of the job itself, over all its groups."""
     resources = _object(request, "ResourceConfig")

@@ -230,15 +230,20 @@ def _texts(values: Any) -> Any:
     return {name: item if isinstance(item, str) else json.dumps(item) for name, item in values.items()}
 
 
+def worker_tags(run_id: str, launch_id: str, deployment: str) -> dict[str, str]:
+    """The tags by which the worker finds its jobs again."""
+    return {
+        "WandbRunId": _NOT_IN_TAG.sub("_", run_id),  # fewer characters than W&B allows in a run id
+        "LaunchId": launch_id,
+        "LaunchWorker": deployment,
+    }
+
+
 def _tags(
     launch: Launch, given: Mapping[str, Any], deployment: str, problems: list[Problem]
 ) -> list[dict[str, Any]]:
     """The message's tags and the three by which the worker finds its jobs again."""
-    ours = {
-        "WandbRunId": _NOT_IN_TAG.sub("_", launch.run.run_id),  # fewer characters than W&B allows in a run id
-        "LaunchId": launch.launch_id,
-        "LaunchWorker": deployment,
-    }
+    ours = worker_tags(launch.run.run_id, launch.launch_id, deployment)
     tags = given.get("Tags", [])
     if not isinstance(tags, list):
         problems.append(_wrong_type(tags, "a list", "Tags"))

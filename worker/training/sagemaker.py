@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from worker.aio import effect
 from worker.clients.aws import AwsRefused, call
 from worker.errors import Again, Never, Stage
 from worker.launch.record import JobFacts
+from worker.training.quota import Quota, quota_of, waits_for
 from worker.training.status import job_facts
 
 if TYPE_CHECKING:
@@ -27,6 +28,23 @@ _GONE_CODES = frozenset({"ValidationException", "ResourceNotFound"})
 
 class QuotaExceeded(Again):
     """ResourceLimitExceeded: the account has no room now; wait in the ledger."""
+
+    def __init__(self, message: str, *, quota: Quota | None = None, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or waits_for(quota)
+        """What is waited for: the same text each time, whatever else has changed."""
+
+
+class QuotaTooSmall(Never):
+    """ResourceLimitExceeded: the request does not fit into the quota, whatever else ends."""
+
+    def __init__(self, quota: Quota) -> None:
+        super().__init__(
+            f"SageMaker's quota {quota.name!r} is {quota.limit:g} and the launch asks for {quota.wanted:g}, so that it"
+            " can never start; ask for more in Service Quotas, or use fewer instances or another type.",
+            code="LW-QUOTA-TOO-SMALL",
+            stage=Stage.RUN,
+        )
 
 
 class JobNotShown(Again):
@@ -50,29 +68,43 @@ class TrainingJob:
 
 
 class SageMaker:
-    """The three calls of the worker, paced."""
+    """The calls of the worker about a training job, paced."""
 
     def __init__(self, client: SageMakerClient, rates: Rates) -> None:
         self._client = client
         self._rates = rates
 
-    async def create_or_adopt(self, request: Mapping[str, Any]) -> TrainingJob:
+    async def create_or_adopt(
+        self, request: Mapping[str, Any], *, still: Callable[[], None] = lambda: None
+    ) -> TrainingJob:
         """CreateTrainingJob; a job of that name that carries our LAUNCH_ID is the job we wanted.
 
-        Raises `Never` when the name belongs to somebody else or the request is refused, `QuotaExceeded` when the
-        account has no room, and other `Again` when it is worth another try."""
+        `still` is asked when its turn has come, and raises if the call is not to be made any more. Raises `Never` when
+        the name belongs to somebody else, the request is refused or the quota is smaller than it (`QuotaTooSmall`),
+        `QuotaExceeded` when the account has no room, and other `Again` when it is worth another try."""
+        rate = self._rates["CreateTrainingJob"]
+        await rate.acquire()
+        try:
+            still()
+        except Exception:
+            rate.give_back()
+            raise
         try:
             with effect("create_training_job"):
                 answer = await call(
                     "CreateTrainingJob",
                     lambda: self._client.create_training_job(**request),
-                    self._rates["CreateTrainingJob"],
+                    rate,
+                    acquired=True,
                 )
         except AwsRefused as error:
             if error.aws_code == "ResourceInUse":
                 return await self._adopt(request)
             if error.aws_code == "ResourceLimitExceeded":
-                raise QuotaExceeded(f"SageMaker has no room: {error.aws_message}") from error
+                quota = quota_of(error.aws_message)
+                if quota and quota.is_too_small:
+                    raise QuotaTooSmall(quota) from error
+                raise QuotaExceeded(f"SageMaker has no room: {error.aws_message}", quota=quota) from error
             raise
         return TrainingJob(answer["TrainingJobArn"], Created.CREATED, JobFacts("InProgress", "Starting"))
 
@@ -110,6 +142,31 @@ class SageMaker:
             if error.aws_code in _GONE_CODES:
                 return JobFacts(status="Stopped", secondary_status="Deleted")
             raise
+
+    async def description(self, name: str) -> Mapping[str, Any]:
+        """DescribeTrainingJob's whole answer, Environment and all: not to be kept as it is.
+
+        Raises `Never` (`LW-JOB-GONE`) for a job that somebody has deleted."""
+        try:
+            return await self._describe(name)
+        except AwsRefused as error:
+            if error.aws_code not in _GONE_CODES:
+                raise
+            gone = f"the training job {name}, whose request another attempt repeats, was deleted"
+            raise Never(gone, code="LW-JOB-GONE", stage=Stage.RUN) from error
+
+    async def tags(self, arn: str) -> list[Mapping[str, str]]:
+        """A job's tags, which DescribeTrainingJob does not tell."""
+        tags: list[Mapping[str, str]] = []
+        request: dict[str, Any] = {"ResourceArn": arn}
+        while True:
+            answer = await call(
+                "ListTags", lambda: self._client.list_tags(**request), self._rates["ListTags"]
+            )
+            tags += [{"Key": tag["Key"], "Value": tag["Value"]} for tag in answer.get("Tags", ())]
+            if not answer.get("NextToken"):
+                return tags
+            request["NextToken"] = answer["NextToken"]
 
     async def stop(self, name: str) -> bool:
         """Ask for a stop: SIGTERM, and 120 s to end. False if the job had ended or is stopping already."""

@@ -52,6 +52,7 @@ def job_facts(description: Mapping[str, Any]) -> JobFacts:
         ended_at=_seconds(description.get("TrainingEndTime")),
         billable_seconds=description.get("BillableTimeInSeconds"),
         training_seconds=description.get("TrainingTimeInSeconds"),
+        spot=bool(description.get("EnableManagedSpotTraining")),
         transitions=tuple((str(step["Status"]), _seconds(step["StartTime"]) or 0.0) for step in transitions),
     )
 
@@ -68,8 +69,19 @@ def ended_at(facts: JobFacts) -> float | None:
     return facts.ended_at or max((moment for _, moment in facts.transitions), default=None)
 
 
-def ending(facts: JobFacts, *, stop_reason: str) -> Ending:
-    """Tell the end of an ended job; `stop_reason` is why this worker asked for a stop, if it did."""
+def ending(facts: JobFacts, *, stop_reason: str, given_up: str = "") -> Ending:
+    """Tell the end of an ended job; `stop_reason` is why this worker asked for a stop, if it did, and `given_up` why
+    the attempt that was to follow is not made."""
+    last = _end_of_job(facts, "" if given_up else stop_reason)
+    if given_up and stop_reason:
+        reason = f"This worker stopped the launch: {stop_reason} Its last job: {last.reason}"
+        return Ending(End.STOPPED_BY_WORKER, reason, 1)
+    if given_up:
+        return Ending(last.end, f"{last.reason} No further attempt: {given_up}", last.exit_code or 1)
+    return last
+
+
+def _end_of_job(facts: JobFacts, stop_reason: str) -> Ending:
     if facts.status == "Completed":
         return Ending(End.COMPLETED, "The training job completed.", 0)
     if facts.status == "Failed":

@@ -16,11 +16,11 @@ from tests.fakes.ledger import MemoryLedger
 from tests.unit.records import WORKER, record
 from worker.delivery.closing import Closing
 from worker.delivery.loop import LogDelivery
-from worker.delivery.persistence import GIVE_UP_AFTER
 from worker.delivery.posting import Posting
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ops.metrics import Metrics
 from worker.ops.rates import Rates
+from worker.persistence import GIVE_UP_AFTER
 from worker.training.log_feed import LogFeed
 
 NOW = 1_800_000_000.0

@@ -10,8 +10,8 @@ from tests.fakes.cloudwatch_logs import CloudWatchLogs
 from tests.unit.delivery.harsh import HOUR, Delivering, aws_now, use_virtual_time
 from tests.unit.records import OTHER
 from worker.clients.wandb_api import WandbRefused
-from worker.delivery.persistence import GIVE_UP_AFTER
 from worker.errors import Throttled, Unreachable, WorkerError
+from worker.persistence import GIVE_UP_AFTER
 
 pytestmark = pytest.mark.looptime
 

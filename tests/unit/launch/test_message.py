@@ -198,7 +198,7 @@ def test_a_priority_of_our_own_envelope_has_to_be_one(priority: object) -> None:
         ),
         (
             {"options": {"retries": 3}},
-            "$.options.retries: is no option of this worker; use one of log_target, priority",
+            "$.options.retries: is no option of this worker; use one of log_target, priority, retry, instance_types",
         ),
         ({"launch_id": "x"}, "$.launch_id: is no key of a launch message; did you mean launchId?"),
         ({"future": 1}, ""),

@@ -1,0 +1,191 @@
+"""The commands `launch-worker dlq …`: refused launches, and sending them back.
+
+Imports stand inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from worker.errors import SettingsError, WorkerError
+from worker.settings import Settings, export_aws_variables, load_settings
+from worker.terminal import EnvFile, exit_codes, read_file
+
+if TYPE_CHECKING:
+    from worker.intake.dead_letter_queue import DeadLetter, Letters
+
+dlq = typer.Typer(
+    help="Refused launches: list them, show one, send it back after a fix. Nothing is removed by looking.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+LetterId = Annotated[
+    str, typer.Argument(metavar="ID", help="Launch id or SQS message id, or the beginning of one.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+@dlq.command("list")
+def list_letters(as_json: AsJson = False, env_file: EnvFile = Path(".env")) -> None:
+    """List the refused launches with stage, code and reason, oldest first."""
+    with exit_codes():
+        found = asyncio.run(_look(_settings(env_file)))
+        if as_json:
+            typer.echo(
+                json.dumps({"letters": [_summary(letter) for letter in found.letters], "more": found.more})
+            )
+            return
+        _print_table(found)
+
+
+@dlq.command()
+def show(letter_id: LetterId, as_json: AsJson = False, env_file: EnvFile = Path(".env")) -> None:
+    """Show the whole message and reason of one refused launch; its secrets were taken out when it was refused."""
+    from worker.dead_letters import matching
+
+    with exit_codes():
+        found = asyncio.run(_look(_settings(env_file)))
+        for letter in matching(found.letters, letter_id):
+            if as_json:
+                typer.echo(json.dumps({**_summary(letter), "message": letter.body}))
+                continue
+            for name, value in _summary(letter).items():
+                typer.echo(f"{name + ':':<11} {value}")
+            typer.echo(_pretty(letter.body))
+
+
+@dlq.command()
+def retry(
+    letter_id: Annotated[
+        str, typer.Argument(metavar="ID", help="Launch id or SQS message id, or the beginning of one.")
+    ] = "",
+    everything: Annotated[bool, typer.Option("--all", help="All of them, each as it is.")] = False,
+    message: Annotated[
+        str,
+        typer.Option(
+            "--message", "--edit", metavar="FILE", help="The corrected message; - for standard input."
+        ),
+    ] = "",
+    as_json: AsJson = False,
+    env_file: EnvFile = Path(".env"),
+) -> None:
+    """Send a refused launch back to its queue once what was wrong is mended: the same launch, a new attempt.
+
+    Its letter is deleted after that. A message whose secrets were taken out, or that was cut, has to be given whole
+    with --message; it keeps its launchId or runQueueItemId. A failed queue item stays failed in W&B; the run itself
+    shows what becomes of it."""
+    with exit_codes():
+        if bool(letter_id) == everything:
+            raise SettingsError("dlq retry: give an ID, or --all")
+        if everything and message:
+            raise SettingsError("dlq retry: --message is for one launch, not for --all")
+        corrected = read_file(message) if message else None
+        failed = asyncio.run(_retry(_settings(env_file), letter_id, corrected, as_json=as_json))
+        raise typer.Exit(1 if failed else 0)
+
+
+@dlq.command()
+def purge(letter_id: LetterId, env_file: EnvFile = Path(".env")) -> None:
+    """Delete the letter of one refused launch for good."""
+    with exit_codes():
+        asyncio.run(_purge(_settings(env_file), letter_id))
+
+
+async def _look(settings: Settings) -> Letters:
+    from worker.dead_letters import open_dead_letters
+
+    async with open_dead_letters(settings) as letters, letters.looking() as found:
+        return found
+
+
+async def _retry(settings: Settings, wanted: str, corrected: str | None, *, as_json: bool) -> int:
+    """Returns how many could not be sent back; one that was asked for by name raises instead."""
+    from worker.dead_letters import by_launch, matching, open_dead_letters
+
+    failed = 0
+    async with open_dead_letters(settings) as letters, letters.looking() as found:
+        for launch in [matching(found.letters, wanted)] if wanted else by_launch(found.letters):
+            try:
+                sent = await letters.send_back(launch, corrected)
+            except WorkerError as error:
+                if wanted:
+                    raise
+                failed += 1
+                typer.echo(
+                    f"not sent back: {launch[-1].launch_id or launch[-1].message_id}: {error}", err=True
+                )
+                continue
+            if as_json:
+                values = {"launchId": sent.launch_id, "messageId": sent.message_id, "attempt": sent.attempt}
+                typer.echo(json.dumps({**values, "note": sent.note}))
+            else:
+                what = f"sent back launch {sent.launch_id} as attempt {sent.attempt}"
+                what = what if sent.message_id else f"launch {sent.launch_id} was not sent back"
+                typer.echo(f"{what}{': ' + sent.note if sent.note else ''}")
+    return failed
+
+
+async def _purge(settings: Settings, wanted: str) -> None:
+    from worker.dead_letters import matching, open_dead_letters
+
+    async with open_dead_letters(settings) as letters, letters.looking() as found:
+        chosen = matching(found.letters, wanted)
+        await letters.delete(chosen)
+        typer.echo(f"deleted {len(chosen)} letter(s) of {chosen[0].launch_id or chosen[0].message_id}")
+
+
+def _settings(env_file: Path | None) -> Settings:
+    settings = load_settings(env_file)
+    export_aws_variables(env_file)
+    return settings
+
+
+def _summary(letter: DeadLetter) -> dict[str, Any]:
+    from worker.dead_letters import run_of
+
+    return {
+        "received": datetime.fromtimestamp(letter.sent_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "launchId": letter.launch_id,
+        "messageId": letter.message_id,
+        "run": run_of(letter),
+        "stage": letter.stage,
+        "code": letter.code,
+        "reason": letter.reason or "moved by SQS itself: received too often (maxReceiveCount)",
+    }
+
+
+def _print_table(found: Letters) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = ("received", "launchId", "run", "stage", "code", "reason")
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name, overflow="fold", no_wrap=name in ("received", "code"))
+    for letter in found.letters:
+        summary = _summary(letter)
+        summary["launchId"] = letter.launch_id or letter.message_id
+        table.add_row(*(str(summary[name]) for name in columns))
+    if found.letters:
+        Console(highlight=False, markup=False).print(table)
+    else:
+        typer.echo("no dead letters")
+    if found.more:
+        typer.echo(
+            f"about {found.more} more may be there, hidden at this moment; look again in two minutes",
+            err=True,
+        )
+
+
+def _pretty(body: str) -> str:
+    try:
+        return json.dumps(json.loads(body), indent=2, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return body

@@ -1,0 +1,137 @@
+"""The states of all running jobs of this worker: one poller sees what changed, Describe tells how."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from worker.aio import backoff
+from worker.errors import Again, WorkerError
+from worker.launch.record import LaunchState
+from worker.ledger.held import HeldLaunch, HeldLaunches
+from worker.ops.logging import get_logger
+from worker.persistence import Persistence
+from worker.training.sagemaker import SageMaker
+from worker.training.status import has_ended
+from worker.training.status_feed import StatusFeed
+
+_LOOK_ANYWAY = 600.0
+"""Seconds after which a running job is looked at although the status feed told nothing."""
+_LOOKS_AT_ONCE = 5
+
+_log = get_logger()
+
+OnLook = Callable[[HeldLaunch], None]
+Tell = Callable[[HeldLaunch], Awaitable[None]]
+
+
+class JobWatch:
+    """Keeps the facts of held launches true, in memory and, when the state changes, in the ledger."""
+
+    def __init__(
+        self,
+        *,
+        held: HeldLaunches,
+        sagemaker: SageMaker,
+        status_feed: StatusFeed,
+        interval: float,
+        persistence: Persistence,
+    ) -> None:
+        """`interval`: seconds between two looks at the states of all jobs."""
+        self._held = held
+        self._sagemaker = sagemaker
+        self._status_feed = status_feed
+        self._interval = interval
+        self._persistence = persistence
+        self._tasks: asyncio.TaskGroup
+        self._on_look: OnLook
+        self._tell: Tell
+        self._describing: set[HeldLaunch] = set()
+        self._changed_meanwhile: set[HeldLaunch] = set()
+
+    async def run(self, on_look: OnLook, tell: Tell) -> None:
+        """Until cancelled. `on_look` is called after each look at a job, and `tell` once what was seen is settled and
+        the job has not ended."""
+        self._on_look, self._tell = on_look, tell
+        async with asyncio.TaskGroup() as self._tasks:
+            await self._follow_states()
+
+    def look_back_to(self, moment: float) -> None:
+        """As `StatusFeed.look_back_to`, for an adopted job."""
+        self._status_feed.look_back_to(moment)
+
+    async def _follow_states(self) -> None:
+        tries = 0
+        while True:
+            try:
+                await self._changes()
+                tries = 0
+            except WorkerError as error:
+                pause = error.retry_after if isinstance(error, Again) else None
+                _log.warning("status_feed_failed", error=str(error))
+                await asyncio.sleep(pause or backoff(tries, cap=30))
+                tries += 1
+            await asyncio.sleep(self._interval)
+
+    async def _changes(self) -> None:
+        running = {
+            held.record.job_name: held for held in self._held if held.record.state is LaunchState.ACCEPTED
+        }
+        if not running:
+            return
+        for name, summary in (await self._status_feed.changes()).items():
+            held = running.get(name)
+            if held is None:
+                continue
+            known = (held.record.facts.status, held.record.facts.secondary_status)
+            if (summary.status, summary.secondary_status) != known:
+                self._start_look(held)
+        # The feed tells every change; this is for the one that a wrong clock or a lost answer has hidden.
+        overdue = [held for held in running.values() if time.monotonic() - held.looked_at > _LOOK_ANYWAY]
+        for held in overdue[:_LOOKS_AT_ONCE]:
+            self._start_look(held)
+
+    def _start_look(self, held: HeldLaunch) -> None:
+        if held in self._describing:
+            self._changed_meanwhile.add(held)
+        elif not has_ended(held.record.facts):
+            self._describing.add(held)
+            self._tasks.create_task(self._look_at(held), name=f"describe {held.record.job_name}")
+
+    async def _look_at(self, held: HeldLaunch) -> None:
+        """DescribeTrainingJob, and what follows from the answer."""
+        try:
+            await self._persistence.until_done(held, "describe_training_job", lambda: self._describe(held))
+            while held in self._changed_meanwhile:
+                self._changed_meanwhile.discard(held)
+                await self._persistence.until_done(
+                    held, "describe_training_job", lambda: self._describe(held)
+                )
+        finally:
+            self._describing.discard(held)
+        if not (held.lost or has_ended(held.record.facts)):
+            await self._tell(held)
+
+    async def _describe(self, held: HeldLaunch) -> None:
+        held.looked_at = time.monotonic()
+        before, name = held.record.facts, held.record.job_name
+        facts = await self._sagemaker.describe(name)
+        if held.record.job_name != name:
+            return  # the answer is about an earlier attempt
+        held.update(facts=facts)
+        if (facts.status, facts.secondary_status) != (before.status, before.secondary_status):
+            try:
+                await self._held.save([held])
+            except WorkerError:
+                held.update(facts=before)  # so that the next try sees the change again
+                raise
+            _log.info(
+                "job_state",
+                launch_id=held.launch_id,
+                training_job=held.record.job_name,
+                status=facts.status,
+                secondary_status=facts.secondary_status,
+            )
+        if not held.lost:
+            self._on_look(held)

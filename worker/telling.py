@@ -1,0 +1,58 @@
+"""A launch of leg 2 that is refused: decided in the ledger, told to everybody, then let go."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from worker.aio import backoff, effect
+from worker.intake.refusal import Refusals
+from worker.launch.record import Failure, LaunchState
+from worker.ledger.held import HeldLaunch, HeldLaunches
+from worker.ledger.port import FINISHED_TTL
+from worker.ops.logging import get_logger
+
+_log = get_logger()
+
+
+class RefusalTelling:
+    """Refuses held launches; a refusal stays open until everybody knows of it."""
+
+    def __init__(self, held: HeldLaunches, refusals: Refusals) -> None:
+        self._held = held
+        self._refusals = refusals
+
+    def decide(self, held: HeldLaunch, failure: Failure) -> None:
+        """In memory; `tell` makes it durable first."""
+        now = time.time()
+        held.update(
+            state=LaunchState.REFUSED, failure=failure, finished_at=now, expires_at=now + FINISHED_TTL
+        )
+        _log.warning(
+            "launch_refused",
+            launch_id=held.launch_id,
+            stage=failure.stage,
+            code=failure.code,
+            reason=failure.reason,
+        )
+
+    async def tell(self, held: HeldLaunch, without_secrets: Callable[[str], str]) -> None:
+        """W&B and the DLQ, for as long as it takes; then the launch is dropped."""
+        assert held.record.failure is not None
+        tries = 0
+        while not held.lost:
+            try:
+                with effect("write_refused"):
+                    await self._held.save([held])
+                if not held.lost:
+                    await self._refusals.report(held.record, held.record.failure)
+                    held.update(reported=True, message="", request=None)
+                    await self._held.save([held])
+                break
+            except Exception as error:  # of any kind: the refusal stays open until it is told
+                told = without_secrets(str(error) or type(error).__name__)
+                _log.warning("refusal_not_reported", launch_id=held.launch_id, error=told)
+                await asyncio.sleep(backoff(tries, cap=60))
+                tries += 1
+        self._held.drop(held)
