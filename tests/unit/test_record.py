@@ -49,6 +49,7 @@ POSITIONS = st.builds(
     ingested=COUNTS,
     ties=COUNTS,
     marks=st.lists(st.tuples(COUNTS, COUNTS), max_size=3).map(tuple),
+    tied=TEXT,
 )
 BATCHES = st.builds(
     LogBatch,
@@ -63,6 +64,8 @@ LOGS = st.builds(
     next_line=COUNTS,
     positions=st.dictionaries(TEXT, POSITIONS, max_size=3),
     batch=st.none() | BATCHES,
+    sketch=TEXT,
+    undelivered=TEXT,
 )
 REQUIRED: Mapping[str, st.SearchStrategy[Any]] = {
     "launch_id": TEXT,
@@ -71,7 +74,9 @@ REQUIRED: Mapping[str, st.SearchStrategy[Any]] = {
 }
 OPTIONAL: Mapping[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("owner", "item_id", "queue", "queue_entity", "message", "message_id"), TEXT),
-    **dict.fromkeys(("name", "author", "commit", "image", "job_name", "job_arn", "instance_type"), TEXT),
+    **dict.fromkeys(
+        ("name", "author", "commit", "job_artifact", "image", "job_name", "job_arn", "instance_type"), TEXT
+    ),
     **dict.fromkeys(("log_target", "stop_reason", "previous_job", "given_up", "waits_for"), TEXT),
     **dict.fromkeys(("epoch", "attempt", "tries", "instance_count"), COUNTS),
     **dict.fromkeys(("private_key", "reported"), st.booleans()),

@@ -590,7 +590,7 @@ async def test_another_machine_is_another_line() -> None:
     bench.sagemaker.errors = [QuotaExceeded("no room", quota=QUOTA)] * 2
     async with bench.running():
         await bench.add(new("launch-1", instance_type="ml.g5.xlarge"))
-        await asyncio.sleep(3)
+        await asyncio.sleep(0.5)
         await bench.add(new("launch-2", instance_type="ml.g5.xlarge"))
         _, settled = await bench.add(new("launch-3", instance_type="ml.m5.large"))
         bench.sagemaker.errors = []

@@ -26,7 +26,7 @@ from worker.training.log_feed import LogFeed
 NOW = 1_800_000_000.0
 """AWS's time when a test begins, epoch seconds."""
 HOUR = 3600.0
-_MODULES = ("closing", "job_log", "loop", "persistence", "posting")
+_MODULES = ("delivery.closing", "delivery.job_log", "delivery.loop", "persistence", "delivery.posting")
 
 
 class Clock:
@@ -52,7 +52,7 @@ def use_virtual_time(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Give delivery the loop's time; the clock that is returned can be put wrong."""
     clock = Clock()
     for module in _MODULES:
-        monkeypatch.setattr(f"worker.delivery.{module}.time", clock)
+        monkeypatch.setattr(f"worker.{module}.time", clock)
     return clock
 
 
