@@ -48,7 +48,7 @@ class Fleet:
     ended_by_themselves: list[str] = field(default_factory=list)
     """Workers that stopped after they had started, and nobody had asked them to."""
     failed_starts: list[str] = field(default_factory=list)
-    """Logs of workers that gave up while they started, because a service failed."""
+    """Logs of workers that gave up while they started, because a service failed or they were asked to leave."""
     happened: collections.Counter[Kind] = field(default_factory=collections.Counter)
     _leaving: bool = False
     _numbers: Iterator[int] = field(default_factory=itertools.count)
@@ -165,14 +165,14 @@ class Fleet:
     def _note_end(self, slot: _Slot, code: int, log: Path) -> None:
         if self._leaving or slot.expected == "kill -9":
             return
-        if slot.expected == "SIGTERM":
-            if code != 0:
-                self.ended_by_themselves.append(f"{log.name} ended with {code} after SIGTERM")
-        elif '"worker_started"' in log.read_text(errors="replace"):
-            last = log.read_text(errors="replace").splitlines()[-1][:500]
-            self.ended_by_themselves.append(f"{log.name} ended by itself with {code}; its last words: {last}")
-        else:
+        lines = log.read_text(errors="replace").splitlines()
+        if not any('"worker_started"' in line for line in lines):
             self.failed_starts.append(log.name)
+        elif slot.expected is None:
+            last = lines[-1][:500]
+            self.ended_by_themselves.append(f"{log.name} ended by itself with {code}; its last words: {last}")
+        elif code != 0:
+            self.ended_by_themselves.append(f"{log.name} ended with {code} after SIGTERM")
 
 
 def _parsed(line: str) -> dict[str, Any]:

@@ -30,9 +30,9 @@ Kind = Literal[
     "W&B cut after",
 ]
 
-HEARTBEAT = 1.5
+HEARTBEAT = 2.0
 """Seconds between two heartbeats of a worker; after three of them it is taken for dead."""
-_PAST_HEARTBEAT = (5.5, 8.0)
+_PAST_HEARTBEAT = (7.0, 10.0)
 """Seconds a worker is frozen: always longer than three heartbeats."""
 AWS_SERVICES = ("sqs", "dynamodb", "sagemaker", "logs")
 
