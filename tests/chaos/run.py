@@ -138,7 +138,7 @@ async def _opened(options: Options, folder: Path, say: Say) -> AsyncIterator[_Ch
             else f"dynamodb://{stack.facts.table}"
         )
         environment = {
-            **inherited_environment({"PATH"}),
+            **inherited_environment({"PATH", "PYTHONPATH"}),
             **{
                 name: value.replace(there["AWS_ENDPOINT_URL"], aws.url)
                 for name, value in there.items()

@@ -66,7 +66,10 @@ async def running_stack_process(folder: Path, executor: ExecutorKind) -> AsyncIt
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tests.chaos.stack", executor),
             cwd=_ROOT,
-            env={**inherited_environment({"PATH", "HOME", "DOCKER_HOST"}), "TMPDIR": str(folder / "stack")},
+            env={
+                **inherited_environment({"PATH", "PYTHONPATH", "HOME", "DOCKER_HOST"}),
+                "TMPDIR": str(folder / "stack"),
+            },
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
