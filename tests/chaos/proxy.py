@@ -78,7 +78,8 @@ class FaultProxy:
         if rule is None:
             return await self._forward(request, body)
         self.hits[rule.kind] += 1
-        if refusal := _refusal(rule.kind, name):
+        second_form = self.hits[rule.kind] % 2 == 0  # some faults have two, in turn
+        if refusal := _refusal(rule.kind, name, second_form=second_form):
             return refusal
         if rule.kind in _CUT_BEFORE:
             return _cut(request)
@@ -86,7 +87,7 @@ class FaultProxy:
             await asyncio.sleep(_SLOW)
         answer = await self._forward(request, body)
         if rule.kind in _CUT_AFTER:
-            return _cut(request)
+            return await _cut_within(request, answer) if second_form else _cut(request)
         if rule.kind == "duplicate delivery" and self.on_received is not None:
             assert isinstance(answer.body, bytes)
             received = json.loads(answer.body).get("Messages", [])
@@ -127,22 +128,26 @@ def _name_at_wandb(request: web.Request, body: bytes) -> str:
     return f"wandb {request.path.rpartition('/')[2]}" if request.method == "POST" else "wandb upload"
 
 
-def _refusal(kind: Kind, name: str) -> web.Response | None:
+def _refusal(kind: Kind, name: str, *, second_form: bool) -> web.Response | None:
     """What the service says in place of an answer."""
+    refusal: web.Response | None = None
     match kind:
         case "AWS throttles":
-            return _aws_error(
-                name, _THROTTLED.get(name.split(maxsplit=1)[0], "ThrottlingException"), "Rate exceeded"
-            )
+            code = _THROTTLED.get(name.split(maxsplit=1)[0], "ThrottlingException")
+            refusal = _aws_error(name, code, "Rate exceeded")
         case "no quota left":
-            return _aws_error(name, "ResourceLimitExceeded", "The account-level service limit is reached.")
+            refusal = _aws_error(name, "ResourceLimitExceeded", "The account-level service limit is reached.")
+        case "AWS 5xx" if second_form:  # not from the service but from what stands before it
+            page = "<html>Service Unavailable</html>"
+            refusal = web.Response(status=503, text=page, content_type="text/html")
         case "AWS 5xx":
-            return _aws_error(name, "InternalFailure", "We encountered an internal error.", status=500)
+            refusal = _aws_error(name, "InternalFailure", "We encountered an internal error.", status=500)
         case "W&B 429":
-            return web.json_response({"error": "rate limit"}, status=429, headers={"Retry-After": "1"})
+            retry_after = {"Retry-After": "1"}
+            refusal = web.json_response({"error": "rate limit"}, status=429, headers=retry_after)
         case "W&B 5xx":
-            return web.Response(status=502, text="<html>bad gateway</html>")
-    return None
+            refusal = web.Response(status=502, text="<html>bad gateway</html>")
+    return refusal
 
 
 def _aws_error(name: str, code: str, message: str, status: int = 400) -> web.Response:
@@ -159,6 +164,19 @@ def _cut(request: web.Request) -> web.Response:
     if request.transport is not None:
         request.transport.abort()
     return web.Response(status=500)  # nobody gets it
+
+
+async def _cut_within(request: web.Request, answer: web.Response) -> web.StreamResponse:
+    """Half of an answer."""
+    assert isinstance(answer.body, bytes)
+    half = web.StreamResponse(status=answer.status, headers=answer.headers)
+    half.content_length = len(answer.body)
+    with contextlib.suppress(ConnectionError):  # the client may have gone first
+        await half.prepare(request)
+        await half.write(answer.body[: len(answer.body) // 2])
+    if request.transport is not None:
+        request.transport.close()
+    return half
 
 
 @contextlib.asynccontextmanager

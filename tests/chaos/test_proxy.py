@@ -83,6 +83,7 @@ async def post(upstream: Upstream, path: str = "/graphql", operation: str = "Ups
         aiohttp.ClientSession() as session,
         session.post(f"{upstream.proxy.url}{path}", json={"operationName": operation}) as answer,
     ):
+        await answer.read()
         return answer.status
 
 
@@ -103,6 +104,14 @@ async def test_aws_faults_are_what_the_worker_takes_them_for(
         await receive(aws)
     assert bool(aws.got) == effect
     assert aws.proxy.hits == {kind: 1}
+
+
+@pytest.mark.parametrize("kind", ["AWS 5xx", "AWS cut after"])
+async def test_both_forms_of_a_fault_are_passing_trouble(aws: Upstream, kind: Kind) -> None:
+    aws.proxy.rules.append(Rule(kind, "sqs", 1))
+    for _ in range(2):
+        with pytest.raises(Unreachable):
+            await receive(aws)
 
 
 async def test_only_what_a_rule_names_is_hit_and_of_that_each_nth(aws: Upstream) -> None:
@@ -137,8 +146,9 @@ async def test_wandb_refuses(wandb: Upstream, kind: Kind, status: int) -> None:
 @pytest.mark.parametrize(("kind", "effect"), [("W&B down", False), ("W&B cut after", True)])
 async def test_wandb_does_not_answer(wandb: Upstream, kind: Kind, effect: bool) -> None:
     wandb.proxy.rules.append(Rule(kind, "", 1))
-    with pytest.raises(aiohttp.ClientError):
-        await post(wandb)
+    for _ in range(2):  # without an answer, then with half of one
+        with pytest.raises(aiohttp.ClientError):
+            await post(wandb)
     assert bool(wandb.got) == effect
 
 
