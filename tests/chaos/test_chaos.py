@@ -20,7 +20,7 @@ def _say(line: str) -> None:
 @pytest.mark.parametrize("ledger", ["sqlite", "dynamodb"])
 async def test_nothing_is_lost_or_doubled(ledger: LedgerKind) -> None:
     options = Options(
-        seed=20261126, launches=24, ledger=ledger, minutes=0.5, fault_every=1.5, terminate_every=15
+        seed=20261126, launches=24, ledger=ledger, minutes=0.4, fault_every=1.5, terminate_every=15
     )
     outcome = await run(options, _say)
     assert violation_lines(outcome) == []

@@ -82,7 +82,7 @@ def workload(seed: int, launches: int, *, seconds: float, image: str, role_arn: 
     fates += [chance.choice(("LW-BAD-MESSAGE", "LW-POLICY")) for _ in range(refused)]
     chance.shuffle(fates)
     times = sorted(chance.uniform(0, seconds) for _ in fates)
-    make = _Maker(seed, chance, image, role_arn)
+    make = _Maker(seed, chance, image, role_arn, longest=min(21.0, seconds / 2))
     return [make.case(number, at, fate) for number, (at, fate) in enumerate(zip(times, fates, strict=True))]
 
 
@@ -92,6 +92,8 @@ class _Maker:
     chance: random.Random
     image: str
     role_arn: str
+    longest: float
+    """Seconds that a long launch takes."""
 
     def case(self, number: int, at: float, fate: Fate) -> Case:
         """A launch of a random make."""
@@ -132,7 +134,7 @@ class _Maker:
         """Lines that are printed at once (several in one millisecond), and the pause after them."""
         chance = self.chance
         length = chance.choices(("silent", "short", "usual", "long", "loud"), (3, 30, 45, 17, 5))[0]
-        bursts = {"silent": 0, "short": 1, "usual": 6, "long": 30, "loud": 3}[length]
+        bursts = {"silent": 0, "short": 1, "usual": 6, "long": int(self.longest / 0.7), "loud": 3}[length]
         pause = {"silent": 0.0, "short": 0.1, "usual": 0.5, "long": 0.7, "loud": 0.3}[length]
         number = 0
         for _ in range(bursts):
