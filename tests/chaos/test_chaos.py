@@ -16,7 +16,7 @@ def _say(line: str) -> None:
     sys.stdout.write(f"{line}\n")
 
 
-@pytest.mark.timeout(400)  # a bound for a machine that is very busy; usually 50 s
+@pytest.mark.timeout(600)  # a bound for a machine that is very busy; usually 50 s
 @pytest.mark.parametrize("ledger", ["sqlite", "dynamodb"])
 async def test_nothing_is_lost_or_doubled(ledger: LedgerKind) -> None:
     options = Options(
