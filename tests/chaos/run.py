@@ -335,11 +335,11 @@ class _Chaos:
     async def _drain(self) -> None:
         started_at = time.monotonic()
         limit = self.options.drain_minutes * 60
-        if not await _becomes(lambda: self._is("settled"), limit):
-            self._blame(
-                "deployment", [f"not done {limit:.0f} s after the last fault: {await self._unsettled()}"]
-            )
-        self.say(f"everything is done {time.monotonic() - started_at:.0f} s after the last fault")
+        if await _becomes(lambda: self._is("settled"), limit):
+            self.say(f"everything is done {time.monotonic() - started_at:.0f} s after the last fault")
+        else:
+            what = await self._unsettled()
+            self._blame("deployment", [f"not done {limit:.0f} s after the last fault: {what}"])
         if not await _becomes(lambda: self._is("forgotten"), _DEAD_FORGOTTEN_WITHIN):
             dead = (await self._ledger()).workers - self.fleet.living_workers()
             self._blame(
