@@ -165,9 +165,10 @@ def _stream(
 
 
 def out_of_order(events: Sequence[Event], console: Sequence[ConsoleLine]) -> list[str]:
-    """Lines of one host that stand behind one that CloudWatch has after them, although both were there to be read.
+    """Lines of one host that stand behind one that CloudWatch has after them, and had no reason to.
 
-    An event that came late, so was ingested after the one before it, may stand behind it."""
+    An event that came late, ingested after one that CloudWatch has behind it, may stand behind that one; and then
+    behind anything else, too: late events are looked for now and then only."""
     places: dict[tuple[str, str], list[tuple[int, Event]]] = {}
     for place, event in enumerate(events):
         key = (console_time(event.timestamp), folded(event.message))
@@ -176,7 +177,8 @@ def out_of_order(events: Sequence[Event], console: Sequence[ConsoleLine]) -> lis
     seen: list[tuple[int, Event]] = []
     for _, time, content in console:
         place, event = places[time, content].pop(0)
-        if any(place < earlier and event.ingested < other.ingested for earlier, other in seen):
+        passed_by = [other for earlier, other in seen if place < earlier]
+        if passed_by and not any(other.ingested <= event.ingested for other in passed_by):
             wrong.append(content)
         seen.append((place, event))
     return wrong

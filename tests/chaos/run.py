@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import json
 import math
 import os
 import shutil
@@ -13,7 +14,7 @@ import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import aiohttp
@@ -115,6 +116,9 @@ async def run(options: Options, say: Say) -> Outcome:
             seconds=time.monotonic() - started_at,
             folder=str(folder) if finding.violations else "",
         )
+        if finding.violations:
+            text = json.dumps(asdict(evidence), indent=1, ensure_ascii=False)
+            await asyncio.to_thread((folder / "evidence.json").write_text, text)
     finally:
         if outcome is None or not outcome.folder:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)

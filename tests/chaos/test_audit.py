@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.audit import Sort, audit, console_time
+from tests.chaos.audit import Sort, audit, console_time, out_of_order
 from tests.chaos.evidence import Event, Evidence, Job, LedgerContent, Letter, Record, Run
 from tests.chaos.workload import Case, Sent
 
@@ -94,6 +94,19 @@ def test_a_late_event_may_stand_behind_what_was_read_before_it() -> None:
     console = (CONSOLE[1], CONSOLE[2], CONSOLE[0])
     moved = replace(late, runs={"run-0": replace(late.runs["run-0"], console=console)})
     assert found(moved) == []
+
+
+def test_a_late_event_may_stand_behind_what_came_still_later() -> None:
+    """`two` was ingested after `three` had been read, and found when `four` had been, too."""
+    events = (
+        Event(1000, 1100, "one"),
+        Event(1100, 1700, "two"),
+        Event(1200, 1300, "three"),
+        Event(1800, 1900, "four"),
+    )
+    one, two, three, four = (("algo-1", console_time(e.timestamp), e.message) for e in events)
+    assert out_of_order(events, (one, three, four, two)) == []
+    assert out_of_order(events, (one, two, four, three)) == ["three"]
 
 
 @pytest.mark.parametrize(
