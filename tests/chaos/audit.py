@@ -178,7 +178,7 @@ def out_of_order(events: Sequence[Event], console: Sequence[ConsoleLine]) -> lis
     for _, time, content in console:
         place, event = places[time, content].pop(0)
         passed_by = [other for earlier, other in seen if place < earlier]
-        if passed_by and not any(other.ingested <= event.ingested for other in passed_by):
+        if passed_by and not any(other.ingested < event.ingested for other in passed_by):
             wrong.append(content)
         seen.append((place, event))
     return wrong
