@@ -385,11 +385,13 @@ class _Chaos:
             )
 
     def _errors(self) -> list[dict[str, object]]:
-        """Defects that a worker itself has noticed, and what it prints beside its log."""
+        """Defects that a worker itself has noticed, and what it prints beside its log. What one prints that gives up
+        while it starts is for its operator, and no defect."""
+        started = {event["log"] for event in self.fleet.events("worker_started")}
         return [
             event
             for event in self.fleet.events()
-            if event.get("level") in ("error", "critical") and event["log"] not in self.fleet.failed_starts
+            if event.get("level") in ("error", "critical") and event["log"] in started
         ]
 
     def _blame(self, where: str, what: list[str]) -> None:
