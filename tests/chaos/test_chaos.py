@@ -20,12 +20,12 @@ def _say(line: str) -> None:
 @pytest.mark.parametrize("ledger", ["sqlite", "dynamodb"])
 async def test_nothing_is_lost_or_doubled(ledger: LedgerKind) -> None:
     options = Options(
-        seed=20261126, launches=24, ledger=ledger, minutes=0.4, fault_every=1.5, terminate_every=15
+        seed=20261126, launches=20, ledger=ledger, minutes=0.35, fault_every=1.5, terminate_every=15
     )
     outcome = await run(options, _say)
     assert violation_lines(outcome) == []
     finding = outcome.finding
-    assert (finding.jobs, finding.refusals) == (24, outcome.refusals_wanted)
+    assert (finding.jobs, finding.refusals) == (20, outcome.refusals_wanted)
     assert finding.printed == finding.in_wandb > 0
     assert outcome.faults["kill -9"] > 0
     assert outcome.faults["SIGSTOP"] > 0
