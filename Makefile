@@ -8,7 +8,11 @@ STAMP := .venv/.stamp
 LOCALSTACK_STAMP := .venv-localstack/.stamp
 WITH_DOCKERD := deploy/local/with-dockerd
 
-.PHONY: help setup system demo dev check fmt test test-localstack clean
+# `make chaos SEED=7 LAUNCHES=500`, or any option of `python -m tests.chaos --help` in ARGS.
+CHAOS_OPTIONS := SEED WORKERS LAUNCHES LEDGER EXECUTOR MINUTES
+lower = $(shell printf %s '$(1)' | tr A-Z a-z)
+
+.PHONY: help setup system demo dev check fmt test test-localstack chaos clean
 
 help: ## Show this help
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +57,11 @@ endif
 
 test-localstack: $(STAMP) $(LOCALSTACK_STAMP) ## SQS and Logs against LocalStack 4.13, in a venv of its own
 	$(WITH_DOCKERD) $(BIN)/python -m pytest tests/localstack
+
+# Docker is asked for only where training jobs shall be containers.
+chaos: $(STAMP) ## Kill, freeze and starve workers, then audit: ARGS="--seed 7 --launches 500", or SEED=7 LAUNCHES=500
+	@$(if $(findstring docker,$(EXECUTOR) $(ARGS)),$(WITH_DOCKERD)) $(BIN)/python -m tests.chaos \
+		$(foreach option,$(CHAOS_OPTIONS),$(if $($(option)),--$(call lower,$(option)) $($(option)))) $(ARGS)
 
 clean: ## Remove .venv, caches and local state
 	rm -rf .venv .venv-localstack .state build dist *.egg-info

@@ -111,7 +111,7 @@ class Pipeline:
             taken = await self._take(intent)
             return taken if isinstance(taken, Outcome) else await self._conclude(taken, parsed)
         except Again as error:
-            return self._again(error, message.receive_count)
+            return self._again(error, 1)  # not by SQS's count: being busy raises that, too
         except asyncio.CancelledError:
             # Left with this worker, the launch would be busy for all others for as long as it lives.
             if isinstance(taken, HeldLaunch) and not self._is_held(identity):

@@ -161,3 +161,31 @@ async def test_readiness_follows_the_heartbeat() -> None:
         await until(lambda: peer.adoption.beating)
 
     await while_running(peer, do=outage)
+
+
+class Slow(MemoryLedger):
+    """Each claim takes a heartbeat."""
+
+    beats_before: int = 0
+    """Heartbeats written before the last claim ended."""
+    written = 0
+
+    async def beat(self, beat: WorkerBeat) -> None:
+        self.written += 1
+        await super().beat(beat)
+
+    async def claim(self, seen: LaunchRecord, worker: str) -> LaunchRecord | None:
+        await asyncio.sleep(HEARTBEAT)
+        claimed = await super().claim(seen, worker)
+        self.beats_before = self.written
+        return claimed
+
+
+async def test_whoever_claims_many_launches_goes_on_beating() -> None:
+    """Silent until the last one is claimed, it would be taken for dead itself, and they would be claimed again."""
+    ledger = Slow()
+    for number in range(100):
+        await ledger.create(a_record(f"l{number}"))
+    peer = Peer("w1", ledger)
+    await while_running(peer, do=lambda: until(lambda: len(peer.adopted) == 100, limit=30))
+    assert ledger.beats_before >= 4

@@ -461,6 +461,15 @@ async def test_a_refusal_whose_report_failed_is_finished_on_redelivery(bench: Be
     assert (await bench.only_record()).reported
 
 
+async def test_the_pause_for_a_ledger_that_is_away_does_not_grow_with_the_deliveries(bench: Bench) -> None:
+    """Most of them found the launch busy; a quarter of an hour for the first cut connection would be wrong."""
+    bench.ledger.failing = Unreachable("the ledger is away")
+    delivered = a_message("m-1", json.dumps(message()), receives=30)
+    outcome = await bench.worker("w1").pipeline.handle(delivered)
+    assert outcome.verdict is Verdict.AGAIN
+    assert outcome.delay <= 10
+
+
 async def test_a_ledger_that_does_not_answer_is_again_and_starts_nothing(bench: Bench) -> None:
     worker = bench.worker("w1")
     bench.ledger.failing = Unreachable("the ledger is away")

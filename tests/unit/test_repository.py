@@ -197,7 +197,9 @@ def test_pre_commit_runs_what_make_check_runs() -> None:
 def test_make_explains_every_target() -> None:
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     targets = re.findall(r"^  make ([a-z-]+) +\S", shown, re.MULTILINE)
-    assert targets == ["help", "setup", "demo", "dev", "check", "fmt", "test", "test-localstack", "clean"]
+    assert targets == [
+        *("help", "setup", "demo", "dev", "check", "fmt", "test", "test-localstack", "chaos", "clean")
+    ]
 
 
 @pytest.mark.parametrize("name", [".ci/run", "deploy/local/setup", "deploy/local/with-dockerd"])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from worker.aio import backoff, effect
 from worker.errors import WorkerError
@@ -14,6 +15,8 @@ from worker.ledger.membership import MISSED_BEATS, Membership
 from worker.ledger.port import Ledger
 from worker.ops.logging import get_logger
 from worker.ops.metrics import Metrics
+
+_CLAIMS_AT_ONCE = 20
 
 _log = get_logger()
 
@@ -50,7 +53,7 @@ class Adoption:
         tries = 0
         while True:
             try:
-                await self._round(on_adopted)
+                done = await self._round(on_adopted)
                 self.beating, tries = True, 0
             except WorkerError as error:
                 self.beating = False
@@ -59,7 +62,7 @@ class Adoption:
                 tries += 1
                 continue
             self._count()
-            await asyncio.sleep(self._heartbeat)
+            await asyncio.sleep(self._heartbeat if done else 0)
 
     def stop_claiming(self) -> None:
         """Beat on, but take nothing over any more."""
@@ -82,7 +85,8 @@ class Adoption:
         """No peer can have taken this worker for dead: what it posts about its launches is its own to say."""
         return time.monotonic() - self._beaten_at < MISSED_BEATS * self._heartbeat
 
-    async def _round(self, on_adopted: Callable[[HeldLaunch], None]) -> None:
+    async def _round(self, on_adopted: Callable[[HeldLaunch], None]) -> bool:
+        """Beat, and claim for as long as the next heartbeat is not due; False: there is more to be claimed."""
         asked_at = time.monotonic()
         beat = await self._membership.beat_once()
         self._gap = self._gap or beat.gap
@@ -93,16 +97,46 @@ class Adoption:
             self._gap = False
         self._beaten_at = asked_at
         if self._is_leaving():
-            return
+            return True
         await self._look_up_unanswered(on_adopted)
         for owner in ("", *sorted(beat.dead)):
             records = await self._ledger.open_records(owner)
-            for record in filter(_can_be_adopted, records):
-                if self._is_leaving():
-                    return
-                await self._claim(record, on_adopted)
+            if not await self._claim_all(
+                filter(_can_be_adopted, records), on_adopted, asked_at + self._heartbeat
+            ):
+                return False
             if owner and not records:
                 await self._ledger.forget_worker(owner)
+        return True
+
+    async def _claim_all(
+        self, records: Iterable[LaunchRecord], on_adopted: Callable[[HeldLaunch], None], until: float
+    ) -> bool:
+        """Claim launches, several at once, until all are tried (True) or it is `until` (monotonic seconds): whoever
+        claims the thousand launches of a dead worker must not be taken for dead meanwhile."""
+        waiting = list(records)
+        random.shuffle(waiting)  # peers that claim at the same time shall not all try the same one
+        errors: list[WorkerError] = []
+
+        async def claim(record: LaunchRecord) -> None:
+            if self._is_leaving():
+                return
+            try:
+                await self._claim(record, on_adopted)
+            except WorkerError as error:
+                errors.append(error)
+
+        for start in range(0, len(waiting), _CLAIMS_AT_ONCE):
+            if self._is_leaving():
+                break
+            if time.monotonic() >= until:
+                return False
+            async with asyncio.TaskGroup() as tasks:
+                for record in waiting[start : start + _CLAIMS_AT_ONCE]:
+                    tasks.create_task(claim(record), name=f"claim {record.launch_id}")
+            if errors:
+                raise errors[0]
+        return True
 
     async def _look_up_unanswered(self, on_adopted: Callable[[HeldLaunch], None]) -> None:
         """Claims that got no answer may have happened: then the launch is ours, and nobody else would take it."""
