@@ -6,36 +6,16 @@ same thing when it is repeated, so whoever holds the launch may do it again afte
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from worker.aio import effect
 from worker.clients.wandb_api import WandbApi, WandbRefused
-from worker.errors import Unreachable
+from worker.clients.wandb_runs import RunAddress, upload_run_file, upsert_run
 from worker.launch.console import ConsoleLine
 from worker.launch.record import LaunchRecord
 from worker.tracking import file_stream
 from worker.tracking.port import RunPath, companion_path, companion_title
-
-_UPSERT = """
-mutation UpsertBucket($name: String, $project: String, $entity: String, $displayName: String, $groupName: String,
-                      $jobType: String, $tags: [String!], $notes: String, $config: JSONString) {
-  upsertBucket(input: {name: $name, modelName: $project, entityName: $entity, displayName: $displayName,
-                       groupName: $groupName, jobType: $jobType, tags: $tags, notes: $notes, config: $config}) {
-    bucket { id name project { name entity { name } } }
-    inserted
-  }
-}"""
-
-_CREATE_FILES = """
-mutation CreateRunFiles($entity: String!, $project: String!, $run: String!, $files: [String!]!) {
-  createRunFiles(input: {entityName: $entity, projectName: $project, runName: $run, files: $files}) {
-    runID
-    uploadHeaders
-    files { name uploadUrl }
-  }
-}"""
 
 
 class CompanionRuns:
@@ -57,20 +37,17 @@ class CompanionRuns:
 
     async def open(self, record: LaunchRecord, config: Mapping[str, Any]) -> None:
         """Create the run, or bring its facts up to date."""
-        path = self.path(record)
-        variables = {
-            "name": path.run,
-            "project": path.project,
-            "entity": path.entity,
-            "displayName": companion_title(record),
-            "groupName": record.run.run_id,
-            "jobType": "sagemaker",
-            "tags": ["sagemaker"],
-            "notes": f"SageMaker training job {record.job_name}",
-            "config": json.dumps({key: {"value": value} for key, value in config.items()}),
-        }
         with effect("open_companion"):
-            await self._api.graphql("UpsertBucket", _UPSERT, variables)
+            await upsert_run(
+                self._api,
+                self._address(record),
+                display_name=companion_title(record),
+                job_type="sagemaker",
+                group=record.run.run_id,
+                tags=["sagemaker"],
+                notes=f"SageMaker training job {record.job_name}",
+                config=config,
+            )
 
     async def post_lines(self, record: LaunchRecord, first_line: int, lines: Sequence[ConsoleLine]) -> None:
         """Put lines at their place in the console; a return means that W&B has them.
@@ -114,17 +91,8 @@ class CompanionRuns:
 
     async def upload(self, record: LaunchRecord, name: str, content: bytes) -> None:
         """Put a file into the run; the same name replaces it."""
-        path = self.path(record)
-        variables = {"entity": path.entity, "project": path.project, "run": path.run, "files": [name]}
         with effect("upload_log_file"):
-            answer = (await self._api.graphql("CreateRunFiles", _CREATE_FILES, variables)).get(
-                "createRunFiles"
-            )
-            if not answer or not answer.get("files"):
-                raise Unreachable(f"CreateRunFiles: W&B gave no place for {name}")
-            headers = dict(header.split(":", 1) for header in answer.get("uploadHeaders") or ())
-            await self._api.put_file(answer["files"][0]["uploadUrl"], content, headers)
-            await self._post(record, file_stream.uploaded_body([name]))
+            await upload_run_file(self._api, self._address(record), name, content)
 
     async def finish(self, record: LaunchRecord, summary: Mapping[str, Any], exit_code: int) -> None:
         """The last facts and the end state."""
@@ -135,3 +103,7 @@ class CompanionRuns:
     async def _post(self, record: LaunchRecord, body: Mapping[str, Any]) -> dict[str, Any]:
         path = self.path(record)
         return await self._api.file_stream(path.entity, path.project, path.run, body)
+
+    def _address(self, record: LaunchRecord) -> RunAddress:
+        path = self.path(record)
+        return RunAddress(path.entity, path.project, path.run)

@@ -60,11 +60,6 @@ def completion_body(exit_code: int) -> dict[str, Any]:
     return {"complete": True, "exitcode": exit_code}
 
 
-def uploaded_body(names: Sequence[str]) -> dict[str, Any]:
-    """Tell W&B that files are in storage."""
-    return {"uploaded": list(names)}
-
-
 def console_time(timestamp: int) -> str:
     """Milliseconds since the epoch as W&B's console lines carry time: UTC, microseconds, no zone."""
     return (

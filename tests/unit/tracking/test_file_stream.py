@@ -13,7 +13,6 @@ from worker.tracking.file_stream import (
     console_body,
     console_time,
     summary_body,
-    uploaded_body,
 )
 
 T = 1_700_000_000_007
@@ -85,5 +84,4 @@ def test_times_have_microseconds_and_no_zone() -> None:
 
 def test_the_other_bodies() -> None:
     assert completion_body(3) == {"complete": True, "exitcode": 3}
-    assert uploaded_body(["a", "b"]) == {"uploaded": ["a", "b"]}
     assert summary_body({"a": 1}) == {"files": {"wandb-summary.json": {"offset": 0, "content": ['{"a": 1}']}}}

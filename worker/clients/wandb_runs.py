@@ -1,0 +1,90 @@
+"""What the worker does to W&B runs over HTTP, whichever run it is: a companion, or a launch agent's own.
+
+The calls are those of W&B's own clients (wandb-core); repeating one changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from worker.clients.wandb_api import WandbApi
+from worker.errors import Unreachable
+
+_UPSERT = """
+mutation UpsertBucket($name: String, $project: String, $entity: String, $displayName: String, $groupName: String,
+                      $jobType: String, $tags: [String!], $notes: String, $config: JSONString) {
+  upsertBucket(input: {name: $name, modelName: $project, entityName: $entity, displayName: $displayName,
+                       groupName: $groupName, jobType: $jobType, tags: $tags, notes: $notes, config: $config}) {
+    bucket { id name project { name entity { name } } }
+    inserted
+  }
+}"""
+
+_CREATE_FILES = """
+mutation CreateRunFiles($entity: String!, $project: String!, $run: String!, $files: [String!]!) {
+  createRunFiles(input: {entityName: $entity, projectName: $project, runName: $run, files: $files}) {
+    runID
+    uploadHeaders
+    files { name uploadUrl }
+  }
+}"""
+
+_STATE = """
+query RunState($project: String!, $entity: String!, $name: String!) {
+  project(name: $project, entityName: $entity) { run(name: $name) { state } }
+}"""
+
+
+class RunAddress(NamedTuple):
+    """Where a run lives in W&B."""
+
+    entity: str
+    project: str
+    run: str
+
+
+async def upsert_run(
+    api: WandbApi,
+    where: RunAddress,
+    *,
+    display_name: str,
+    job_type: str,
+    group: str | None = None,
+    tags: Sequence[str] | None = None,
+    notes: str | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> None:
+    """Create a run, or bring what is given up to date."""
+    variables = {
+        "name": where.run,
+        "project": where.project,
+        "entity": where.entity,
+        "displayName": display_name,
+        "groupName": group,
+        "jobType": job_type,
+        "tags": tags,
+        "notes": notes,
+        "config": json.dumps({key: {"value": value} for key, value in (config or {}).items()}),
+    }
+    await api.graphql("UpsertBucket", _UPSERT, variables)
+
+
+async def upload_run_file(api: WandbApi, where: RunAddress, name: str, content: bytes) -> None:
+    """Put a file into a run; the same name replaces it."""
+    variables = {"entity": where.entity, "project": where.project, "run": where.run, "files": [name]}
+    answer = (await api.graphql("CreateRunFiles", _CREATE_FILES, variables)).get("createRunFiles")
+    if not answer or not answer.get("files"):
+        raise Unreachable(f"CreateRunFiles: W&B gave no place for {name}")
+    headers = dict(header.split(":", 1) for header in answer.get("uploadHeaders") or ())
+    await api.put_file(answer["files"][0]["uploadUrl"], content, headers)
+    await api.file_stream(*where, {"uploaded": [name]})
+
+
+async def run_state(api: WandbApi, where: RunAddress) -> str:
+    """The state that W&B shows, in lower case; empty for a run that does not exist."""
+    variables = {"project": where.project, "entity": where.entity, "name": where.run}
+    project = (await api.graphql("RunState", _STATE, variables)).get("project") or {}
+    run = project.get("run") or {}
+    return str(run.get("state") or "").lower()
