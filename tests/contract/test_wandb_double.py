@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 
 from tests.contract.sdk_shapes import RECORDED, file_stream_shapes, variables_shape
+from tests.unit.waiting import until
 from worker.errors import SettingsError
 from worker.local.wandb_double import WandbDouble, running_wandb_double
 
@@ -113,6 +114,21 @@ print("ANSWER", json.dumps({
 }))
 """
 
+QUEUE_OWNER = """
+import json, wandb
+from wandb.apis.public.sweeps import _get_sweep_state
+from wandb.sdk.launch import launch_add
+def add(tag, priority):
+    return launch_add(docker_image=f"busybox:{tag}", project="demo", entity="acme", queue_name="sm",
+                      resource="sagemaker", resource_args={"sagemaker": {}}, priority=priority)
+low, high, gone = add("low", 3), add("high", 0), add("gone", 0)
+gone.delete()
+print("ANSWER", json.dumps({
+    "ids": [low.id, high.id, gone.id],
+    "sweep": _get_sweep_state(wandb.Api(), "s1", entity="acme", project="demo"),
+}))
+"""
+
 JOB = """
 import json, wandb
 job = wandb.Api().job("acme/demo/job-train:latest")
@@ -120,13 +136,13 @@ print("ANSWER", json.dumps({"version": job._job_artifact.version, "info": job._j
 """
 
 
-async def drive(double: WandbDouble, script: str) -> str:
-    """Run an SDK script with nothing of this machine's environment; returns what follows `ANSWER`."""
+async def drive(double: WandbDouble, script: str, *command: str) -> str:
+    """Run an SDK script, or a command of `wandb`, with nothing of this machine's environment; returns what follows
+    `ANSWER`."""
     with tempfile.TemporaryDirectory() as home:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-c",
-            script,
+            *(("-m", "wandb", *command) if command else ("-c", script)),
             cwd=home,
             env={
                 "PATH": "/usr/bin:/bin",
@@ -268,6 +284,34 @@ async def test_operations_of_the_launch_agent(double: WandbDouble) -> None:
     assert [w["message"] for w in second.warnings] == ["slow"]
 
 
+async def test_priority_deletion_and_sweeps_as_the_sdk_knows_them(double: WandbDouble) -> None:
+    double.queue("acme", "sm")
+    double.sweeps["acme", "demo", "s1"] = "PAUSED"
+    answer = json.loads(await drive(double, QUEUE_OWNER))
+    assert answer["sweep"] == "PAUSED"
+    low, high, gone = (item for item in double.queue("acme", "sm").items)
+    assert [low.id, high.id, gone.id] == answer["ids"]
+    assert (low.priority, high.priority, gone.state) == (3, 0, "DELETED")
+    pop = {"entity": "acme", "queueName": "sm"}
+    popped = [(await _graphql(double, "popFromRunQueue", pop))["data"]["popFromRunQueue"] for _ in range(3)]
+    assert [item and item["runQueueItemId"] for item in popped] == [high.id, low.id, None]
+
+
+async def test_the_real_agent_lives_and_is_stopped_in_wandb(double: WandbDouble) -> None:
+    """Held to it, the double shows what our own agent has to send."""
+    queue = double.queue("acme", "sm")
+    async with asyncio.timeout(100), asyncio.TaskGroup() as tasks:
+        tasks.create_task(drive(double, "", "launch-agent", "-q", "sm", "-e", "acme"))
+        await until(lambda: double.counts["graphql:popFromRunQueue"], limit=100)
+        (agent,) = double.agents.values()
+        agent.stop_polling = True
+    assert (agent.entity, agent.queues, agent.config["queues"]) == ("acme", [queue.id], ["sm"])
+    assert (agent.statuses[0][1], "KILLED" in [status for _, status in agent.statuses]) == ("POLLING", True)
+    run = double.run("acme", "model-registry", agent.name)
+    assert run is not None
+    assert run.fields["jobType"] == "sweep-controller"
+
+
 async def test_job_artifact_is_downloaded_by_the_sdk(double: WandbDouble) -> None:
     info = {
         "_version": "v0",
@@ -380,14 +424,21 @@ async def test_control_endpoints(double: WandbDouble) -> None:
                 return await response.json()
 
         assert len((await tell("queue", entity="acme", queue="q", specs=[{}, {}]))["ids"]) == 2
+        await tell("sweep", entity="acme", project="demo", sweep="s1", state="RUNNING")
+        made = {"entity": "acme", "queues": [double.queue("acme", "q").id], "hostname": "h", "version": "v"}
+        await _graphql(double, "createLaunchAgent", {**made, "agentConfig": "{}"})
+        await tell("agent", name="agent1", stop=True)
+        assert double.agent("agent1").stop_polling
+        await tell("agent", name="agent1", forget=True)
         assert (await tell("job", entity="acme", project="demo", name="j", files={"a": "b"}))["version"] == 0
         await tell("stop", entity="acme", project="demo", run="r")
         await tell("fault", match="Viewer", status=500)
         state = await ask("state?console=0")
         assert state["runs"]["acme/demo/r"]["stopped"] is True
         assert [item["state"] for item in state["queues"]["acme/q"]["items"]] == ["PENDING", "PENDING"]
-        assert (await ask("stats"))["counts"] == {"graphql:UpsertBucket": 1}
-        assert [op["operation"] for op in await ask("ops")] == ["UpsertBucket"]
+        asked = ["UpsertBucket", "createLaunchAgent"]
+        assert (await ask("stats"))["counts"] == {f"graphql:{name}": 1 for name in asked}
+        assert [op["operation"] for op in await ask("ops")] == asked
         await tell("reset")
         assert (await ask("state"))["runs"] == {}
     assert "viewer" in (await _graphql(double, "Viewer", {}))["data"]

@@ -7,9 +7,11 @@ Control endpoints, all JSON:
   GET  /_double/stats    request counters and operations it does not know
   GET  /_double/ops      every GraphQL operation with its variables
   POST /_double/stop     {entity, project, run}: press the Stop button
-  POST /_double/queue    {entity, queue, specs: [runSpec, …]}: push items (creates the queue) → {ids}
+  POST /_double/queue    {entity, queue, specs: [runSpec, …], priority?}: push items (creates the queue) → {ids}
+  POST /_double/agent    {name, stop?, forget?}: ask a launch agent to stop polling, or forget it
+  POST /_double/sweep    {entity, project, sweep, state}: a sweep is in this state
   POST /_double/job      {entity, project, name, type?, aliases?, files: {path: text}}: make an artifact → {id, version}
-  POST /_double/fault    {match, status?, times?, latency?, cut?, when?}: see `Fault`
+  POST /_double/fault    {match, status?, times?, latency?, cut?, when?, retry_after?}: see `Fault`
   POST /_double/reset
 """
 
@@ -57,6 +59,8 @@ class Fault:
     """Close the connection instead of answering."""
     when: Literal["before", "after"] = "before"
     """Before the effect, or after it: then the client never learns that it happened."""
+    retry_after: float | None = None
+    """Seconds for the header of that name, as a rate limit (429) sends it."""
 
 
 class WandbDouble(WandbState):
@@ -82,9 +86,10 @@ class WandbDouble(WandbState):
         latency: float = 0.0,
         cut: bool = False,
         when: Literal["before", "after"] = "before",
+        retry_after: float | None = None,
     ) -> Fault:
         """Add a `Fault`; the first that matches and has times left is used."""
-        added = Fault(match, status, times, latency, cut, when)
+        added = Fault(match, status, times, latency, cut, when, retry_after)
         self.faults.append(added)
         return added
 
@@ -116,7 +121,10 @@ class WandbDouble(WandbState):
             await answer()
         if fault.cut and request.transport is not None:
             request.transport.abort()
-        return web.json_response({"error": "injected by the double"}, status=fault.status or 500)
+        headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
+        return web.json_response(
+            {"error": "injected by the double"}, status=fault.status or 500, headers=headers
+        )
 
     async def _graphql(self, request: web.Request) -> web.Response:
         key = _check_auth(request)
@@ -217,8 +225,16 @@ class WandbDouble(WandbState):
                 self.stop(body["entity"], body["project"], body["run"])
             case "queue":
                 self.queue(body["entity"], body["queue"])
-                pushed = [self.push(body["entity"], body["queue"], spec) for spec in body.get("specs", [])]
+                queue, priority = (body["entity"], body["queue"]), body.get("priority", 2)
+                pushed = [self.push(*queue, spec, priority=priority) for spec in body.get("specs", [])]
                 return {"ids": [item.id for item in pushed]}
+            case "agent":
+                agent = self.agent(body["name"])
+                agent.stop_polling = agent.stop_polling or body.get("stop", False)
+                if body.get("forget"):
+                    del self.agents[agent.id]
+            case "sweep":
+                self.sweeps[body["entity"], body["project"], body["sweep"]] = body["state"]
             case "job":
                 files = {path: text.encode() for path, text in body["files"].items()}
                 where = (body["entity"], body["project"], body["name"])

@@ -141,7 +141,10 @@ class QueueItem:
     id: str
     spec: Json
     state: str = "PENDING"
-    """PENDING → LEASED (popped) → CLAIMED (acked) or FAILED."""
+    """PENDING → LEASED (popped) → CLAIMED (acked) or FAILED; DELETED by its owner."""
+    priority: int = 2
+    """0 critical, 1 high, 2 medium, 3 low."""
+    pops: int = 0
     leased_at: float = 0.0
     agent: str | None = None
     run_name: str | None = None
@@ -159,6 +162,28 @@ class Queue:
     resource: str = ""
     config: Json = field(default_factory=dict)
     items: list[QueueItem] = field(default_factory=list)
+
+
+@dataclass
+class Agent:
+    """One launch agent, with its life."""
+
+    id: str
+    name: str
+    entity: str
+    queues: list[str]
+    """Storage ids."""
+    hostname: str
+    config: Json
+    version: str
+    stop_polling: bool = False
+    statuses: list[tuple[float, str]] = field(default_factory=list)
+    """(epoch seconds, status) of its registration and of each updateLaunchAgent: its heartbeats."""
+
+    @property
+    def status(self) -> str:
+        """The last one."""
+        return self.statuses[-1][1]
 
 
 @dataclass

@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict
 
 from worker.local.wandb_records import (
+    Agent,
     Artifact,
     DoubleRun,
     Json,
@@ -48,7 +49,10 @@ class WandbState:
         self.runs: dict[RunKey, DoubleRun] = {}
         self.queues: dict[tuple[str, str], Queue] = {}
         self.artifacts: dict[str, Artifact] = {}
-        self.agents: dict[str, Json] = {}
+        self.agents: dict[str, Agent] = {}
+        self.agents_made = 0
+        self.sweeps: dict[tuple[str, str, str], str] = {}
+        """(entity, project, sweep) → state."""
         self.storage: dict[str, bytes] = {}
         self.counts: collections.Counter[str] = collections.Counter()
         self.operations: list[Json] = []
@@ -58,6 +62,11 @@ class WandbState:
     def run(self, entity: str, project: str, run: str) -> DoubleRun | None:
         """A run, or None."""
         return self.runs.get(RunKey(entity, project, run))
+
+    def run_by_hand(self, entity: str, project: str, run: str) -> DoubleRun:
+        """A run as `wandb.init` makes it, without a client: for tests whose containers have no wandb."""
+        key = RunKey(entity, project, run)
+        return self.runs.setdefault(key, DoubleRun(key))
 
     def run_by_id(self, wanted: str) -> DoubleRun:
         """A run by storage id; refuses the operation when there is none."""
@@ -82,10 +91,11 @@ class WandbState:
             self.queues[key] = Queue(storage_id("RunQueue", len(self.queues) + 1), entity, name)
         return self.queues[key]
 
-    def push(self, entity: str, queue: str, spec: Json) -> QueueItem:
-        """Put a run spec on a launch queue."""
+    def push(self, entity: str, queue: str, spec: Json, *, priority: int = 2) -> QueueItem:
+        """Put a run spec on a launch queue. `priority`: 0 critical, 1 high, 2 medium, 3 low."""
         target = self.queue(entity, queue)
-        item = QueueItem(storage_id("RunQueueItem", target.name, len(target.items) + 1), spec)
+        number = len(target.items) + 1
+        item = QueueItem(storage_id("RunQueueItem", target.name, number), spec, priority=priority)
         target.items.append(item)
         return item
 
@@ -93,9 +103,16 @@ class WandbState:
         """A queue item by id; refuses the operation when there is none."""
         for queue in self.queues.values():
             for item in queue.items:
-                if item.id == item_id:
+                if item.id == item_id and item.state != "DELETED":
                     return item
         raise OperationRefused(f"run queue item {item_id} not found")
+
+    def agent(self, name: str) -> Agent:
+        """A launch agent by name. Raises KeyError for an unknown one."""
+        for agent in self.agents.values():
+            if agent.name == name:
+                return agent
+        raise KeyError(name)
 
     def add_artifact(
         self,
@@ -143,7 +160,8 @@ class WandbState:
                 }
                 for a in self.artifacts.values()
             },
-            "agents": self.agents,
+            "agents": {agent.id: {**asdict(agent), "status": agent.status} for agent in self.agents.values()},
+            "sweeps": {"/".join(key): state for key, state in self.sweeps.items()},
             "counts": dict(self.counts),
             "unknown_operations": self.unknown_operations,
         }
