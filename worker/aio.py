@@ -32,8 +32,13 @@ EffectName = Literal[
     "write_retry",
     "write_given_up",
     "claim_launch",
+    "register_agent",
+    "pop_queue_item",
+    "send_launch",
+    "ack_queue_item",
+    "upload_item_file",
 ]
-"""Every effect of pipeline and supervisor that a crash may split; crash tests walk this list."""
+"""Every effect of pipeline, supervisor and mirror that a crash may split; crash tests walk this list."""
 
 EffectObserver = Callable[[Literal["before", "after"], EffectName], None]
 

@@ -14,8 +14,11 @@ from worker.delivery.posting import Posting
 from worker.images.builder import ImageBuilder
 from worker.images.registry import EcrRegistry
 from worker.intake.lease import Leases
+from worker.intake.mirror import Mirror
 from worker.intake.receiver import Receiver
 from worker.intake.refusal import Refusals
+from worker.intake.sweeps import Sweeps
+from worker.intake.unstarted import UnstartedRuns
 from worker.intake.wandb_queue import QueueItems
 from worker.job_watch import JobWatch
 from worker.launch.redaction import KnownSecrets
@@ -24,6 +27,7 @@ from worker.ledger.build_lock import BuildLocks
 from worker.ledger.held import HeldLaunches
 from worker.ledger.membership import Membership
 from worker.ledger.port import WorkerBeat
+from worker.mirroring import mirror_of
 from worker.ops.health import serving_health
 from worker.ops.logging import get_logger
 from worker.ops.signals import crash_at, stop_on_signals
@@ -44,6 +48,7 @@ from worker.supervisor import Supervisor
 from worker.tracking.build_log import BuildLogs
 from worker.tracking.heartbeats import CompanionHeartbeats
 from worker.training.allowed import policy_of, retry_rules_of
+from worker.training.log_end import log_end
 from worker.training.log_feed import LogFeed
 from worker.training.sagemaker import SageMaker
 from worker.training.status_feed import StatusFeed
@@ -59,28 +64,31 @@ class Service:
     adoption: Adoption
     supervisor: Supervisor
     locks: BuildLocks
+    mirror: Mirror | None
+    """None: somebody else fills the queue."""
 
 
-async def serve(settings: Settings, secrets: KnownSecrets) -> int:
-    """Run the worker until SIGTERM or SIGINT; `secrets` learns those it comes to know. Returns the command's exit code:
-    1 when a second signal ended it at once.
+async def serve(settings: Settings, secrets: KnownSecrets, *, mirror: bool = False) -> int:
+    """Run the worker, with `mirror` also the mirror, until SIGTERM or SIGINT; `secrets` learns those it comes to know.
+    Returns the command's exit code: 1 when a second signal ended it at once.
 
     Raises `SettingsError` for settings it cannot run with."""
     stop = asyncio.Event()
     stop_on_signals(stop)
     try:
-        await _serve(settings, secrets, stop)
+        await _serve(settings, secrets, stop, mirror=mirror)
     except asyncio.CancelledError:
         _log.warning("worker_ended_at_once", why="a second signal; what was in work goes on elsewhere")
         return 1
     return 0
 
 
-async def _serve(settings: Settings, secrets: KnownSecrets, stop: asyncio.Event) -> None:
-    if settings.crash_at:
-        crash_at(settings.crash_at)
+async def _serve(settings: Settings, secrets: KnownSecrets, stop: asyncio.Event, *, mirror: bool) -> None:
+    crash_at(settings.crash_at)
     async with opened(settings, secrets) as parts:
-        service = wire(parts)
+        service = wire(parts, mirror=mirror)
+        if service.mirror is not None:
+            await service.mirror.start()
         async with serving_health(
             settings.http_host,
             settings.http_port,
@@ -100,7 +108,7 @@ async def _serve(settings: Settings, secrets: KnownSecrets, stop: asyncio.Event)
             _log.info("worker_stopped", worker=parts.worker)
 
 
-def wire(parts: Opened) -> Service:
+def wire(parts: Opened, *, mirror: bool = False) -> Service:
     """Give every part what it needs; nothing is opened and nothing runs here."""
     settings, metrics = parts.settings, parts.metrics
     beat = WorkerBeat(parts.worker, 0, settings.deployment, socket.gethostname(), time.time())
@@ -119,7 +127,17 @@ def wire(parts: Opened) -> Service:
     build_logs = BuildLogs(parts.companion, parts.secrets)
     locks = BuildLocks(parts.ledger, membership, parts.worker)
     pipeline = Pipeline(
-        facts=_pipeline_facts(parts),
+        facts=PipelineFacts(
+            worker=parts.worker,
+            queue_arn=parts.queue.facts.arn,
+            deployment=settings.deployment,
+            base_url=settings.wandb_base_url,
+            log_target=settings.log_target,
+            retry_rules=retry_rules_of(settings),
+            heartbeat=settings.heartbeat,
+            max_attempts=settings.max_attempts,
+            secrets=parts.secrets,
+        ),
         ledger=parts.ledger,
         membership=membership,
         refusals=refusals,
@@ -136,6 +154,7 @@ def wire(parts: Opened) -> Service:
             refusals=refusals,
         ),
         build_logs=build_logs,
+        sweeps=Sweeps(parts.wandb),
         submit=supervisor.submit,
         is_held=supervisor.is_held,
     )
@@ -149,13 +168,14 @@ def wire(parts: Opened) -> Service:
         metrics=metrics,
         may_receive=lambda: adoption.beating,
     )
-    return Service(receiver, adoption, supervisor, locks)
+    return Service(receiver, adoption, supervisor, locks, mirror_of(parts) if mirror else None)
 
 
 def _supervisor(parts: Opened, held: HeldLaunches, adoption: Adoption, refusals: Refusals) -> Supervisor:
     settings = parts.settings
     sagemaker = SageMaker(parts.aws.sagemaker, parts.rates)
     persistence = Persistence(parts.metrics, settings.log_give_up)
+    feed = LogFeed(parts.aws.logs, parts.rates, parts.metrics, now=parts.aws.clock.now)
     submission = Submission(
         held=held,
         sagemaker=sagemaker,
@@ -181,7 +201,7 @@ def _supervisor(parts: Opened, held: HeldLaunches, adoption: Adoption, refusals:
             interval=settings.status_interval,
             persistence=persistence,
         ),
-        delivery=_delivery(parts, held),
+        delivery=_delivery(parts, held, feed),
         companion=parts.companion,
         retrying=Retrying(
             held=held,
@@ -199,12 +219,14 @@ def _supervisor(parts: Opened, held: HeldLaunches, adoption: Adoption, refusals:
             is_current=lambda: adoption.is_current,
             now=parts.aws.clock.now,
         ),
+        unstarted=UnstartedRuns(
+            parts.wandb, refusals, lambda record: log_end(feed, record), grace=settings.init_grace
+        ),
         metrics=parts.metrics,
     )
 
 
-def _delivery(parts: Opened, held: HeldLaunches) -> LogDelivery:
-    feed = LogFeed(parts.aws.logs, parts.rates, parts.metrics, now=parts.aws.clock.now)
+def _delivery(parts: Opened, held: HeldLaunches, feed: LogFeed) -> LogDelivery:
     posting = Posting(
         held=held,
         feed=feed,
@@ -226,6 +248,8 @@ def _delivery(parts: Opened, held: HeldLaunches) -> LogDelivery:
 async def _run(service: Service, stop: asyncio.Event) -> None:
     """Both legs until `stop`; running jobs are given to other workers then, and the intake has the grace to drain."""
     async with asyncio.TaskGroup() as root:
+        if service.mirror is not None:
+            root.create_task(service.mirror.run(stop), name="mirror")
         others = [
             root.create_task(service.supervisor.run(stop), name="supervisor"),
             root.create_task(service.locks.run(), name="build locks"),
@@ -283,21 +307,6 @@ def _building(parts: Opened, locks: BuildLocks, build_logs: BuildLogs) -> Buildi
         work_dir=parts.work_dir,
         cache_mounts=settings.builder == "buildkit",
         allowed_images=settings.allowed_images,
-    )
-
-
-def _pipeline_facts(parts: Opened) -> PipelineFacts:
-    settings = parts.settings
-    return PipelineFacts(
-        worker=parts.worker,
-        queue_arn=parts.queue.facts.arn,
-        deployment=settings.deployment,
-        base_url=settings.wandb_base_url,
-        log_target=settings.log_target,
-        retry_rules=retry_rules_of(settings),
-        heartbeat=settings.heartbeat,
-        max_attempts=settings.max_attempts,
-        secrets=parts.secrets,
     )
 
 

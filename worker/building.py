@@ -43,6 +43,8 @@ class LaunchImage:
     built: bool
     """False: it was in the registry already."""
     warnings: tuple[str, ...] = ()
+    failed_packages: tuple[str, ...] = ()
+    """What it had to be built without; `warnings` speak of them."""
 
 
 class Building:
@@ -99,6 +101,7 @@ class Building:
             tag = self._tag(fetched, recipe, bases)
             digest = await self._registry.find(tag)
             built = False
+            failed: tuple[str, ...] = ()
             warnings = (*fetched.warnings, *recipe.warnings)
             if digest is None:
                 async with self._locks.only_one(tag):
@@ -106,10 +109,17 @@ class Building:
                     digest = await self._registry.find(tag)
                     if digest is None:
                         made = await self._make(launch, fetched, recipe, bases, tag)
-                        digest, built, warnings = made.digest, True, (*warnings, *made.warnings)
+                        digest, built, failed = made.digest, True, made.failed_packages
+                        warnings = (*warnings, *made.warnings)
         self._metrics.images.labels("built" if built else "found").inc()
         _log.info("image_ready", tag=tag, digest=digest, built=built)
-        return LaunchImage(f"{self._registry.repository_uri}@{digest}", recipe.entry_point, built, warnings)
+        return LaunchImage(
+            f"{self._registry.repository_uri}@{digest}",
+            recipe.entry_point,
+            built,
+            warnings,
+            failed,
+        )
 
     def _check_bases(self, recipe: Recipe) -> None:
         """Private base images are pulled with the worker's own login, so the allow-list holds for them too. Public ones
@@ -174,13 +184,14 @@ class Building:
             f"not in the image: {path} (a link that leads out, a socket or a device)"
             for path in facts.left_out
         ]
-        return _Made(digest, (*output.warnings, *left_out))
+        return _Made(digest, (*output.warnings, *left_out), output.failed)
 
 
 @dataclass(frozen=True, slots=True)
 class _Made:
     digest: str
     warnings: tuple[str, ...]
+    failed_packages: tuple[str, ...]
 
 
 def _is_private(image: str) -> bool:

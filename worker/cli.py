@@ -11,7 +11,7 @@ import importlib.util
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -21,6 +21,9 @@ from worker.errors import Problem, SettingsError
 from worker.launch_config import LaunchConfig, read_launch_config
 from worker.settings import Settings, export_aws_variables, load_settings, partition_of
 from worker.terminal import EnvFile, MessageFile, errors, exit_codes, read_file
+
+if TYPE_CHECKING:
+    from worker.launch.redaction import KnownSecrets
 
 app = typer.Typer(
     name="launch-worker",
@@ -56,7 +59,13 @@ def _options(
 
 
 @app.command()
-def run(config: ConfigFile = None, env_file: EnvFile = Path(".env")) -> None:
+def run(
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="Also mirror W&B launch queues into the SQS queue.")
+    ] = False,
+    config: ConfigFile = None,
+    env_file: EnvFile = Path(".env"),
+) -> None:
     """Take launches from the queue and supervise their jobs until SIGTERM.
 
     Then running jobs go to other workers at once, and builds have LAUNCH_SHUTDOWN_GRACE; a second SIGTERM ends now.
@@ -64,21 +73,23 @@ def run(config: ConfigFile = None, env_file: EnvFile = Path(".env")) -> None:
     Without --config, ~/.config/wandb/launch-config.yaml is read if it is there, as `wandb launch-agent` does.
     """
     from worker.app import serve
-    from worker.launch.redaction import KnownSecrets
-    from worker.ops.logging import configure_logging, get_logger
 
     with exit_codes():
-        settings, read = _settings(env_file, config, default_place=True)
-        key = settings.wandb_api_key
-        secrets = KnownSecrets([key.get_secret_value()] if key else [])
-        configure_logging(level=settings.log_level, style=settings.log_format, secrets=secrets)
-        if read.path:
-            get_logger().info("launch_config_read", file=str(read.path), settings=sorted(read.variables))
-        if read.ignored:
-            get_logger().warning(
-                "launch_config_ignored", file=str(read.path), keys=list(read.ignored), why="no meaning here"
-            )
-        raise typer.Exit(asyncio.run(serve(settings, secrets)))
+        settings, secrets = _service_settings(env_file, config)
+        raise typer.Exit(asyncio.run(serve(settings, secrets, mirror=mirror)))
+
+
+@app.command()
+def mirror(config: ConfigFile = None, env_file: EnvFile = Path(".env")) -> None:
+    """Move W&B launch queues into the SQS queue until SIGTERM, as a launch agent of those queues.
+
+    Needs LAUNCH_QUEUE_URL, LAUNCH_WANDB_QUEUES, a W&B key, and LAUNCH_ENTITY unless it is the key owner's own.
+    """
+    from worker.mirroring import serve_mirror
+
+    with exit_codes():
+        settings, secrets = _service_settings(env_file, config)
+        raise typer.Exit(asyncio.run(serve_mirror(settings, secrets)))
 
 
 @app.command()
@@ -219,6 +230,24 @@ def _settings(
     settings = load_settings(env_file, beneath=read.variables)
     export_aws_variables(env_file)
     return settings, read
+
+
+def _service_settings(env_file: Path | None, config: Path | None) -> tuple[Settings, KnownSecrets]:
+    """For the commands that run until they are stopped: settings, logging, and the secrets that it hides."""
+    from worker.launch.redaction import KnownSecrets
+    from worker.ops.logging import configure_logging, get_logger
+
+    settings, read = _settings(env_file, config, default_place=True)
+    key = settings.wandb_api_key
+    secrets = KnownSecrets([key.get_secret_value()] if key else [])
+    configure_logging(level=settings.log_level, style=settings.log_format, secrets=secrets)
+    if read.path:
+        get_logger().info("launch_config_read", file=str(read.path), settings=sorted(read.variables))
+    if read.ignored:
+        get_logger().warning(
+            "launch_config_ignored", file=str(read.path), keys=list(read.ignored), why="no meaning here"
+        )
+    return settings, secrets
 
 
 def _tell_ignored(read: LaunchConfig) -> None:

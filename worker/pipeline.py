@@ -18,6 +18,7 @@ from worker.aio import backoff, effect
 from worker.errors import Again, BadMessage, MustRestart, Never, Stage, WorkerError
 from worker.intake.refusal import Refusals
 from worker.intake.sqs import SqsMessage
+from worker.intake.sweeps import Sweeps
 from worker.launch.intent import identity_of, intent_record, read_message
 from worker.launch.message import Launch, LaunchMessage
 from worker.launch.outcome import Outcome, Verdict
@@ -62,6 +63,7 @@ class Pipeline:
         refusals: Refusals,
         preparing: Preparing,
         build_logs: BuildLogs,
+        sweeps: Sweeps,
         submit: Callable[[HeldLaunch], Awaitable[None]],
         is_held: Callable[[str], bool],
     ) -> None:
@@ -73,6 +75,7 @@ class Pipeline:
         self._refusals = refusals
         self._preparing = preparing
         self._build_logs = build_logs
+        self._sweeps = sweeps
         self._submit = submit
         self._is_held = is_held
         self._in_work: set[str] = set()
@@ -122,7 +125,8 @@ class Pipeline:
         try:
             return await self._carry_out(held, parsed)
         except Never as error:
-            return await self._refuse(held, Failure(error.stage, error.code, self._told(error)))
+            told, log = self._told(error), self._told(self._build_logs.end_of(held.launch_id))
+            return await self._refuse(held, Failure(error.stage, error.code, told, log))
         except Again as error:
             return await self._try_again(held, error)
         except Exception as error:  # a defect of ours must not take the launch away from its owner
@@ -131,9 +135,9 @@ class Pipeline:
             _log.exception("launch_failed_unexpectedly")
             return await self._try_again(held, Again(f"{type(error).__name__}: {error}"))
 
-    def _told(self, error: Exception) -> str:
-        """An error as everybody may read it: its text may quote what the message or a service said."""
-        return redact_text(str(error), self._facts.secrets)
+    def _told(self, text: object) -> str:
+        """A text as everybody may read it: it may quote what the message, a service or a build said."""
+        return redact_text(str(text), self._facts.secrets)
 
     async def _give_up_or_again(self, message: SqsMessage, identity: str, error: Exception) -> Outcome:
         """Outside the ledger, so SQS counts the tries; the DLQ gets what could be made of the message."""
@@ -167,11 +171,10 @@ class Pipeline:
         return Outcome(Verdict.DONE)
 
     async def _make_ready(self, held: HeldLaunch, launch: Launch) -> None:
+        await self._sweeps.check(launch)
         plan = await self._preparing.plan(held, launch, self._save)
         held.update(
             state=LaunchState.WAITING,
-            queue=launch.queue,
-            queue_entity=launch.queue_entity,
             author=launch.author,
             image=plan.image or "",
             job_name=plan.job_name,
@@ -220,7 +223,7 @@ class Pipeline:
                 _log.warning("launch_refused", stage=failure.stage, code=failure.code, reason=failure.reason)
                 await self._build_logs.publish(held.record, failure=failure.reason)
             await self._refusals.report(held.record, failure)
-            held.update(reported=True, message="", request=None, owner="")
+            held.update(reported=True, failure=replace(failure, log=""), message="", request=None, owner="")
             await self._save(held)
         except Again as error:
             # Whoever gets the message next shall tell it, also while this worker lives.

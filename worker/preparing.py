@@ -154,8 +154,7 @@ class Preparing:
             await save(held)
 
         made = await self._building.image_of(launch, source, pin)
-        for warning in made.warnings:
-            await self._refusals.warn(held.record.item_id, warning, Stage.BUILD)
+        await self._refusals.warn_of_build(held.record, made.warnings, made.failed_packages)
         if launch.entry_point or not launch.job_entry_point:
             return made.uri, replace(launch, entry_point=made.entry_point)
         return made.uri, replace(launch, job_entry_point=made.entry_point)

@@ -77,8 +77,8 @@ async def opened(settings: Settings, secrets: KnownSecrets) -> AsyncIterator[Ope
             aws, caller = await enter(with_role(aws, role)), Caller(role.account, role.partition)
         logins = GitCredentials(settings.git_credentials, secrets)
         await asyncio.to_thread(logins.read)  # wrong ones are told now
-        api_key = await _api_key(settings, aws.region, secrets)
-        wandb = await _open_wandb(stack, settings, api_key, metrics)
+        api_key = await worker_key(settings, aws.region, secrets)
+        wandb = await open_wandb(stack, settings, api_key, metrics)
         project = settings.companion_project
         yield Opened(
             settings=settings,
@@ -101,7 +101,7 @@ async def opened(settings: Settings, secrets: KnownSecrets) -> AsyncIterator[Ope
         )
 
 
-async def _api_key(settings: Settings, region: str, secrets: KnownSecrets) -> ApiKey:
+async def worker_key(settings: Settings, region: str, secrets: KnownSecrets) -> ApiKey:
     """The worker's W&B key, empty if there is none. Raises `SettingsError` where there must be one."""
     given = settings.wandb_api_key
     places = KeyPlaces(
@@ -120,9 +120,10 @@ async def _api_key(settings: Settings, region: str, secrets: KnownSecrets) -> Ap
     return ApiKey(value, read=places.read, secrets=secrets)
 
 
-async def _open_wandb(
+async def open_wandb(
     stack: contextlib.AsyncExitStack, settings: Settings, api_key: ApiKey, metrics: Metrics
 ) -> WandbApi | None:
+    """W&B's API until the stack ends; None: offline, as the log says."""
     if settings.wandb_mode == "offline" or not api_key.value:
         _log.warning(
             "wandb_offline",

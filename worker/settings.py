@@ -235,6 +235,13 @@ class Settings(BaseSettings):
     mirror_backlog: int = Field(
         20, ge=1, description="Unsubmitted launches at which the mirror stops popping."
     )
+    mirror_interval: Seconds = Field(
+        5.0, gt=0, description="Pause of the mirror when there is nothing to pop, or no room."
+    )
+    init_grace: Seconds = Field(
+        60.0,
+        description="How long after a job's end its run may take to appear in W&B before the queue item fails.",
+    )
     secure_mode: bool = Field(
         False,
         description="As W&B's agent means it: LAUNCH_LOCK_ENTRYPOINT, and a job's image cannot be replaced either.",

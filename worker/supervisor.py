@@ -15,6 +15,7 @@ from typing import Any
 from worker.aio import backoff, effect
 from worker.delivery.loop import LogDelivery
 from worker.errors import MustRestart, Never, WorkerError
+from worker.intake.unstarted import UnstartedRuns
 from worker.job_watch import JobWatch
 from worker.launch.record import LaunchState
 from worker.ledger.adoption import Adoption
@@ -57,6 +58,7 @@ class Supervisor:
         companion: Companion,
         retrying: Retrying,
         heartbeats: CompanionHeartbeats,
+        unstarted: UnstartedRuns,
         metrics: Metrics,
     ) -> None:
         self._region = region
@@ -70,6 +72,7 @@ class Supervisor:
         self._companion = companion
         self._retrying = retrying
         self._heartbeats = heartbeats
+        self._unstarted = unstarted
         self._metrics = metrics
         self._tasks: asyncio.TaskGroup
         self._opening: set[HeldLaunch] = set()
@@ -283,11 +286,7 @@ class Supervisor:
         """Tell the end, then let the launch go."""
         record = held.record
         end = ending(record.facts, stop_reason=record.stop_reason, given_up=record.given_up)
-        await self._persistence.until_done(
-            held,
-            "finish_companion",
-            lambda: self._companion.finish(held.record, self._summary(held, end), end.exit_code),
-        )
+        await self._persistence.until_done(held, "finish_companion", lambda: self._tell_end(held, end))
         now = time.time()
         held.update(state=LaunchState.FINISHED, finished_at=now, expires_at=now + FINISHED_TTL)
         await self._persistence.until_done(
@@ -305,6 +304,10 @@ class Supervisor:
             reason=end.reason,
             lines=held.record.log.next_line,
         )
+
+    async def _tell_end(self, held: HeldLaunch, end: Ending) -> None:
+        await self._companion.finish(held.record, self._summary(held, end), end.exit_code)
+        await self._unstarted.report(held.record, completed=end.exit_code == 0, reason=end.reason)
 
     async def _write_finished(self, held: HeldLaunch) -> None:
         with effect("write_finished"):

@@ -94,8 +94,9 @@ class Bench(Launches):
     environment: dict[str, str] = field(default_factory=dict)
     """Of all workers, beside what the stack says."""
 
-    async def start(self, **settings: str) -> WorkerProcess:
-        """Start a worker; `settings` are fields of Settings without their prefix, in lower case."""
+    async def start(self, *command: str, **settings: str) -> WorkerProcess:
+        """Start a worker, or another command; `settings` are fields of Settings without their prefix, in lower
+        case."""
         environment = {
             **self.services.environment,
             **FAST,
@@ -112,7 +113,7 @@ class Bench(Launches):
         output = self.folder / f"worker-{len(self.workers) + 1}.log"
         with output.open("wb") as file:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "worker", "run"),
+                *(sys.executable, "-m", "worker", *(command or ("run",))),
                 cwd=self.folder,
                 env=environment,
                 stdin=asyncio.subprocess.DEVNULL,

@@ -33,6 +33,7 @@ async def stack() -> AsyncIterator[Stack]:
     async with running_stack(executor="docker", stop_grace=1) as services:
         assert services.docker is not None
         assert services.ecr is not None, services.missing
+        services.wandb.lease_seconds = 3  # what a killed mirror has popped comes back soon
         local = await ensure_busybox_image(services.docker, STATE)
         image = await services.ecr.seed_image(services.docker, local, "launch-dev", "e2e")
         # Also a base image: builds that push elsewhere have no login to pull it with.

@@ -6,6 +6,7 @@ own; each is a test that shows how its own crash went.
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
@@ -19,9 +20,11 @@ from tests.e2e.bench import Bench
 from tests.e2e.code import code_bench
 from tests.e2e.conftest import Stack
 from tests.e2e.jobs import add_code, add_job, launch_job
-from tests.e2e.launches import LaunchCase, numbered
+from tests.e2e.launches import PROJECT, LaunchCase, numbered
+from tests.e2e.queues import MIRROR, queued
 from tests.e2e.together import Outcomes, Scenario, Scenarios, run_together
 from worker.aio import EffectName
+from worker.intake.unstarted import NO_INIT
 from worker.launch.record import LaunchState
 from worker.local.stack import ENTITY
 
@@ -44,6 +47,7 @@ OF_A_SUCCESS: tuple[EffectName, ...] = (
 OF_A_REFUSAL: tuple[EffectName, ...] = ("write_refused", "fail_queue_item", "copy_to_dlq")
 
 RETRY = {"retry": "internal=1", "retry_pause": "0.1"}
+OF_A_MIRROR: tuple[EffectName, ...] = ("register_agent", "pop_queue_item", "send_launch", "ack_queue_item")
 
 OF_A_BUILD: tuple[EffectName, ...] = ("fetch_source", "build_image", "push_image")
 
@@ -140,6 +144,33 @@ def failing_once(bench: Bench) -> LaunchCase:
     return case
 
 
+async def mirror(bench: Bench, point: str) -> None:
+    """Between pop and send the item returns to W&B's queue; between send and ack it is mirrored twice."""
+    queue = f"crash-{bench.deployment}"
+    item, case = queued(bench, queue, numbered(2))
+    started = bench.services.wandb.run_by_hand(ENTITY, PROJECT, case.run_id)
+    mirror = await bench.start("mirror", crash_at=point, wandb_queues=queue, **MIRROR)
+    assert await mirror.exit_code() == -signal.SIGKILL, f"the mirror never came to {point}"
+    await bench.start("run", "--mirror", wandb_queues=queue, **MIRROR)
+    await audit(bench, case)
+    assert (item.state, item.run_name, item.error) == ("CLAIMED", case.run_id, None)
+    assert started.state == "running"
+
+
+async def unstarted(bench: Bench, point: str) -> None:
+    """A run that the container never started is told on the queue item, with the end of its log."""
+    agent = f"agent-{bench.deployment}"
+    files = bench.services.wandb.run_by_hand(ENTITY, "model-registry", agent)
+    item, case = queued(bench, f"crash-{bench.deployment}", numbered(2))
+    message = {**case.message, "agentRun": agent, "entity": ENTITY}
+    await _killed(bench, point, json.dumps(message), init_grace="0")
+    await bench.start(init_grace="0")
+    await audit(bench, case)
+    path = f"{item.id}/error/error.log"
+    assert item.error == {"message": NO_INIT, "stage": "run", "filePaths": [path]}
+    assert files.files[path] == b"step 0 on algo-1\nstep 1 on algo-1\n"
+
+
 async def takeover(bench: Bench, point: str) -> None:
     """The first heir dies, too."""
     case = bench.launch(numbered(4), pause=0.25)
@@ -173,6 +204,8 @@ _EFFECTS: Mapping[Callable[[Bench, str], Awaitable[None]], tuple[EffectName, ...
     retry: ("write_retry",),
     second_attempt: ("create_training_job", "write_accepted"),
     cancelled_retry: ("write_given_up",),
+    mirror: OF_A_MIRROR,
+    unstarted: ("upload_item_file",),
 }
 CRASHES: Scenarios = {
     f"{scenario.__name__} {when} {effect}": ("sqlite", _at(f"{when}:{effect}", scenario))

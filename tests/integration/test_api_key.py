@@ -17,7 +17,7 @@ from worker.clients.wandb_api import WandbApi, WandbRefused, wandb_api
 from worker.errors import SettingsError, Throttled
 from worker.launch.redaction import KnownSecrets
 from worker.ops.metrics import Metrics
-from worker.resources import _api_key
+from worker.resources import worker_key
 from worker.settings import load_settings
 
 OLD, NEW = "o" * 40, "n" * 40
@@ -185,11 +185,11 @@ async def test_other_refusals_say_nothing_about_the_key(wandb: Wandb, status: in
 async def test_federated_identity_alone_is_explained() -> None:
     settings = load_settings(None, {"WANDB_IDENTITY_TOKEN_FILE": "/run/token", "NETRC": "/dev/null"})
     with pytest.raises(SettingsError, match=r"^WANDB_IDENTITY_TOKEN_FILE: .* service account"):
-        await _api_key(settings, "us-east-1", KnownSecrets())
+        await worker_key(settings, "us-east-1", KnownSecrets())
 
 
 @pytest.mark.parametrize("beside", [{"WANDB_API_KEY": OLD}, {"WANDB_MODE": "offline"}])
 async def test_federated_identity_may_stand_beside(beside: dict[str, str]) -> None:
     given = {"WANDB_IDENTITY_TOKEN_FILE": "/run/token", "NETRC": "/dev/null", **beside}
-    key = await _api_key(load_settings(None, given), "us-east-1", KnownSecrets())
+    key = await worker_key(load_settings(None, given), "us-east-1", KnownSecrets())
     assert key.value == beside.get("WANDB_API_KEY", "")

@@ -225,3 +225,39 @@ async def test_a_wrong_queue_url_is_a_wrong_setting_and_trouble_is_not(
     aws_server.fail_next("GetQueueAttributes", AwsError("AccessDenied", status=403))
     with pytest.raises(AwsDenied):
         await queue_facts(aws.sqs, FACTS.url, "")
+
+
+async def test_depth_is_all_that_is_not_deleted(queue: LaunchQueue, aws_server: AwsServer) -> None:
+    names = ("", "NotVisible", "Delayed")
+    numbers = {f"ApproximateNumberOfMessages{name}": str(n) for n, name in enumerate(names, 1)}
+    aws_server.answers["GetQueueAttributes"] = lambda _: {"Attributes": numbers}
+    assert await queue.depth() == 6
+    (asked,) = aws_server.requests("GetQueueAttributes")
+    assert sorted(asked["AttributeNames"]) == sorted(numbers)
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [("sm", "sm"), ("GPU jobs (EU)", "GPU-jobs-(EU)"), ("ä/b_c", "-/b_c"), ("q" * 200, "q" * 128)],
+)
+async def test_any_queue_name_makes_a_group(
+    queue: LaunchQueue, aws_server: AwsServer, given: str, sent: str
+) -> None:
+    await queue.send("{}", "launch", group=given)
+    assert aws_server.requests("SendMessage")[0]["MessageGroupId"] == sent
+
+
+async def test_the_queue_says_how_large_a_message_may_be(aws: AwsClients, aws_server: AwsServer) -> None:
+    attributes = {"QueueArn": FACTS.arn, "MaximumMessageSize": "262144"}
+    aws_server.answers["GetQueueAttributes"] = lambda _: {"Attributes": attributes}
+    assert (await queue_facts(aws.sqs, FACTS.url, FACTS.dlq_url)).max_bytes == 262_144
+    del attributes["MaximumMessageSize"]
+    assert (await queue_facts(aws.sqs, FACTS.url, FACTS.dlq_url)).max_bytes == 1 << 20
+
+
+async def test_a_message_may_be_held_back_where_sqs_can(queue: LaunchQueue, aws_server: AwsServer) -> None:
+    await queue.send("{}", "launch", group="sm", delay=1)
+    await fifo(queue).send("{}", "launch", delay=1)
+    standard, in_order = aws_server.requests("SendMessage")
+    assert standard["DelaySeconds"] == 1
+    assert "DelaySeconds" not in in_order

@@ -54,6 +54,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "log_quiet",
         "log_drain_limit",
         "log_give_up",
+        "init_grace",
     ),
     "Fetching code": (
         "git_credentials",
@@ -72,7 +73,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "build_low_water",
         "platform",
     ),
-    "Mirroring W&B launch queues into SQS": ("entity", "wandb_queues", "mirror_backlog"),
+    "Mirroring W&B launch queues into SQS": ("entity", "wandb_queues", "mirror_backlog", "mirror_interval"),
     "Who may do what (globs, for example arn:aws:iam::123456789012:role/train-*)": (
         "secure_mode",
         "lock_entrypoint",

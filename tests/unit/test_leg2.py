@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from tests.fakes.cloudwatch import CloudWatch, FakeLogFeed
 from tests.fakes.companion import FakeCompanion
-from tests.fakes.launch_queue import FakeLaunchQueue, FakeQueueItems
+from tests.fakes.launch_queue import FakeLaunchQueue, FakeQueueItems, no_unstarted_runs
 from tests.fakes.ledger import MemoryLedger
 from tests.fakes.sagemaker import FakeSageMaker
 from tests.unit.records import OTHER, WORKER, record, waiting
@@ -169,6 +169,7 @@ class Worker:
                 deployment="default",
                 pause=pause,
             ),
+            unstarted=no_unstarted_runs(),
             heartbeats=CompanionHeartbeats(
                 world.companion,
                 interval=0.01,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from tests.fakes.ledger import MemoryLedger
 from tests.unit.launches import ACCOUNT, BASE_URL, BUILT, IMAGE, message
 from tests.unit.waiting import until
 from worker.building import Building, LaunchImage
-from worker.errors import Again, Throttled, Unreachable
+from worker.errors import Again, Never, Stage, Throttled, Unreachable
 from worker.intake.refusal import Refusals
 from worker.intake.sqs import SqsMessage
+from worker.intake.sweeps import Sweeps
 from worker.launch.identity import launch_id
 from worker.launch.intent import item_id_of
 from worker.launch.job_spec import ArtifactRef, JobSpec
@@ -54,6 +55,10 @@ class FakeBuilding(Building):
         self.gate.set()
         self.asked = 0
         self.versions: list[str] = []
+        self.failed: tuple[str, ...] = ()
+        self.output: list[str] = []
+        self.logs: BuildLogs | None = None
+        """Where the output goes; None: nothing is built, the image was there."""
 
     @property
     def repository(self) -> str:
@@ -66,10 +71,14 @@ class FakeBuilding(Building):
         self.versions.append(source.version)
         await on_fetched(Checkout(Path(), f"git:{COMMIT}", "https://git.example.com/code", COMMIT))
         await self.gate.wait()
+        if self.logs is not None:
+            on_line = self.logs.start(launch.launch_id)
+            for line in self.output:
+                on_line(line)
         if self.errors:
             raise self.errors.pop(0)
         command = launch.entry_point or launch.job_entry_point or ("python", "train.py")
-        return LaunchImage(BUILT, command, built=True, warnings=("no lock file",))
+        return LaunchImage(BUILT, command, True, ("no lock file",), self.failed)
 
 
 class FakeJobs(WandbJobs):
@@ -120,6 +129,9 @@ class Bench:
         refusals = Refusals(self.items, self.queue)
         beat = WorkerBeat(name, 0, "default", "host", 0.0)
         membership = Membership(self.ledger, beat, HEARTBEAT, clock=lambda: self.now)
+        build_logs = BuildLogs(self.companion)
+        if self.building.output:
+            self.building.logs = build_logs
         submitted: list[HeldLaunch] = []
         waiting: dict[str, asyncio.Future[None]] = {}
 
@@ -148,7 +160,8 @@ class Bench:
                 jobs=self.jobs if online else None,
                 refusals=refusals,
             ),
-            build_logs=BuildLogs(self.companion),
+            build_logs=build_logs,
+            sweeps=Sweeps(None),
             submit=submit,
             is_held=lambda identity: any(held.launch_id == identity for held in submitted),
         )
@@ -212,6 +225,47 @@ async def test_a_refusal_names_the_problems_of_the_request_too(bench: Bench, spe
     outcome = await bench.worker("w1").handle(body)
     assert (outcome.verdict, outcome.code) == (Verdict.NEVER, "LW-BAD-MESSAGE")
     assert len(outcome.reason.splitlines()) == 6, outcome.reason
+
+
+async def test_packages_that_an_image_lacks_are_told_with_their_list(bench: Bench) -> None:
+    bench.building.failed = ("torhc==2.0", "apex")
+    body = {**code(), "agentRun": "agent-7", "entity": "acme", "queue": "sm"}
+    assert (await bench.worker("w1").handle(body)).verdict is Verdict.DONE
+    record = await bench.only_record()
+    assert (record.agent_run, record.queue_entity, record.queue) == ("agent-7", "acme", "sm")
+    path = "item-1/warning/failed-packages.log"
+    assert bench.items.attached == [[path]]
+    assert bench.items.files == {f"acme/model-registry/agent-7/{path}": "torhc==2.0\napex\n"}
+
+
+async def test_a_failed_build_is_told_with_the_end_of_its_output(bench: Bench) -> None:
+    """Also when W&B gets to know it from the next worker, which has not seen the build."""
+    bench.building.output = ["x" * 10_000, "secret: " + OWN_KEY, "pip: no matching distribution"]
+    bench.building.errors = [Never("the build failed", code="LW-BUILD", stage=Stage.BUILD)]
+    bench.items.errors = [Unreachable("W&B is away")]
+    body = {**code(_wandb_api_key=OWN_KEY), "agentRun": "agent-7", "entity": "acme"}
+    assert (await bench.worker("w1").handle(body)).verdict is Verdict.AGAIN
+    assert OWN_KEY not in repr(await bench.only_record())
+    assert (await bench.worker("w2").handle(body)).verdict is Verdict.NEVER
+    (log,) = bench.items.files.values()
+    assert log.endswith("\nsecret: ***\npip: no matching distribution")
+    assert bench.items.attached == [["item-1/error/error.log"]]
+    assert bench.items.failed == [("item-1", "the build failed", "build")]
+    failure = (await bench.only_record()).failure
+    assert failure is not None
+    assert failure.log == "", "what has been told is not kept"
+
+
+async def test_a_run_of_a_sweep_that_is_over_is_refused_before_anything_is_fetched(bench: Bench) -> None:
+    class Over(Sweeps):
+        async def check(self, launch: Launch) -> None:
+            raise Never(f"Sweep {launch.sweep_id} is over", code="LW-SWEEP-OVER")
+
+    worker = bench.worker("w1")
+    worker.pipeline._sweeps = Over(None)
+    outcome = await worker.handle(code(sweep_id="s1"))
+    assert (outcome.verdict, outcome.code, outcome.stage) == (Verdict.NEVER, "LW-SWEEP-OVER", "agent")
+    assert bench.building.asked == 0
 
 
 async def test_code_without_a_builder_is_refused_with_the_remedy(bench: Bench) -> None:
@@ -423,9 +477,9 @@ async def test_too_many_tries_are_a_refusal(bench: Bench) -> None:
 
 async def test_a_refusal_is_decided_in_the_ledger_then_told_to_wandb_then_to_the_dlq(bench: Bench) -> None:
     class Watching(FakeQueueItems):
-        async def fail(self, item_id: str, message: str, stage: str) -> None:
+        async def fail(self, item_id: str, message: str, stage: str, files: Sequence[str] = ()) -> None:
             states.append((await bench.only_record()).state)
-            await super().fail(item_id, message, stage)
+            await super().fail(item_id, message, stage, files)
 
     states: list[LaunchState] = []
     bench.items = Watching(bench.queue.told)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.fakes.cloudwatch import CloudWatch, FakeLogFeed
 from tests.fakes.companion import FakeCompanion
-from tests.fakes.launch_queue import FakeLaunchQueue
+from tests.fakes.launch_queue import FakeLaunchQueue, no_unstarted_runs
 from tests.fakes.ledger import MemoryLedger
 from tests.fakes.sagemaker import FakeSageMaker
 from tests.unit.records import OTHER, WORKER, record, waiting
@@ -170,6 +170,7 @@ class Bench:
                 deployment="default",
                 pause=TICK,
             ),
+            unstarted=no_unstarted_runs(),
             heartbeats=CompanionHeartbeats(
                 self.companion,
                 interval=60.0,

@@ -68,7 +68,7 @@ async def upsert_run(
         "notes": notes,
         "config": json.dumps({key: {"value": value} for key, value in (config or {}).items()}),
     }
-    await api.graphql("UpsertBucket", _UPSERT, variables)
+    await api.graphql("UpsertBucket", _UPSERT, {k: v for k, v in variables.items() if v is not None})
 
 
 async def upload_run_file(api: WandbApi, where: RunAddress, name: str, content: bytes) -> None:

@@ -30,6 +30,11 @@ class BuildOutput:
                 found[text[:_LONGEST]] = None
 
     @property
+    def failed(self) -> tuple[str, ...]:
+        """Packages that were left out."""
+        return tuple(self._failed)
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Packages that were left out are one warning, in W&B's words."""
         failed = ", ".join(self._failed)

@@ -1,1 +1,1 @@
-"""Where launches come from: SQS messages under a lease, and W&B's launch queue they are reported to."""
+"""Where launches come from: W&B's launch queues, mirrored into SQS and reported back to, and messages under a lease."""

@@ -1,13 +1,21 @@
-"""Telling everybody that a launch is refused: W&B's queue item, then the dead-letter queue."""
+"""Telling everybody that a launch is refused or waits: W&B's queue item with its files, the dead-letter queue."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 from worker.clients.wandb_api import WandbRefused
+from worker.clients.wandb_runs import RunAddress
+from worker.errors import Stage
 from worker.intake.sqs import LaunchQueue
-from worker.intake.wandb_queue import QueueItems
+from worker.intake.wandb_queue import QUEUE_PROJECT, QueueItems
 from worker.launch.intent import MAX_KEPT_BODY
 from worker.launch.record import Failure, LaunchRecord
 from worker.ops.logging import get_logger
+
+_REMEMBERED = 1000
+"""Items whose last warning is known, so that it is not told again."""
 
 _log = get_logger()
 
@@ -19,15 +27,11 @@ class Refusals:
         """`items`: None while W&B is offline."""
         self._items = items
         self._queue = queue
+        self._warned: dict[str, str] = {}
 
     async def report(self, record: LaunchRecord, failure: Failure) -> None:
         """Raises `Again` when W&B or SQS does not answer: the refusal stands and is reported later."""
-        if record.item_id and self._items:
-            try:
-                await self._items.fail(record.item_id, failure.reason, failure.stage)
-            except WandbRefused as error:
-                # The item is gone or not ours to fail; the DLQ still tells.
-                _log.warning("queue_item_not_failed", launch_id=record.launch_id, error=str(error))
+        await self.fail_item(record, failure.reason, failure.stage, log=failure.log)
         await self._queue.copy_to_dlq(
             record.message,
             record.launch_id,
@@ -41,11 +45,59 @@ class Refusals:
             },
         )
 
+    async def fail_item(self, record: LaunchRecord, message: str, stage: str, *, log: str = "") -> None:
+        """The queue item of a launch has failed; `log` becomes its `error.log`. Raises `Again`."""
+        if not record.item_id or self._items is None:
+            return
+        try:
+            files = await self._attached(self._items, record, "error", "error.log", log)
+            await self._items.fail(record.item_id, message, stage, files)
+        except WandbRefused as error:
+            # The item is gone or not ours to fail; ledger and DLQ still tell.
+            _log.warning("queue_item_not_failed", launch_id=record.launch_id, error=str(error))
+
     async def warn(self, item_id: str, message: str, stage: str) -> None:
-        """Show passing trouble on the queue item; never fails, since the trouble may be W&B itself."""
-        if not item_id or self._items is None:
+        """Show passing trouble on the queue item, once while it stays the same; never fails, since the trouble may be
+        W&B itself."""
+        if not item_id or self._items is None or self._warned.get(item_id) == message:
             return
         try:
             await self._items.warn(item_id, message, stage)
         except Exception as error:  # of any kind: an answer nobody foresaw must not end a loop of launches
             _log.warning("queue_item_not_warned", error=str(error) or type(error).__name__)
+        else:
+            self._remember(item_id, message)
+
+    async def warn_of_build(
+        self, record: LaunchRecord, warnings: Sequence[str], packages: Sequence[str]
+    ) -> None:
+        """Shown as `warn` does; the list of `packages` that the image lacks goes along as a file."""
+        if not warnings or not record.item_id or self._items is None:
+            return
+        text = "".join(f"{package}\n" for package in packages)
+        try:
+            files = await self._attached(self._items, record, "warning", "failed-packages.log", text)
+            for warning in warnings:
+                await self._items.warn(record.item_id, warning, Stage.BUILD, files)
+        except Exception as error:  # of any kind, as above
+            _log.warning("queue_item_not_warned", error=str(error) or type(error).__name__)
+
+    def _remember(self, item_id: str, message: str) -> None:
+        self._warned.pop(item_id, None)
+        self._warned[item_id] = message
+        if len(self._warned) > _REMEMBERED:
+            del self._warned[next(iter(self._warned))]
+
+    async def _attached(
+        self, items: QueueItems, record: LaunchRecord, kind: Literal["error", "warning"], name: str, text: str
+    ) -> list[str]:
+        """The paths of what could be attached: files belong to the run of the agent that mirrored the item."""
+        if not text or not record.agent_run:
+            return []
+        agent = RunAddress(record.queue_entity or record.run.entity, QUEUE_PROJECT, record.agent_run)
+        try:
+            return [await items.attach(agent, record.item_id, kind, name, text)]
+        except WandbRefused as error:
+            # The agent's run may be deleted: the message matters more than its file.
+            _log.warning("queue_item_file_refused", launch_id=record.launch_id, error=str(error))
+            return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,10 @@ MAX_VISIBILITY = 43_200.0
 _MAX_BATCH = 10
 _MAX_DLQ_BODY = 200_000
 """Bytes of a refused body that are copied; a queue's maximum may be as low as 256 KiB, attributes included."""
+MAX_MESSAGE_BYTES = 1 << 20
+"""SQS's own maximum (SetQueueAttributes, MaximumMessageSize); a queue's may be lower."""
+_NOT_IN_GROUP = re.compile(r"[^A-Za-z0-9!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]")
+"""What a MessageGroupId may not hold (SendMessage)."""
 _LOST_CODES = frozenset({"ReceiptHandleIsInvalid", "MessageNotInflight", "InvalidParameterValue"})
 
 
@@ -31,6 +36,8 @@ class QueueFacts:
     fifo: bool
     dlq_url: str
     """Empty: refused messages are copied nowhere."""
+    max_bytes: int = MAX_MESSAGE_BYTES
+    """Largest message that it takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,16 +119,36 @@ class LaunchQueue:
                 ),
             )
 
-    async def send(self, body: str, launch_id: str, *, group: str = "", again: str = "") -> str:
+    async def send(
+        self, body: str, launch_id: str, *, group: str = "", again: str = "", delay: int = 0
+    ) -> str:
         """Send a launch message; returns its message id. FIFO: group and deduplication id are the launch id;
         standard: the group, a W&B queue, gives SQS fair queues. `again` tells a further sending of the same launch
-        from the one before, which SQS would silently drop within five minutes."""
+        from the one before, which SQS would silently drop within five minutes. Nobody receives it for `delay` seconds
+        (which SQS knows for a FIFO queue as a whole only)."""
         extra = self._ordering(launch_id, group, again)
+        if delay and not self.facts.fifo:
+            extra = {**extra, "DelaySeconds": delay}
         answer = await call(
             "SendMessage",
             lambda: self._client.send_message(QueueUrl=self.facts.url, MessageBody=body, **extra),
         )
         return answer["MessageId"]
+
+    async def depth(self) -> int:
+        """Messages that are not deleted yet: visible, in work or hidden, delayed. Approximate, as SQS's numbers are."""
+        answer = await call(
+            "GetQueueAttributes",
+            lambda: self._client.get_queue_attributes(
+                QueueUrl=self.facts.url,
+                AttributeNames=[
+                    "ApproximateNumberOfMessages",
+                    "ApproximateNumberOfMessagesNotVisible",
+                    "ApproximateNumberOfMessagesDelayed",
+                ],
+            ),
+        )
+        return sum(int(number) for number in answer["Attributes"].values())
 
     async def copy_to_dlq(self, body: str, launch_id: str, attributes: Mapping[str, str]) -> None:
         """Copy a refused message, secrets already taken out, with the reason in its attributes."""
@@ -153,7 +180,7 @@ class LaunchQueue:
         if self.facts.fifo:
             distinct = f"{launch_id}-{again}" if again else launch_id
             return {"MessageGroupId": launch_id, "MessageDeduplicationId": distinct}
-        return {"MessageGroupId": group} if group else {}
+        return {"MessageGroupId": _NOT_IN_GROUP.sub("-", group)[:128]} if group else {}
 
 
 async def queue_facts(client: SQSClient, url: str, dlq_url: str) -> QueueFacts:
@@ -162,7 +189,9 @@ async def queue_facts(client: SQSClient, url: str, dlq_url: str) -> QueueFacts:
     try:
         answer = await call(
             "GetQueueAttributes",
-            lambda: client.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn", "RedrivePolicy"]),
+            lambda: client.get_queue_attributes(
+                QueueUrl=url, AttributeNames=["QueueArn", "RedrivePolicy", "MaximumMessageSize"]
+            ),
         )
     except AwsRefused as error:
         raise SettingsError(f"LAUNCH_QUEUE_URL: {url}: {error.aws_message}") from error
@@ -170,7 +199,8 @@ async def queue_facts(client: SQSClient, url: str, dlq_url: str) -> QueueFacts:
     if not dlq_url and (policy := attributes.get("RedrivePolicy")):
         dlq_name = json.loads(policy)["deadLetterTargetArn"].rpartition(":")[2]
         dlq_url = (await call("GetQueueUrl", lambda: client.get_queue_url(QueueName=dlq_name)))["QueueUrl"]
-    return QueueFacts(url, attributes["QueueArn"], url.endswith(".fifo"), dlq_url)
+    largest = int(attributes.get("MaximumMessageSize", MAX_MESSAGE_BYTES))
+    return QueueFacts(url, attributes["QueueArn"], url.endswith(".fifo"), dlq_url, largest)
 
 
 def _message(raw: Mapping[str, Any]) -> SqsMessage:

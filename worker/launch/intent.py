@@ -51,6 +51,7 @@ def intent_record(
     if isinstance(parsed, BadMessage):
         hidden = tuple(secrets)
         run, item_id = RunRef("", "", launch_id[:10]), item_id_of(body)
+        queue = queue_entity = agent_run = ""
     else:
         spec = parsed.run_spec
         own = spec.wandb_api_key.get_secret_value() if spec.wandb_api_key else ""
@@ -58,6 +59,7 @@ def intent_record(
         names = (spec.entity, spec.project.lower(), spec.run_id or launch_id[:10])
         run = RunRef(*(hide_secrets(name, hidden) for name in names))
         item_id = parsed.item_id
+        queue, queue_entity, agent_run = parsed.queue, parsed.entity, parsed.agent_run
     kept = redact_body(body, hidden)[:MAX_KEPT_BODY]
     return LaunchRecord(
         launch_id=launch_id,
@@ -65,6 +67,9 @@ def intent_record(
         owner=owner,
         run=run,
         item_id=hide_secrets(item_id, hidden),
+        queue=hide_secrets(queue, hidden),
+        queue_entity=hide_secrets(queue_entity, hidden),
+        agent_run=hide_secrets(agent_run, hidden),
         # Lone surrogates, which UTF-8 and so ledger and queues cannot hold, go.
         message=kept.encode("utf-8", "replace").decode(),
         message_id=message_id,

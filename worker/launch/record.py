@@ -48,6 +48,8 @@ class Failure:
     stage: str
     code: str
     reason: str
+    log: str = ""
+    """The end of the build's output, kept until W&B has been told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,8 @@ class LaunchRecord:
     """W&B run queue item id; empty for direct launches."""
     queue: str = ""
     queue_entity: str = ""
+    agent_run: str = ""
+    """The launch agent's own run in W&B, whose files W&B shows with the item; empty: nobody mirrored it."""
     message: str = ""
     """The SQS body with secrets taken out, kept until SageMaker accepts the job (for the DLQ)."""
     message_id: str = ""

@@ -15,15 +15,16 @@ from worker.ledger.sqlite import open_sqlite_ledger
 if TYPE_CHECKING:
     from types_aiobotocore_dynamodb import DynamoDBClient
 
-_SQLITE = "sqlite:///"
+SQLITE = "sqlite:///"
+"""Before the path of a SQLite file."""
 _DYNAMODB = "dynamodb://"
 
 
 @contextlib.asynccontextmanager
 async def open_ledger(address: str, dynamodb: DynamoDBClient) -> AsyncIterator[Ledger]:
     """Open `sqlite:///PATH` or `dynamodb://TABLE`; raises `SettingsError` for anything else."""
-    if address.startswith(_SQLITE):
-        async with open_sqlite_ledger(Path(address.removeprefix(_SQLITE))) as ledger:
+    if address.startswith(SQLITE):
+        async with open_sqlite_ledger(Path(address.removeprefix(SQLITE))) as ledger:
             yield ledger
     elif address.startswith(_DYNAMODB):
         yield DynamoDbLedger(dynamodb, address.removeprefix(_DYNAMODB))

@@ -32,6 +32,7 @@ NAME = "launch-dev"
 """Of the ECR repository and of the S3 bucket."""
 TABLE = "launch-ledger"
 QUEUE = "launches"
+"""Of the SQS queue, and of the W&B launch queue that is mirrored into it."""
 DEAD_LETTER_QUEUE = "launches-dlq"
 MAX_RECEIVE_COUNT = 1000
 WANDB_KEY = "local" + "0" * 35
@@ -94,6 +95,7 @@ class LocalServices:
             "LAUNCH_LEDGER": f"dynamodb://{self.table}",
             **({"LAUNCH_REGISTRY": self.registry} if self.ecr else {"LAUNCH_BUILDER": "none"}),
             "LAUNCH_ENTITY": self.wandb.entity,
+            "LAUNCH_WANDB_QUEUES": QUEUE,
             "WANDB_BASE_URL": self.wandb.base_url,
             "WANDB_API_KEY": WANDB_KEY,
         }
@@ -118,6 +120,7 @@ async def running_stack(
         aws = await stack.enter_async_context(running_aws(aws_port))
         stack.enter_context(aws_like_logs())
         wandb = await stack.enter_async_context(running_wandb_double(wandb_port, ENTITY))
+        wandb.queue(ENTITY, QUEUE).resource = "sagemaker"
         docker, ecr, missing = await _docker_and_registry(stack, registry_port, executor)
         chosen = await _executor(executor, docker, ecr)
         sagemaker = await stack.enter_async_context(
@@ -225,7 +228,7 @@ def describe(services: LocalServices) -> list[str]:
     lines = [
         f"AWS           {services.aws_endpoint}  (account {ACCOUNT}, {REGION})",
         f"queue         {services.queue_url}",
-        f"W&B           {services.wandb.base_url}  (entity {services.wandb.entity})",
+        f"W&B           {services.wandb.base_url}  (entity {services.wandb.entity}, launch queue {QUEUE})",
         f"registry      {services.registry or 'none'}",
         f"training jobs {'docker containers' if services.executor.name == 'docker' else 'local processes'}",
     ]

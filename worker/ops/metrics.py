@@ -59,6 +59,7 @@ class Metrics:
             "launch_aws_rate", "Present pace by API, calls a second.", ["api"], registry=registry
         )
         self._count_logs(registry)
+        self._count_mirror(registry)
         self.claims = Counter("launch_claims", "Launches taken over from other workers.", registry=registry)
         self.ownership_lost = Counter(
             "launch_ownership_lost", "Launches another worker took over.", registry=registry
@@ -88,6 +89,17 @@ class Metrics:
         )
         self.wandb_posts = Counter(
             "launch_wandb_posts", "W&B requests by status.", ["status"], registry=registry
+        )
+
+    def _count_mirror(self, registry: CollectorRegistry) -> None:
+        self.mirror_items = Counter(
+            "launch_mirror_items",
+            "Items of W&B launch queues: popped, sent to SQS, acked, lost to others, left, failed.",
+            ["result"],
+            registry=registry,
+        )
+        self.mirror_backlog = Gauge(
+            "launch_mirror_backlog", "Mirrored launches that are not submitted yet.", registry=registry
         )
 
     def text(self) -> bytes:

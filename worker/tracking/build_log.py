@@ -12,6 +12,8 @@ from worker.tracking.port import Companion
 
 NAME = "logs/build.log"
 _MAX_BYTES = 8 << 20
+_MAX_END = 16_000
+"""Characters of a failed build's output that go with its failure: they pass through the ledger."""
 
 _log = get_logger()
 
@@ -50,6 +52,11 @@ class BuildLogs:
     def drop(self, launch_id: str) -> None:
         """Forget what was not published: the try failed, and the next one builds again."""
         self._kept.pop(launch_id, None)
+
+    def end_of(self, launch_id: str) -> str:
+        """The end of the output of a build that has not been published; empty if there was none."""
+        kept = self._kept.get(launch_id)
+        return "\n".join(kept.lines)[-_MAX_END:] if kept else ""
 
     async def publish(self, record: LaunchRecord, *, failure: str = "") -> None:
         """Upload a build's log, if there was one; `failure` ends the companion run, since no job will."""

@@ -124,6 +124,7 @@ def test_the_builder_reads_what_the_script_says(capsys: pytest.CaptureFixture[st
     for line in ("Step 1", *capsys.readouterr().out.splitlines(), "#7 0.1 " + FAILED + "c"):
         output.add(line)
     assert len(lines) == 6
+    assert output.failed == ("a==1", "b", "c")
     assert output.warnings == (
         "Some packages were not successfully installed during the build: a==1, b, c",
         "uv is old",
