@@ -26,6 +26,8 @@ from worker.ledger.membership import Membership
 from worker.ledger.port import WorkerBeat
 from worker.ops.health import serving_health
 from worker.ops.logging import get_logger
+from worker.ops.metrics import Metrics
+from worker.ops.runtime import settle_garbage_collector, watch_loop_lag
 from worker.ops.signals import crash_at, stop_on_signals
 from worker.persistence import Persistence
 from worker.pipeline import Pipeline, PipelineFacts
@@ -81,6 +83,7 @@ async def _serve(settings: Settings, secrets: KnownSecrets, stop: asyncio.Event)
         crash_at(settings.crash_at)
     async with opened(settings, secrets) as parts:
         service = wire(parts)
+        settle_garbage_collector()
         async with serving_health(
             settings.http_host,
             settings.http_port,
@@ -96,7 +99,7 @@ async def _serve(settings: Settings, secrets: KnownSecrets, stop: asyncio.Event)
                 region=parts.account.region,
                 http_port=port,
             )
-            await _run(service, stop)
+            await _run(service, stop, parts.metrics)
             _log.info("worker_stopped", worker=parts.worker)
 
 
@@ -223,12 +226,13 @@ def _delivery(parts: Opened, held: HeldLaunches) -> LogDelivery:
     )
 
 
-async def _run(service: Service, stop: asyncio.Event) -> None:
+async def _run(service: Service, stop: asyncio.Event, metrics: Metrics) -> None:
     """Both legs until `stop`; running jobs are given to other workers then, and the intake has the grace to drain."""
     async with asyncio.TaskGroup() as root:
         others = [
             root.create_task(service.supervisor.run(stop), name="supervisor"),
             root.create_task(service.locks.run(), name="build locks"),
+            root.create_task(watch_loop_lag(metrics), name="loop lag"),
         ]
         await service.receiver.run(stop)
         for task in others:
