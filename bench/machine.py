@@ -19,7 +19,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(psutil.virtual_memory().total / (1 << 30)),
+        "memory_gib": round(_memory() / (1 << 30)),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "launch-worker": __version__,
@@ -37,14 +37,14 @@ class Clock:
     @classmethod
     def now(cls) -> Clock:
         """Read it."""
-        times = psutil.cpu_times()
+        times = psutil.cpu_times()  # type: ignore[no-untyped-call]
         idle = times.idle + times.iowait
         return cls(sum(times) - idle, sum(times))
 
     def busy_cores_until(self, later: Clock) -> float:
         """How many cores were busy on average since then."""
         passed = later.total - self.total
-        cores = psutil.cpu_count() or 1
+        cores = os.cpu_count() or 1
         return (later.busy - self.busy) / passed * cores if passed else 0.0
 
 
@@ -53,6 +53,10 @@ def _cpu_model() -> str:
     return next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
     )
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _commit() -> str:

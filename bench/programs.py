@@ -117,14 +117,14 @@ class Program:
                 self._process.kill()
             for child in family[1:]:  # W&B's core outlives a client that was killed
                 with contextlib.suppress(psutil.Error):
-                    child.kill()
+                    child.kill()  # type: ignore[no-untyped-call]
         await self._process.wait()
         return time.monotonic() - began
 
     def _family(self) -> list[psutil.Process]:
         try:
-            process = psutil.Process(self.pid)
-            return [process, *process.children(recursive=True)]
+            process = psutil.Process(self.pid)  # type: ignore[no-untyped-call]
+            return [process, *process.children(recursive=True)]  # type: ignore[no-untyped-call]
         except psutil.Error:
             return []
 
