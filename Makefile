@@ -6,13 +6,14 @@ SHELL := /bin/sh
 BIN := .venv/bin
 STAMP := .venv/.stamp
 LOCALSTACK_STAMP := .venv-localstack/.stamp
+BENCH_STAMP := .venv/.bench-stamp
 WITH_DOCKERD := deploy/local/with-dockerd
 
 # `make chaos SEED=7 LAUNCHES=500`, or any option of `python -m tests.chaos --help` in ARGS.
 CHAOS_OPTIONS := SEED WORKERS LAUNCHES LEDGER EXECUTOR MINUTES
 lower = $(shell printf %s '$(1)' | tr A-Z a-z)
 
-.PHONY: help setup system demo dev check fmt test test-localstack chaos clean
+.PHONY: help setup system demo dev check fmt test test-localstack chaos bench bench-quick bench-page clean
 
 help: ## Show this help
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +63,19 @@ test-localstack: $(STAMP) $(LOCALSTACK_STAMP) ## SQS and Logs against LocalStack
 chaos: $(STAMP) ## Kill, freeze and starve workers, then audit: ARGS="--seed 7 --launches 500", or SEED=7 LAUNCHES=500
 	@$(if $(findstring docker,$(EXECUTOR) $(ARGS)),$(WITH_DOCKERD)) $(BIN)/python -m tests.chaos \
 		$(foreach option,$(CHAOS_OPTIONS),$(if $($(option)),--$(call lower,$(option)) $($(option)))) $(ARGS)
+
+bench: $(BENCH_STAMP) ## Measure the worker and W&B's agent against a simulator, side by side: 20 minutes
+	$(WITH_DOCKERD) $(BIN)/python -m bench run $(SCENARIOS)
+
+bench-quick: $(BENCH_STAMP) ## The same with smaller numbers: 3 minutes
+	$(WITH_DOCKERD) $(BIN)/python -m bench run --short $(SCENARIOS)
+
+bench-page: $(BENCH_STAMP) ## Put the last run's table and plots into docs/benchmarks.md
+	$(BIN)/python -m bench page
+
+$(BENCH_STAMP): $(STAMP)
+	@deploy/local/setup bench
+	@touch $@
 
 clean: ## Remove .venv, caches and local state
 	rm -rf .venv .venv-localstack .state build dist *.egg-info

@@ -7,12 +7,10 @@ import socket
 import time
 from dataclasses import dataclass
 
-from worker.building import Building
 from worker.delivery.closing import Closing
 from worker.delivery.loop import LogDelivery
 from worker.delivery.posting import Posting
-from worker.images.builder import ImageBuilder
-from worker.images.registry import EcrRegistry
+from worker.image_building import image_building
 from worker.intake.lease import Leases
 from worker.intake.mirror import Mirror
 from worker.intake.receiver import Receiver
@@ -30,19 +28,15 @@ from worker.ledger.port import WorkerBeat
 from worker.mirroring import mirror_of
 from worker.ops.health import serving_health
 from worker.ops.logging import get_logger
+from worker.ops.metrics import Metrics
+from worker.ops.runtime import settle_garbage_collector, watch_loop_lag
 from worker.ops.signals import crash_at, stop_on_signals
 from worker.persistence import Persistence
 from worker.pipeline import Pipeline, PipelineFacts
 from worker.preparing import PlanFacts, Preparing
 from worker.resources import Opened, opened
 from worker.retrying import Retrying
-from worker.settings import Settings, inherited_environment
-from worker.sources.checkout import SourceLimits
-from worker.sources.fetch import Sources
-from worker.sources.git import GitClient
-from worker.sources.git_command import INHERITED, INHERITED_PREFIXES
-from worker.sources.git_credentials import GitCredentials
-from worker.sources.job_code import JobCodeFetcher
+from worker.settings import Settings
 from worker.submission import Submission
 from worker.supervisor import Supervisor
 from worker.tracking.build_log import BuildLogs
@@ -89,6 +83,7 @@ async def _serve(settings: Settings, secrets: KnownSecrets, stop: asyncio.Event,
         service = wire(parts, mirror=mirror)
         if service.mirror is not None:
             await service.mirror.start()
+        settle_garbage_collector()
         async with serving_health(
             settings.http_host,
             settings.http_port,
@@ -104,7 +99,7 @@ async def _serve(settings: Settings, secrets: KnownSecrets, stop: asyncio.Event,
                 region=parts.account.region,
                 http_port=port,
             )
-            await _run(service, stop)
+            await _run(service, stop, parts.metrics)
             _log.info("worker_stopped", worker=parts.worker)
 
 
@@ -149,7 +144,7 @@ def wire(parts: Opened, *, mirror: bool = False) -> Service:
                 macros=dict(settings.macros),
                 policy=policy_of(settings),
             ),
-            building=_building(parts, locks, build_logs),
+            building=image_building(parts, locks, build_logs),
             jobs=parts.jobs,
             refusals=refusals,
         ),
@@ -245,7 +240,7 @@ def _delivery(parts: Opened, held: HeldLaunches, feed: LogFeed) -> LogDelivery:
     )
 
 
-async def _run(service: Service, stop: asyncio.Event) -> None:
+async def _run(service: Service, stop: asyncio.Event, metrics: Metrics) -> None:
     """Both legs until `stop`; running jobs are given to other workers then, and the intake has the grace to drain."""
     async with asyncio.TaskGroup() as root:
         if service.mirror is not None:
@@ -253,61 +248,12 @@ async def _run(service: Service, stop: asyncio.Event) -> None:
         others = [
             root.create_task(service.supervisor.run(stop), name="supervisor"),
             root.create_task(service.locks.run(), name="build locks"),
+            root.create_task(watch_loop_lag(metrics), name="loop lag"),
         ]
         await service.receiver.run(stop)
         for task in others:
             task.cancel()
     await service.supervisor.leave()
-
-
-def _building(parts: Opened, locks: BuildLocks, build_logs: BuildLogs) -> Building | None:
-    """None: only ready images are run."""
-    settings = parts.settings
-    if parts.docker is None:
-        return None
-    registry = EcrRegistry(
-        parts.aws.ecr,
-        parts.docker,
-        settings.registry,
-        create_repository=settings.create_repository,
-        secrets=parts.secrets,
-    )
-    builder = ImageBuilder(
-        parts.docker,
-        kind="buildkit" if settings.builder == "buildkit" else "docker",
-        network=settings.build_network,
-        timeout=settings.build_timeout,
-        max_builds=settings.max_builds,
-        work_dir=parts.work_dir,
-        low_water_bytes=settings.build_low_water,
-        platform=settings.platform,
-    )
-    git = GitClient(
-        environ=inherited_environment(INHERITED, INHERITED_PREFIXES),
-        credentials=GitCredentials(settings.git_credentials, parts.secrets),
-        allowed_hosts=settings.allowed_git_hosts,
-    )
-    limits = SourceLimits(settings.source_max_bytes, settings.source_max_files, settings.fetch_timeout)
-    return Building(
-        sources=Sources(
-            s3=parts.aws.s3,
-            git=git,
-            work_dir=parts.work_dir,
-            limits=limits,
-            jobs=JobCodeFetcher(parts.jobs, git, limits) if parts.jobs else None,
-        ),
-        builder=builder,
-        registry=registry,
-        locks=locks,
-        logs=build_logs,
-        metrics=parts.metrics,
-        base_image=settings.base_image,
-        platform=settings.platform,
-        deployment=settings.deployment,
-        work_dir=parts.work_dir,
-        cache_mounts=settings.builder == "buildkit",
-        allowed_images=settings.allowed_images,
-    )
 
 
 def _not_ready(service: Service, stop: asyncio.Event) -> str:

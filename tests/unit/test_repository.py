@@ -17,7 +17,7 @@ from worker.settings import load_settings
 ROOT = Path(__file__).parents[2]
 
 MODULE_LINES = 320
-TABLES = {"settings.py": 520}
+TABLES = {"worker/settings.py": 520}
 """Modules that are lists of fields, one after another, and nothing else to speak of."""
 FUNCTION_LINES = 60
 
@@ -43,7 +43,7 @@ def tracked_files() -> list[Path]:
 
 
 def modules() -> list[Path]:
-    return sorted((ROOT / "worker").rglob("*.py"))
+    return sorted([*(ROOT / "worker").rglob("*.py"), *(ROOT / "bench").rglob("*.py")])
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -107,7 +107,7 @@ def test_modules_keep_the_budgets(path: Path) -> None:
     source = path.read_text()
     tree = ast.parse(source)
     assert ast.get_docstring(tree), "every module says in its docstring what it is for"
-    assert len(source.splitlines()) <= TABLES.get(str(path.relative_to(ROOT / "worker")), MODULE_LINES)
+    assert len(source.splitlines()) <= TABLES.get(str(path.relative_to(ROOT)), MODULE_LINES)
     too_long = {node.name: code_lines(node) for node in functions(tree) if code_lines(node) > FUNCTION_LINES}
     assert not too_long
 
@@ -198,7 +198,8 @@ def test_make_explains_every_target() -> None:
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     targets = re.findall(r"^  make ([a-z-]+) +\S", shown, re.MULTILINE)
     assert targets == [
-        *("help", "setup", "demo", "dev", "check", "fmt", "test", "test-localstack", "chaos", "clean")
+        *("help", "setup", "demo", "dev", "check", "fmt", "test", "test-localstack"),
+        *("chaos", "bench", "bench-quick", "bench-page", "clean"),
     ]
 
 

@@ -27,7 +27,7 @@ from botocore.exceptions import (
 )
 from botocore.parsers import ResponseParserError
 
-from worker.clients.aws_answers import AnswerWatch, AwsClock
+from worker.clients.aws_answers import AnswerWatch, AwsClock, take_events_as_they_are
 from worker.errors import Again, Never, SettingsError, Stage, Throttled, Unreachable, WorkerError
 from worker.ops.rates import Rate
 
@@ -239,6 +239,9 @@ async def aws_clients(region: str = "") -> AsyncIterator[AwsClients]:
             clients.ecr,
         ):
             client.meta.events.register("after-call", watch)
+        clients.logs.meta.events.register(
+            "before-parse.cloudwatch-logs.FilterLogEvents", take_events_as_they_are
+        )
         yield clients
 
 

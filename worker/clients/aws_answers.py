@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
@@ -100,3 +102,17 @@ class AnswerWatch:
         fresh = await self._session.get_component("credential_provider").load_credentials()
         if held is not None and fresh is not None and not isinstance(fresh, AioRefreshableCredentials):
             held.access_key, held.secret_key, held.token = fresh.access_key, fresh.secret_key, fresh.token
+
+
+def take_events_as_they_are(
+    response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object
+) -> None:
+    """A page of FilterLogEvents holds up to 10,000 flat events, which JSON has read already: botocore's second reading,
+    member by member, takes three times as long as the first (event `before-parse`, aiobotocore/endpoint.py)."""
+    if response_dict["status_code"] != 200:
+        return
+    with contextlib.suppress(ValueError):  # botocore tells what is no JSON
+        page = json.loads(response_dict["body"])
+        if isinstance(page, dict) and isinstance(page.get("events"), list):
+            customized_response_dict["events"] = page.pop("events")
+            response_dict["body"] = json.dumps(page).encode()

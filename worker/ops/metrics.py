@@ -64,6 +64,12 @@ class Metrics:
         self.ownership_lost = Counter(
             "launch_ownership_lost", "Launches another worker took over.", registry=registry
         )
+        self.loop_lag = Histogram(
+            "launch_loop_lag_seconds",
+            "How late the event loop comes back to a task.",
+            buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
+            registry=registry,
+        )
 
     def _count_logs(self, registry: CollectorRegistry) -> None:
         self.log_events = Counter("launch_log_events", "CloudWatch events read.", registry=registry)

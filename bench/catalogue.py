@@ -1,0 +1,90 @@
+"""Which scenarios there are, in full and in short."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from bench.measurement import Measurement
+from bench.scenarios.agent import agent
+from bench.scenarios.burst import burst
+from bench.scenarios.running import printing, quiet
+from bench.scenarios.storm import storm
+from bench.scenarios.throughput import loud_job, throughput
+from bench.stage import Stage
+
+Run = Callable[[Stage], Awaitable[Sequence[Measurement]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One thing to do."""
+
+    name: str
+    what: str
+    full: Run
+    short: Run
+
+
+async def _burst(stage: Stage, count: int, quota: float | None) -> list[Measurement]:
+    return [await burst(stage, count=count, quota=quota)]
+
+
+async def _loud(stage: Stage, seconds: float) -> list[Measurement]:
+    return [await loud_job(stage, per_second=5000, seconds=seconds)]
+
+
+async def _throughput(stage: Stage, lines: int) -> list[Measurement]:
+    return [await throughput(stage, jobs=100, lines=lines)]
+
+
+SCENARIOS = (
+    Scenario(
+        "burst",
+        "300 launches at once, no quota",
+        full=lambda stage: _burst(stage, 300, None),
+        short=lambda stage: _burst(stage, 100, None),
+    ),
+    Scenario(
+        "quota",
+        "300 launches at once, CreateTrainingJob 1/s",
+        full=lambda stage: _burst(stage, 300, 1.0),
+        short=lambda stage: _burst(stage, 20, 1.0),
+    ),
+    Scenario(
+        "thousand",
+        "1,000 jobs: restart, quiet, 1 and 10 lines/s each, restart",
+        full=lambda stage: printing(stage, count=1000, seconds=40, rates=(1.0, 10.0)),
+        short=lambda stage: printing(stage, count=200, seconds=10, rates=(1.0,)),
+    ),
+    Scenario(
+        "loud",
+        "one job at 5,000 lines/s",
+        full=lambda stage: _loud(stage, 15),
+        short=lambda stage: _loud(stage, 5),
+    ),
+    Scenario(
+        "throughput",
+        "lines through one worker, spread over 100 jobs",
+        full=lambda stage: _throughput(stage, 10_000),
+        short=lambda stage: _throughput(stage, 1_000),
+    ),
+    Scenario(
+        "crowd",
+        "5,000 jobs, quiet",
+        full=lambda stage: quiet(stage, count=5000, seconds=40),
+        short=lambda stage: quiet(stage, count=500, seconds=10),
+    ),
+    Scenario(
+        "storm",
+        "builds of many sources at once, with docker",
+        full=lambda stage: storm(stage, count=20),
+        short=lambda stage: storm(stage, count=4),
+    ),
+    Scenario(
+        "agent",
+        "W&B's agent: a burst, its jobs, a burst under the quota",
+        full=lambda stage: agent(stage, count=40, seconds=30),
+        short=lambda stage: agent(stage, count=5, seconds=10),
+    ),
+)

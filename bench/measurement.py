@@ -1,0 +1,58 @@
+"""What a scenario reads off, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+WORKER = "launch-worker"
+AGENT = "wandb launch-agent"
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the project promised itself, and whether a number keeps it."""
+
+    text: str
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One program in one scenario."""
+
+    scenario: str
+    program: str
+    result: str
+    """The number that the scenario is about, in words."""
+    seconds: float
+    """Length of the window that the counts below are of."""
+    target: Target | None = None
+    calls: Mapping[str, int] = field(default_factory=dict)
+    """AWS calls by API."""
+    throttled: Mapping[str, int] = field(default_factory=dict)
+    rss_mib: float | None = None
+    pss_mib: float | None = None
+    """Resident memory of the program and its children, shared pages divided."""
+    cpu: float | None = None
+    """Share of one core."""
+    simulator_cpu: float | None = None
+    latency: Mapping[str, float | None] = field(default_factory=dict)
+    """Seconds from CloudWatch's ingestion to W&B, by percentile."""
+    lines: int = 0
+    lost: int = 0
+    doubled: int = 0
+    """Also lines at a second place, and posts that changed what stood already."""
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    """More, by name."""
+    notes: tuple[str, ...] = ()
+    """What a reader has to know to judge it."""
+    samples: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Series for plots."""
+
+
+def mib(size: int) -> float:
+    """Bytes as MiB, one decimal."""
+    return round(size / _MIB, 1)
