@@ -64,6 +64,7 @@ _SETTINGS = {
     "LAUNCH_RECEIVE_WAIT": "1",
     "LAUNCH_COMPANION_HEARTBEAT": "2",
     "LAUNCH_SHUTDOWN_GRACE": "5",
+    "LAUNCH_INIT_GRACE": "0.5",
     "LAUNCH_HTTP_PORT": "0",
     "LAUNCH_LOG_FORMAT": "json",
     # The local services share no quota with anybody.
