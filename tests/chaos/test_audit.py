@@ -164,3 +164,10 @@ def test_the_launchs_own_key_belongs_in_its_container_and_nowhere_else() -> None
     given = replace(WHOLE, jobs=[replace(JOB, api_key="5" * 40)])
     assert found(given, own, REFUSED) == []
     assert found(replace(given, ledger=replace(LEDGER, text="5" * 40)), own, REFUSED) == [("wrong", 1)]
+
+
+def test_a_job_that_starts_no_run_has_to_be_told_on_its_item() -> None:
+    launch = replace(LAUNCH, item="item-0")
+    assert found(WHOLE, launch, REFUSED) == [("wrong", 1)]
+    told = replace(WHOLE, failed_items={**WHOLE.failed_items, "item-0": NO_INIT})
+    assert found(told, launch, REFUSED) == []
