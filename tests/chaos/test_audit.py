@@ -11,6 +11,7 @@ import pytest
 from tests.chaos.audit import Sort, audit, console_time, out_of_order
 from tests.chaos.evidence import Event, Evidence, Job, LedgerContent, Letter, Record, Run
 from tests.chaos.workload import Case, Sent
+from worker.intake.unstarted import NO_INIT
 
 LAUNCH = Sent(
     Case(number=0, at=0, body="{}", launch_id="a" * 26, run_id="run-0", printed=("one", "two", "10%\r99%")),
