@@ -256,7 +256,8 @@ class Settings(BaseSettings):
     )
     allowed_git_hosts: StringList = Field((), description="Git hosts (globs) to fetch from. Empty: any.")
     allowed_regions: StringList = Field(
-        (), description="Regions that jobs may run in. Empty: the worker's own."
+        (),
+        description="Regions (globs) that jobs may run in; the worker's own has to be among them. Empty: any.",
     )
     allowed_subnets: StringList = Field(
         (), description="VPC subnets (globs) of jobs; a job without one is refused too. Empty: any or none."
