@@ -84,7 +84,7 @@ def plan_launch(
     if wrong or forbidden or unbuilt:
         missing = (unbuilt.problem,) if unbuilt else ()
         all_found = (*missing, *wrong, *forbidden)[:MAX_PROBLEMS]
-        found = at_their_origins(all_found, launch, request, draft.written)
+        found = at_their_origins(all_found, launch, request, draft.written, with_key=policy.container_key)
         code = "LW-BAD-MESSAGE" if wrong else POLICY_CODE if forbidden or not unbuilt else unbuilt.code
         raise BadMessage(found, code=code)
     name = training_job_name(request["TrainingJobName"], launch.launch_id, attempt)

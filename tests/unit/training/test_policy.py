@@ -220,6 +220,9 @@ def test_room_for_a_key_is_kept_only_where_there_is_one() -> None:
     assert len(plan_of(full, policy=Policy(container_key=False)).request["Environment"]) == 100
     with pytest.raises(BadMessage, match=r"has 89 variables beside 12 .* leave out 1"):
         plan_of(full)
+    fuller = message(sagemaker_args(Environment={**variables, "W": "x"}))
+    with pytest.raises(BadMessage, match=r"has 90 variables beside 11 .* leave out 1"):
+        plan_of(fuller, policy=Policy(container_key=False))
 
 
 def test_all_refusals_at_once() -> None:
