@@ -78,7 +78,7 @@ def _check_pasted(message: LaunchMessage, launch: Launch, settings: Settings) ->
     """As a worker does, which has the same key: raises `BadMessage` for one that stands in a wrong place."""
     key = settings.wandb_api_key
     try:
-        refuse_pasted_secrets(message, KnownSecrets([key.get_secret_value()] if key else []))
+        refuse_pasted_secrets(message, KnownSecrets([key.get_secret_value().strip()] if key else []))
     except BadMessage as error:
         raise PartlyBad(error.problems, launch) from None
 
