@@ -160,7 +160,10 @@ def _check_vpc(vpc: Mapping[str, Any], policy: Policy) -> Iterator[Problem]:
 def _check_amounts(request: Mapping[str, Any], policy: Policy) -> Iterator[Problem]:
     count = instance_count(request)
     if policy.max_instances is not None and count > policy.max_instances:
-        path = f"{SAGEMAKER_PATH}.ResourceConfig.InstanceCount"
+        name = (
+            "InstanceGroups" if _object(request, "ResourceConfig").get("InstanceGroups") else "InstanceCount"
+        )
+        path = f"{SAGEMAKER_PATH}.ResourceConfig.{name}"
         yield Problem(path, f"{count} instances are not allowed", f"use at most {policy.max_instances}")
     runtime = _object(request, "StoppingCondition").get("MaxRuntimeInSeconds", DEFAULT_RUNTIME)
     if policy.max_runtime is not None and isinstance(runtime, int) and runtime > policy.max_runtime:
