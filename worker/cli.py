@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import importlib.util
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -114,6 +115,8 @@ def validate(
     from worker.training.request import AccountFacts
 
     with exit_codes():
+        if account and not re.fullmatch(r"\d{12}", account, re.ASCII):
+            raise SettingsError(f"--account: {account!r} is not an AWS account; give its 12 digits")
         settings, read = _settings(env_file, config)
         _tell_ignored(read)
         region = region or settings.aws_region or "us-east-1"

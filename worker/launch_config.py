@@ -191,7 +191,9 @@ def _registry(section: _Section, region: str) -> str | None:
     name, region = name or repository, own_region or region
     # YAML reads digits as a number, and with a 0 in front as an octal one.
     account = f"{account:d}" if isinstance(account, int) else account
-    if not isinstance(account, str) or not _ACCOUNT.fullmatch(account):
+    if account is None:
+        section.wrong("account_id", "is missing", "name the registry's AWS account, or give uri")
+    elif not isinstance(account, str) or not _ACCOUNT.fullmatch(account):
         section.wrong("account_id", "is not the 12 digits of an AWS account", "write them in quotes")
     elif not name:
         section.wrong("repo_name", "is missing", "name the ECR repository, or give uri")

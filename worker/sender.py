@@ -16,8 +16,9 @@ from worker.intake.sqs import LaunchQueue, queue_facts
 from worker.launch.identity import identity_parts, launch_id
 from worker.launch.message import CodeSource, Launch, LaunchMessage, interpret, parse_message
 from worker.launch.parsing import PartlyBad
+from worker.launch.pasted import refuse_pasted_secrets
 from worker.launch.record import LaunchRecord, LaunchState
-from worker.launch.redaction import HIDDEN, redact_request
+from worker.launch.redaction import HIDDEN, KnownSecrets, redact_request
 from worker.ledger.opening import open_ledger
 from worker.settings import Settings
 from worker.sources.location import ACCEPTED, parse_location
@@ -62,13 +63,24 @@ def planned_request(body: str, settings: Settings, *, account: AccountFacts, ima
         policy=policy,
     )
     try:
-        launch = _launch(parse_message(body), settings, queue_arn="arn:aws:sqs:::", message_id="validate")
+        message = parse_message(body)
+        launch = _launch(message, settings, queue_arn="arn:aws:sqs:::", message_id="validate")
+        _check_pasted(message, launch, settings)
         _check_location(launch)
     except BadMessage as error:
         raise review(error, plan) from None
     made = plan(launch, image=image)
     request = with_api_key(made.request, HIDDEN) if policy.container_key else made.request
     return Planned(redact_request(request), made.warnings)
+
+
+def _check_pasted(message: LaunchMessage, launch: Launch, settings: Settings) -> None:
+    """As a worker does, which has the same key: raises `BadMessage` for one that stands in a wrong place."""
+    key = settings.wandb_api_key
+    try:
+        refuse_pasted_secrets(message, KnownSecrets([key.get_secret_value().strip()] if key else []))
+    except BadMessage as error:
+        raise PartlyBad(error.problems, launch) from None
 
 
 def _check_location(launch: Launch) -> None:

@@ -27,8 +27,24 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
 _ECR_ARN = re.compile(
     r"arn:(?P<partition>aws[a-z-]*):ecr:(?P<region>[a-z0-9-]+):(?P<account>\d{12}):repository/(?P<name>.+)"
 )
-_ECR_DOMAINS = {"aws-cn": "amazonaws.com.cn", "aws-iso": "c2s.ic.gov", "aws-iso-b": "sc2s.sgov.gov"}
-_PARTITIONS = {"cn-": "aws-cn", "us-gov-": "aws-us-gov", "us-isob-": "aws-iso-b", "us-iso-": "aws-iso"}
+# As in botocore's partitions.json.
+_ECR_DOMAINS = {
+    "aws-cn": "amazonaws.com.cn",
+    "aws-eusc": "amazonaws.eu",
+    "aws-iso": "c2s.ic.gov",
+    "aws-iso-b": "sc2s.sgov.gov",
+    "aws-iso-e": "cloud.adc-e.uk",
+    "aws-iso-f": "csp.hci.ic.gov",
+}
+_PARTITIONS = {
+    "cn-": "aws-cn",
+    "us-gov-": "aws-us-gov",
+    "eusc-": "aws-eusc",
+    "us-iso-": "aws-iso",
+    "us-isob-": "aws-iso-b",
+    "eu-isoe-": "aws-iso-e",
+    "us-isof-": "aws-iso-f",
+}
 _WANDB_FALLBACKS = {"entity": "WANDB_ENTITY", "max_jobs": "WANDB_LAUNCH_MAX_JOBS"}
 """Variables of W&B's agent that are taken where ours is not set (wandb/sdk/launch/_launch.py)."""
 MACRO_PREFIX = "LAUNCH_MACRO_"
@@ -256,7 +272,8 @@ class Settings(BaseSettings):
     )
     allowed_git_hosts: StringList = Field((), description="Git hosts (globs) to fetch from. Empty: any.")
     allowed_regions: StringList = Field(
-        (), description="Regions that jobs may run in. Empty: the worker's own."
+        (),
+        description="Regions (globs) that jobs may run in; the worker's own has to be among them. Empty: any.",
     )
     allowed_subnets: StringList = Field(
         (), description="VPC subnets (globs) of jobs; a job without one is refused too. Empty: any or none."

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from worker.errors import BadMessage, Never, SettingsError, WorkerError
+from worker.errors import BadMessage, Never, Problem, SettingsError, WorkerError
 
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 """Standard error."""
@@ -43,9 +43,16 @@ def exit_codes() -> Iterator[None]:
 
 
 def read_file(file: str) -> str:
-    """The text of FILE, or of standard input for `-`. Raises `SettingsError`."""
+    """The text of FILE, or of standard input for `-`, without a byte order mark.
+
+    Raises `SettingsError` for a file that cannot be read, `BadMessage` for one that is not UTF-8: what stands for the
+    characters that cannot be read would go to W&B as the launch's own."""
     try:
         raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as error:
         raise SettingsError(f"{file}: {error.strerror}") from error
-    return raw.decode("utf-8", "replace")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        what = f"is not UTF-8 text (byte {error.start + 1})"
+        raise BadMessage((Problem("$", what, "save the file as UTF-8"),)) from error

@@ -10,21 +10,20 @@ from typing import Any
 from tests.differential.launches import Case
 from tests.differential.wandb_agent import API_KEY, wandb_request
 from tests.unit.launches import ACCOUNT, BASE_URL, launch_of
-from worker.launch.message import CodeSource, JobSource, Launch
+from worker.launch.message import JOB_PATH, CodeSource, ImageSource, JobCode, JobSource, Launch
 from worker.training.plan import plan_launch
 from worker.training.policy import Policy
 from worker.training.request import with_api_key
 
 
 def our_launch(case: Case) -> Launch:
-    """The launch once its job, if it has one, is fetched."""
+    """The launch once its job, if it has one, is fetched, as `worker.preparing` makes it."""
     launch = launch_of(json.dumps(case.message))
     if case.job is None or not isinstance(launch.source, JobSource):
         return launch
-    launch = replace(launch, entry_point=launch.entry_point or case.job.entry_point)
-    if case.job.image:
-        return launch
-    return replace(launch, source=CodeSource("https://git.example.com/acme/nlp.git"))
+    code = CodeSource("https://git.example.com/acme/nlp.git", job=JobCode(name="acme/nlp/job", artifact="A"))
+    source = ImageSource(case.job.image, JOB_PATH) if case.job.image else code
+    return replace(launch, source=source, job_entry_point=case.job.entry_point)
 
 
 def our_request(case: Case) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-PATIENCE = 40.0
+PATIENCE = 90.0
 """Seconds any wait may take; on a busy machine the usual second becomes ten."""
 
 

@@ -43,6 +43,14 @@ async def test_the_environment_comes_first_and_netrc_after_it(netrc: Path) -> No
     assert await places("netrc", environment=OLD, netrc=netrc).read() == NETRC
 
 
+async def test_a_key_in_the_environment_may_end_in_a_line_break_but_is_a_key(netrc: Path) -> None:
+    assert await places(environment=f"{OLD}\n").read() == OLD
+    assert await places(environment=" \n", netrc=netrc).read() == NETRC
+    with pytest.raises(SettingsError, match=r"^WANDB_API_KEY: ") as raised:
+        await places(environment="two words").read()
+    assert "two words" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("base_url", "key"),
     [

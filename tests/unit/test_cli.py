@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 import worker
 from tests.fakes.aws_server import AwsError, AwsServer, serving_aws
-from tests.unit.launches import EXAMPLES, IMAGE, launch_of, message, sagemaker_args
+from tests.unit.launches import EXAMPLES, IMAGE, SAGEMAKER, launch_of, message, sagemaker_args
 from tests.unit.records import record
 from worker.cli import app
 from worker.launch.record import Failure, JobFacts, LaunchRecord, LaunchState
@@ -158,6 +158,28 @@ def test_validate_shows_no_secret(elsewhere: Path) -> None:
     assert "ffff" not in result.output
 
 
+def test_validate_refuses_the_workers_own_key_in_a_message(elsewhere: Path) -> None:
+    body = message(sagemaker_args(RoleArn=None), overrides={"run_config": {"key": "f" * 40}})
+    result = invoke("validate", written(elsewhere, body), env={"WANDB_API_KEY": "f" * 40})
+    assert (result.exit_code, result.stdout) == (1, "")
+    places = [line.partition(": ")[0] for line in result.stderr.splitlines()]
+    assert places == ["$.runSpec.overrides.run_config.key", f"{SAGEMAKER}.RoleArn"]
+    assert "ffff" not in result.output
+
+
+def test_a_message_is_read_as_utf_8_or_not_at_all(elsewhere: Path) -> None:
+    text = json.dumps(message(name="caf\u00e9"), ensure_ascii=False)
+    file = elsewhere / "m.json"
+    file.write_bytes(text.encode("utf-8-sig"))
+    marked = invoke("validate", str(file))
+    assert json.loads(marked.stdout)["Environment"]["WANDB_NAME"] == "caf\u00e9"
+    for encoding in ("latin-1", "utf-16"):
+        file.write_bytes(text.encode(encoding))
+        result = invoke("validate", str(file))
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr.startswith("$: is not UTF-8 text (byte ")
+
+
 def test_account_region_and_image_can_be_given(elsewhere: Path) -> None:
     body = message(sagemaker_args(RoleArn="trainer"))
     file = written(elsewhere, body)
@@ -218,6 +240,7 @@ def test_what_is_no_message_is_refused_without_a_traceback(elsewhere: Path, body
         (("validate", "nowhere.json"), {}, "nowhere.json: No such file"),
         (("validate", "."), {}, "Is a directory"),
         (("validate", "-"), {"LAUNCH_SLOTS": "0"}, "LAUNCH_SLOTS"),
+        (("validate", "-", "--account", "12"), {}, "--account: '12' is not an AWS account"),
         (("enqueue", "nowhere.json"), {}, "nowhere.json: No such file"),
         (("run",), {"LAUNCH_LEASE": "soon"}, "LAUNCH_LEASE"),
         (("run",), {"WANDB_API_KEY": "k" * 40}, "LAUNCH_QUEUE_URL"),

@@ -155,7 +155,7 @@ def test_registries(registry: str, expected: str | None) -> None:
         ("registry: {account_id: '1', region: r, repo_name: n}", "registry.account_id", "12 digits"),
         ("registry: {account_id: '123456789012', region: r}", "registry.repo_name", "is missing"),
         ("registry: {account_id: '123456789012', repo_name: r}", "registry.region", "is missing"),
-        ("registry: {repo_name: r, region: x}", "registry.account_id", "12 digits"),
+        ("registry: {repo_name: r, region: x}", "registry.account_id", "is missing"),
         ("builder: {type: kaniko}", "builder.type", "docker daemon"),
         ("builder: {type: podman}", "builder.type", "docker or noop"),
         ("builder: {platform: windows}", "builder.platform", "linux/amd64, linux/arm64"),

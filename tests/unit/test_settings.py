@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import botocore
 import pytest
 
 from worker.errors import SettingsError
-from worker.settings import Settings, load_settings, parse_duration, split_list, variable_name
+from worker.images.reference import parse_ecr_host
+from worker.settings import (
+    Settings,
+    load_settings,
+    parse_duration,
+    partition_of,
+    repository_uri,
+    split_list,
+    variable_name,
+)
 
 
 def read(**environ: str) -> Settings:
@@ -173,3 +184,14 @@ def test_amounts_of_the_policy() -> None:
     assert (read().max_instances, read().max_runtime) == (None, None)
     settings = read(LAUNCH_MAX_INSTANCES="4", LAUNCH_MAX_RUNTIME="12h")
     assert (settings.max_instances, settings.max_runtime) == (4, 43200.0)
+
+
+def test_partitions_and_ecr_domains_are_those_of_botocore() -> None:
+    known = json.loads((Path(botocore.__file__).parent / "data" / "partitions.json").read_text())
+    for partition in known["partitions"]:
+        for region in partition["regions"]:
+            if not region.startswith("aws-"):  # aws-cn-global is none
+                assert partition_of(region) == partition["id"], region
+                host = repository_uri("123456789012", region, "x").partition("/")[0]
+                assert host == f"123456789012.dkr.ecr.{region}.{partition['outputs']['dnsSuffix']}"
+                assert parse_ecr_host(host) is not None, host

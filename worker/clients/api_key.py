@@ -110,8 +110,8 @@ class KeyPlaces:
             return _checked(await self._secret(name))
         if kind == "ssm":
             return _checked(await self._parameter(name))
-        if kind != "netrc" and self.environment:
-            return self.environment
+        if kind != "netrc" and self.environment.strip():
+            return _checked(self.environment, "WANDB_API_KEY")
         key = "" if kind == "environment" else await asyncio.to_thread(self._from_netrc)
         if kind and not key:
             where = "WANDB_API_KEY is not set" if kind == "environment" else f"netrc names no {self._machine}"
@@ -183,8 +183,9 @@ def _member(text: str, name: str) -> str:
     return value
 
 
-def _checked(text: str) -> str:
+def _checked(text: str, where: str = _SETTING) -> str:
+    """Without the line break that files and secrets often end with."""
     key = text.strip()
     if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise SettingsError(f"{_SETTING}: what is there is not a W&B API key")
+        raise SettingsError(f"{where}: what is there is not a W&B API key")
     return key

@@ -42,6 +42,11 @@ def builder_arguments(
     return BuilderArguments(found["accelerator"] or found["cuda"], base), tuple(problems)
 
 
+def is_image_reference(text: str) -> bool:
+    """Docker takes it for the name of an image: host, path, tag and digest are of the right form."""
+    return _IMAGE.fullmatch(text) is not None
+
+
 def _object(value: Any, path: str, problems: list[Problem]) -> Mapping[str, Any]:
     if value is None:
         return {}
@@ -59,7 +64,7 @@ def _image(value: Any, path: str, problems: list[Problem]) -> str:
     if not isinstance(value, str):
         problems.append(Problem(path, f"should be a string, not {type_name(value)}", _REMEDY))
         return ""
-    if not _IMAGE.fullmatch(value):
+    if not is_image_reference(value):
         problems.append(Problem(path, "is not the reference of an image", _REMEDY))
         return ""
     return value

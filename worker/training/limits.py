@@ -18,6 +18,7 @@ from botocore.model import ListShape, MapShape, Shape, StringShape, StructureSha
 from botocore.validate import ParamValidator
 
 from worker.errors import MAX_PROBLEMS, Problem
+from worker.launch.builder_arguments import is_image_reference
 from worker.launch.message import SAGEMAKER_PATH, fold_argument
 from worker.launch.strict_json import json_path, type_name
 from worker.training.create_training_job import create_training_job
@@ -189,19 +190,24 @@ def _rules(request: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _image_rules(algorithm: Mapping[str, Any]) -> Iterator[Problem]:
     path = f"{SAGEMAKER_PATH}.AlgorithmSpecification"
-    image = algorithm.get("TrainingImage")
-    if image and algorithm.get("AlgorithmName"):
+    image, name = algorithm.get("TrainingImage"), algorithm.get("AlgorithmName")
+    if image and name and isinstance(name, str):
         yield Problem(path, "has both AlgorithmName and TrainingImage", "give one of them")
-    if not image and not algorithm.get("AlgorithmName"):
+    if not image and not name:
         yield Problem(path, "has neither AlgorithmName nor TrainingImage", "give one of them")
-    if (
-        isinstance(image, str)
-        and image
-        and "TrainingImageConfig" not in algorithm
-        and not _is_pullable(image)
-    ):
+    if not image or not isinstance(image, str):
+        return
+    if not is_image_reference(image):
+        yield Problem(f"{path}.TrainingImage", "is not the name of an image", _image_remedy(image))
+    elif "TrainingImageConfig" not in algorithm and not _is_pullable(image):
         what = "is not in Amazon ECR, the only registry SageMaker pulls from without TrainingImageConfig"
         yield Problem(f"{path}.TrainingImage", what, "push the image to ECR and name it there")
+
+
+def _image_remedy(image: str) -> str:
+    if "${" in image:
+        return "macros are substituted in resource_args only, and only those of the launch and LAUNCH_MACRO_*"
+    return "write it as HOST/REPOSITORY:TAG, the repository in lower case"
 
 
 def _is_pullable(image: str) -> bool:

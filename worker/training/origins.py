@@ -41,15 +41,20 @@ _OUR_TAGS = 3
 
 
 def at_their_origins(
-    problems: Iterable[Problem], launch: Launch, request: Mapping[str, Any], written: Mapping[str, str]
+    problems: Iterable[Problem],
+    launch: Launch,
+    request: Mapping[str, Any],
+    written: Mapping[str, str],
+    *,
+    with_key: bool,
 ) -> tuple[Problem, ...]:
     """Each problem where its cause stands in the message; one problem a place, the first that was found.
 
-    `written`: paths of the request that the sender spelled in another way."""
+    `written`: paths of the request that the sender spelled in another way; `with_key`: as for `check_limits`."""
     origins = dict(_origins(launch, request))
     first: dict[str, Problem] = {}
     for problem in problems:
-        counted = _counted(problem, launch, request)
+        counted = _counted(problem, launch, request, with_key=with_key)
         path = where_written(_origin(counted.path, origins), written)
         first.setdefault(path, replace(counted, path=path))
     return tuple(first.values())
@@ -71,7 +76,11 @@ def _origins(launch: Launch, request: Mapping[str, Any]) -> Iterator[tuple[str, 
         yield f"{algorithm}.ContainerEntrypoint", f"{_OVERRIDES}.entry_point"
     elif launch.job_entry_point:
         yield f"{algorithm}.ContainerEntrypoint", JOB_PATH
-    if isinstance(launch.source, ImageSource) and launch.source.given_at in (*DOCKER_IMAGE, JOB_PATH):
+    if (
+        isinstance(launch.source, ImageSource)
+        and launch.source.given_at in (*DOCKER_IMAGE, JOB_PATH)
+        and request["AlgorithmSpecification"].get("TrainingImage") == launch.source.image
+    ):
         yield f"{algorithm}.TrainingImage", launch.source.given_at
     own = _own_variables(launch, request)
     artifacts = f"{_OVERRIDES}.artifacts" if launch.artifacts else "$.runSpec.job"
@@ -82,19 +91,19 @@ def _origins(launch: Launch, request: Mapping[str, Any]) -> Iterator[tuple[str, 
             yield f"{_ENVIRONMENT}.{name}", origin
 
 
-def _counted(problem: Problem, launch: Launch, request: Mapping[str, Any]) -> Problem:
+def _counted(problem: Problem, launch: Launch, request: Mapping[str, Any], *, with_key: bool) -> Problem:
     """Too many variables or tags: what the worker adds is counted apart, and the largest part is named."""
     if problem.path == f"{SAGEMAKER_PATH}.Tags" and len(request.get("Tags", ())) > MAX_TAGS:
         given = len(request["Tags"]) - _OUR_TAGS
         what = f"has {given} tags beside {_OUR_TAGS} of the worker, SageMaker's limit is {MAX_TAGS}"
         return Problem(problem.path, what, f"leave out {given + _OUR_TAGS - MAX_TAGS}")
-    total = len(request.get("Environment", ())) + 1  # WANDB_API_KEY
+    total = len(request.get("Environment", ())) + with_key  # WANDB_API_KEY
     if problem.path != _ENVIRONMENT or total <= MAX_VARIABLES:
         return problem
     own = _own_variables(launch, request)
     chunks = {path: sum(map(bool, map(pattern.fullmatch, own))) for path, pattern in _CHUNKS.items()}
     largest = max(chunks, key=lambda path: chunks[path])
-    given = total - 1 - len(own)
+    given = total - with_key - len(own)
     if given >= chunks[largest]:
         what = f"has {given} variables beside {total - given} of the worker, SageMaker's limit is {MAX_VARIABLES}"
         return Problem(problem.path, what, f"leave out {total - MAX_VARIABLES}")

@@ -78,12 +78,13 @@ def plan_launch(
     request = draft.request
     limits = check_limits(request, with_key=policy.container_key)
     wrong = [*draft.problems, *limits, *_leaked_key(launch, request)]
-    forbidden = [p for p in check_policy(request, launch, policy) if not (unbuilt and _is_stand_in(p))]
+    refused = check_policy(request, launch, policy, region=account.region)
+    forbidden = [p for p in refused if not (unbuilt and _is_stand_in(p))]
     forbidden += check_fallbacks(request, launch, policy)
     if wrong or forbidden or unbuilt:
         missing = (unbuilt.problem,) if unbuilt else ()
         all_found = (*missing, *wrong, *forbidden)[:MAX_PROBLEMS]
-        found = at_their_origins(all_found, launch, request, draft.written)
+        found = at_their_origins(all_found, launch, request, draft.written, with_key=policy.container_key)
         code = "LW-BAD-MESSAGE" if wrong else POLICY_CODE if forbidden or not unbuilt else unbuilt.code
         raise BadMessage(found, code=code)
     name = training_job_name(request["TrainingJobName"], launch.launch_id, attempt)

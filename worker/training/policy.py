@@ -12,6 +12,7 @@ from worker.errors import Problem
 from worker.launch.message import (
     JOB_PATH,
     SAGEMAKER_PATH,
+    AlgorithmSource,
     CodeSource,
     ImageSource,
     JobSource,
@@ -62,10 +63,12 @@ class Policy:
         return replace(self, secure_mode=False, lock_entrypoint=False)
 
 
-def check_policy(request: Mapping[str, Any], launch: Launch, policy: Policy) -> tuple[Problem, ...]:
-    """Everything in the request and the launch that `policy` does not allow."""
+def check_policy(
+    request: Mapping[str, Any], launch: Launch, policy: Policy, *, region: str
+) -> tuple[Problem, ...]:
+    """Everything in the request and the launch that `policy` does not allow. `region`: where the job will run."""
     return (
-        *_check_names(request, launch, policy),
+        *_check_names(request, launch, policy, region),
         *_check_amounts(request, policy),
         *(_check_command(request, launch) if policy.secure_mode or policy.lock_entrypoint else ()),
         *(_check_replaced_image(launch) if policy.secure_mode else ()),
@@ -73,14 +76,14 @@ def check_policy(request: Mapping[str, Any], launch: Launch, policy: Policy) -> 
     )
 
 
-def _check_names(request: Mapping[str, Any], launch: Launch, policy: Policy) -> Iterator[Problem]:
+def _check_names(
+    request: Mapping[str, Any], launch: Launch, policy: Policy, region: str
+) -> Iterator[Problem]:
     resources, vpc = _object(request, "ResourceConfig"), _object(request, "VpcConfig")
     yield from _refused("role", policy.roles, [(("RoleArn",), request.get("RoleArn"))])
     yield from _refused("image", policy.images, _images(request))
     yield from _refused("instance type", policy.instance_types, _instance_types(request, resources))
-    yield from _refused(
-        "region", policy.regions, [(("region",), sagemaker_argument(launch.sagemaker, "region"))]
-    )
+    yield from _refused("Region", policy.regions, [(("region",), region)])
     yield from _refused("output location", policy.outputs, _outputs(request))
     if policy.subnets or policy.security_groups:
         yield from _check_vpc(vpc, policy)
@@ -157,7 +160,10 @@ def _check_vpc(vpc: Mapping[str, Any], policy: Policy) -> Iterator[Problem]:
 def _check_amounts(request: Mapping[str, Any], policy: Policy) -> Iterator[Problem]:
     count = instance_count(request)
     if policy.max_instances is not None and count > policy.max_instances:
-        path = f"{SAGEMAKER_PATH}.ResourceConfig.InstanceCount"
+        name = (
+            "InstanceGroups" if _object(request, "ResourceConfig").get("InstanceGroups") else "InstanceCount"
+        )
+        path = f"{SAGEMAKER_PATH}.ResourceConfig.{name}"
         yield Problem(path, f"{count} instances are not allowed", f"use at most {policy.max_instances}")
     runtime = _object(request, "StoppingCondition").get("MaxRuntimeInSeconds", DEFAULT_RUNTIME)
     if policy.max_runtime is not None and isinstance(runtime, int) and runtime > policy.max_runtime:
@@ -178,10 +184,26 @@ def _check_command(request: Mapping[str, Any], launch: Launch) -> Iterator[Probl
 
 def _check_replaced_image(launch: Launch) -> Iterator[Problem]:
     """W&B's configuration says that image overrides are refused; its agent lets them through."""
-    source = launch.source
-    if launch.job and isinstance(source, ImageSource) and source.given_at != JOB_PATH:
+    algorithm = json_path(SAGEMAKER_PATH, "AlgorithmSpecification")
+    match launch.source:
+        case ImageSource(given_at=path):
+            replaces = path != JOB_PATH
+        case AlgorithmSource():
+            path, replaces = json_path(algorithm, "AlgorithmName"), True
+        case JobSource():
+            path, replaces = json_path(algorithm, "TrainingImage"), _is_made_of_image(launch)
+        case _:
+            return
+    if launch.job and replaces:
         what = f"replaces the image of {launch.job}, which this worker forbids (LAUNCH_SECURE_MODE)"
-        yield Problem(source.given_at, what, "remove it, or launch the image without the job")
+        yield Problem(path, what, "remove it, or launch the image without the job")
+
+
+def _is_made_of_image(launch: Launch) -> bool:
+    """A TrainingImage with more in it than `${image_uri}` is another one: `STRANGER/${image_uri}`."""
+    algorithm = sagemaker_argument(launch.sagemaker, "AlgorithmSpecification")
+    image = sagemaker_argument(algorithm, "TrainingImage") if isinstance(algorithm, dict) else None
+    return isinstance(image, str) and image not in ("", "${image_uri}")
 
 
 def _check_own_key(launch: Launch) -> Iterator[Problem]:

@@ -181,7 +181,9 @@ def _algorithm(
     specification = {"TrainingInputMode": "File", **algorithm}
     if isinstance(launch.source, AlgorithmSource):
         return specification  # an algorithm brings its own image and entrypoint
-    if image:
+    if image and isinstance(
+        specification.get("TrainingImage", ""), str
+    ):  # else limits names what stands there
         specification["TrainingImage"] = image
     if command := launch.entry_point or launch.job_entry_point:
         specification["ContainerEntrypoint"] = list(command)
@@ -203,6 +205,8 @@ def _role_arn(value: Any, account: AccountFacts, problems: list[Problem]) -> str
         name = value.lstrip("/").removeprefix("role/")
         return f"arn:{account.partition}:iam::{account.account}:role/{name}"
     if not _ROLE_ARN.fullmatch(value):
+        if "${" in value:
+            remedy = "only the macros of the launch and LAUNCH_MACRO_* of the worker are substituted"
         problems.append(_problem("RoleArn", what="is not the ARN of an IAM role", remedy=remedy))
     return value
 

@@ -299,6 +299,14 @@ def test_registries_that_can_be_pulled_from_q24_q26(host: str) -> None:
     assert found(AlgorithmSpecification=algorithm(TrainingImage=f"{host}/train:1")) == []
 
 
+@pytest.mark.parametrize("name", ["a b", "Train:1", "train:", "train@sha256:ab", "${project_name}:1", "a//b"])
+def test_what_is_not_the_name_of_an_image_is_refused(name: str) -> None:
+    config = {"TrainingRepositoryAccessMode": "Vpc"}
+    for more in ({}, {"TrainingImageConfig": config}):
+        places = found(AlgorithmSpecification=algorithm(TrainingImage=f"{ECR}/{name}", **more))
+        assert places == ["AlgorithmSpecification.TrainingImage"]
+
+
 @pytest.mark.parametrize(
     "image",
     ["pytorch/pytorch:2.3.0", "python:3.12", "ghcr.io/a/b", "public.ecr.aws/a/b", f"{ECR}.evil.com/a", ECR],

@@ -256,6 +256,24 @@ def test_problems_of_fields_and_of_the_request_come_together(
         assert error.code == "LW-BAD-MESSAGE"
 
 
+@pytest.mark.parametrize("image", [3, ["x"], {"a": 1}])
+def test_a_training_image_that_is_no_text_is_refused_where_it_stands(image: Any) -> None:
+    """And not passed over for the launch's own image."""
+    arguments = sagemaker_args(algorithm_specification={"training_image": image})
+    assert paths(bad(message(arguments))) == [f"{SAGEMAKER}.algorithm_specification.training_image"]
+
+
+def test_an_algorithm_name_that_is_no_text_is_one_problem() -> None:
+    body = message(sagemaker_args(AlgorithmSpecification={"AlgorithmName": 5}))
+    assert paths(bad(body)) == [f"{SAGEMAKER}.AlgorithmSpecification.AlgorithmName"]
+
+
+def test_a_role_with_an_unknown_macro_says_which_there_are() -> None:
+    arn = "arn:aws:iam::${ACCOUNT}:role/x"
+    (problem,) = bad(message(sagemaker_args(RoleArn=arn))).problems
+    assert "LAUNCH_MACRO_*" in problem.remedy
+
+
 def test_a_good_message_is_read() -> None:
     assert plan_of(message()).warnings == ()
 

@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from tests.unit.launches import IMAGE, SAGEMAKER, launch_of, message, plan_of, request_of, sagemaker_args
+from tests.unit.launches import (
+    ACCOUNT,
+    IMAGE,
+    SAGEMAKER,
+    launch_of,
+    message,
+    plan_of,
+    request_of,
+    sagemaker_args,
+)
 from worker.errors import BadMessage
 from worker.launch.message import ImageSource
 from worker.settings import load_settings
@@ -35,7 +44,7 @@ VPC = {"SecurityGroupIds": ["sg-1", "sg-2"], "Subnets": ["subnet-1"]}
 
 
 def refused(policy: Policy, body: dict[str, Any], image: str | None = None) -> list[str]:
-    problems = check_policy(request_of(body, image=image), launch_of(body), policy)
+    problems = check_policy(request_of(body, image=image), launch_of(body), policy, region=ACCOUNT.region)
     assert all(problem.what and problem.remedy for problem in problems)
     return [problem.path.removeprefix(f"{SAGEMAKER}.") for problem in problems]
 
@@ -72,6 +81,7 @@ def refused(policy: Policy, body: dict[str, Any], image: str | None = None) -> l
         ),
         (Policy(regions=("us-*",)), {}, []),
         (Policy(regions=("us-*",)), {"region": "us-east-1"}, []),
+        (Policy(regions=("eu-*",)), {}, ["region"]),
         (Policy(regions=("eu-*",)), {"region": "us-east-1"}, ["region"]),
         (Policy(regions=("eu-*",)), {"Region": "us-east-1"}, ["region"]),
         (Policy(outputs=("s3://launch-dev/*",)), {}, []),
@@ -97,7 +107,7 @@ def refused(policy: Policy, body: dict[str, Any], image: str | None = None) -> l
         (Policy(environment=("HF_*",)), {"Environment": {"HF_HOME": "/hf"}}, []),
         (Policy(environment=("HF_*",)), {"environment": {"LD_PRELOAD": "x"}}, ["Environment.LD_PRELOAD"]),
         (Policy(max_instances=5), {"ResourceConfig": GROUPS}, []),
-        (Policy(max_instances=4), {"ResourceConfig": GROUPS}, ["ResourceConfig.InstanceCount"]),
+        (Policy(max_instances=4), {"ResourceConfig": GROUPS}, ["ResourceConfig.InstanceGroups"]),
         (Policy(max_runtime=3600), {}, []),
         (Policy(max_runtime=3599), {}, ["StoppingCondition.MaxRuntimeInSeconds"]),
         (Policy(max_runtime=3600), {"StoppingCondition": {}}, ["StoppingCondition.MaxRuntimeInSeconds"]),
@@ -167,6 +177,13 @@ JOB: dict[str, Any] = {"job": "acme/vision/train:v3"}
         (JOB, {}, ["$.runSpec.docker.docker_image"]),
         ({**JOB, "docker": {}, "image_uri": IMAGE}, {}, ["$.runSpec.image_uri"]),
         ({**JOB, "docker": {}}, {"TrainingImage": IMAGE}, ["AlgorithmSpecification.TrainingImage"]),
+        (
+            {**JOB, "docker": {}},
+            {"TrainingImage": "999999999999.dkr.ecr.us-east-1.amazonaws.com/${image_uri}"},
+            ["AlgorithmSpecification.TrainingImage"],
+        ),
+        ({**JOB, "docker": {}}, {"AlgorithmName": "stranger"}, ["AlgorithmSpecification.AlgorithmName"]),
+        ({}, {"AlgorithmName": "stranger"}, []),
     ],
 )
 def test_secure_mode_keeps_a_jobs_image(spec: dict[str, Any], algorithm: Any, expected: list[str]) -> None:
@@ -179,7 +196,7 @@ def test_the_image_that_a_job_holds_is_its_own() -> None:
     body = message(**JOB, docker={})
     resolved = replace(launch_of(body), source=ImageSource(IMAGE, "$.runSpec.job"))
     request = request_of(body, image=IMAGE)
-    assert check_policy(request, resolved, Policy(secure_mode=True)) == ()
+    assert check_policy(request, resolved, Policy(secure_mode=True), region=ACCOUNT.region) == ()
 
 
 def test_a_command_that_comes_from_the_source_is_not_locked() -> None:
@@ -203,6 +220,9 @@ def test_room_for_a_key_is_kept_only_where_there_is_one() -> None:
     assert len(plan_of(full, policy=Policy(container_key=False)).request["Environment"]) == 100
     with pytest.raises(BadMessage, match=r"has 89 variables beside 12 .* leave out 1"):
         plan_of(full)
+    fuller = message(sagemaker_args(Environment={**variables, "W": "x"}))
+    with pytest.raises(BadMessage, match=r"has 90 variables beside 11 .* leave out 1"):
+        plan_of(fuller, policy=Policy(container_key=False))
 
 
 def test_all_refusals_at_once() -> None:
