@@ -23,6 +23,10 @@ from worker.training.sagemaker import QuotaExceeded, QuotaTooSmall, SageMaker, T
 _log = get_logger()
 
 
+class _HeartbeatLate(Again):
+    """Another worker may have the launch by now; the next heartbeat tells."""
+
+
 class Submission:
     """Submits waiting launches as soon as there is room; one task per launch that is being submitted."""
 
@@ -157,7 +161,9 @@ class Submission:
     def _check(self, held: HeldLaunch) -> None:
         """Raise when CreateTrainingJob is not to be called any more, now that its turn has come."""
         if held.lost or not self._is_current():
-            raise Again("the ledger has had no heartbeat of this worker: another one may have the launch")
+            raise _HeartbeatLate(
+                "this worker's heartbeat is late: another one may have the launch", retry_after=1
+            )
         self._queue.check(held)
 
     async def _accept(self, held: HeldLaunch, job: TrainingJob) -> None:
@@ -206,7 +212,7 @@ class Submission:
                 record.tries, base=4, cap=120
             )
             held.update(tries=record.tries + 1, not_before=time.time() + pause)
-            waits = record.waits_for if isinstance(error, Throttled) else told
+            waits = record.waits_for if isinstance(error, Throttled | _HeartbeatLate) else told
             _log.warning("submit_again", launch_id=held.launch_id, error=told, again_in=round(pause, 1))
         if waits != record.waits_for:
             await self._tell_wait(held, waits, told)
