@@ -180,6 +180,7 @@ def _supervisor(parts: Opened, held: HeldLaunches, adoption: Adoption, refusals:
         hand_over_key=settings.container_api_key == "environment",
         max_jobs=settings.max_jobs,
         max_wait=settings.max_wait,
+        is_current=lambda: adoption.is_current,
     )
     return Supervisor(
         region=parts.aws.region,

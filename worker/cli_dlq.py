@@ -9,7 +9,7 @@ import asyncio
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,7 +27,7 @@ dlq = typer.Typer(
 )
 
 LetterId = Annotated[
-    str, typer.Argument(metavar="ID", help="Launch id or SQS message id, or the beginning of one.")
+    str, typer.Argument(metavar="ID", help="Launch id or SQS message id, or at least its first 4 characters.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
@@ -64,7 +64,8 @@ def show(letter_id: LetterId, as_json: AsJson = False, env_file: EnvFile = Path(
 @dlq.command()
 def retry(
     letter_id: Annotated[
-        str, typer.Argument(metavar="ID", help="Launch id or SQS message id, or the beginning of one.")
+        str,
+        typer.Argument(metavar="ID", help="Launch id or SQS message id, or at least its first 4 characters."),
     ] = "",
     everything: Annotated[bool, typer.Option("--all", help="All of them, each as it is.")] = False,
     message: Annotated[
@@ -147,7 +148,7 @@ def _settings(env_file: Path | None) -> Settings:
     return settings
 
 
-def _summary(letter: DeadLetter) -> dict[str, Any]:
+def _summary(letter: DeadLetter) -> dict[str, str]:
     from worker.dead_letters import run_of
 
     return {
@@ -162,20 +163,17 @@ def _summary(letter: DeadLetter) -> dict[str, Any]:
 
 
 def _print_table(found: Letters) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    columns = ("received", "launchId", "run", "stage", "code", "reason")
-    table = Table(box=None, pad_edge=False)
-    for name in columns:
-        table.add_column(name, overflow="fold", no_wrap=name in ("received", "code"))
-    for letter in found.letters:
-        summary = _summary(letter)
-        summary["launchId"] = letter.launch_id or letter.message_id
-        table.add_row(*(str(summary[name]) for name in columns))
-    if found.letters:
-        Console(highlight=False, markup=False).print(table)
-    else:
+    """A line a letter, never folded, so that ids can be copied and lines be searched; its reason stands below."""
+    rows = [_summary(letter) for letter in found.letters]
+    columns = ("received", "launchId", "code", "stage", "run")
+    for row in rows:
+        row["launchId"] = row["launchId"] or row["messageId"]
+    widths = {name: max([len(name), *(len(row[name]) for row in rows)]) for name in columns}
+    for row in [{name: name for name in columns}, *rows] if rows else ():
+        typer.echo("  ".join(row[name].ljust(widths[name]) for name in columns).rstrip())
+        for line in row.get("reason", "").splitlines():
+            typer.echo(f"    {line}")
+    if not rows:
         typer.echo("no dead letters")
     if found.more:
         typer.echo(

@@ -75,12 +75,13 @@ class JobWatch:
             await asyncio.sleep(self._interval)
 
     async def _changes(self) -> None:
-        running = {
-            held.record.job_name: held for held in self._held if held.record.state is LaunchState.ACCEPTED
-        }
-        if not running:
+        if not self._running():
             return
-        for name, summary in (await self._status_feed.changes()).items():
+        changes = await self._status_feed.changes()
+        running = (
+            self._running()
+        )  # also those that were accepted while it looked: it may not tell of them again
+        for name, summary in changes.items():
             held = running.get(name)
             if held is None:
                 continue
@@ -91,6 +92,11 @@ class JobWatch:
         overdue = [held for held in running.values() if time.monotonic() - held.looked_at > _LOOK_ANYWAY]
         for held in overdue[:_LOOKS_AT_ONCE]:
             self._start_look(held)
+
+    def _running(self) -> dict[str, HeldLaunch]:
+        return {
+            held.record.job_name: held for held in self._held if held.record.state is LaunchState.ACCEPTED
+        }
 
     def _start_look(self, held: HeldLaunch) -> None:
         if held in self._describing:
@@ -105,6 +111,8 @@ class JobWatch:
             await self._persistence.until_done(held, "describe_training_job", lambda: self._describe(held))
             while held in self._changed_meanwhile:
                 self._changed_meanwhile.discard(held)
+                if has_ended(held.record.facts):
+                    break
                 await self._persistence.until_done(
                     held, "describe_training_job", lambda: self._describe(held)
                 )
@@ -119,13 +127,13 @@ class JobWatch:
         facts = await self._sagemaker.describe(name)
         if held.record.job_name != name:
             return  # the answer is about an earlier attempt
-        held.update(facts=facts)
-        if (facts.status, facts.secondary_status) != (before.status, before.secondary_status):
-            try:
-                await self._held.save([held])
-            except WorkerError:
-                held.update(facts=before)  # so that the next try sees the change again
-                raise
+        if (facts.status, facts.secondary_status) == (before.status, before.secondary_status):
+            held.update(facts=facts)
+        else:
+            # Durable before anybody acts on it: an end that is not written yet could be seen, and unseen again.
+            await self._held.advance(held, facts=facts)
+            if held.lost:
+                return
             _log.info(
                 "job_state",
                 launch_id=held.launch_id,

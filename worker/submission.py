@@ -6,26 +6,25 @@ import asyncio
 import time
 from collections.abc import Callable
 from traceback import format_exception
-from typing import Any
-
-from pydantic import SecretStr
 
 from worker.aio import backoff, effect
 from worker.clients.api_key import ApiKey
-from worker.errors import Again, MustRestart, Never, Stage, Throttled, WorkerError
+from worker.container_key import ContainerKey
+from worker.errors import Again, MustRestart, Never, Stage, Throttled, Unreachable, WorkerError
 from worker.intake.refusal import Refusals
-from worker.launch.record import Failure, LaunchRecord, LaunchState
-from worker.launch.redaction import is_secret_variable, redact_text
+from worker.launch.record import Failure, LaunchState
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ops.logging import get_logger
 from worker.ops.metrics import Metrics
-from worker.submit_queue import SubmitQueue, waited_so_far
+from worker.submit_queue import NotAsked, SubmitQueue, waited_so_far
 from worker.telling import RefusalTelling
-from worker.training.request import with_api_key
-from worker.training.retry import API_KEY_VARIABLE
 from worker.training.sagemaker import QuotaExceeded, QuotaTooSmall, SageMaker, TrainingJob
 
 _log = get_logger()
+
+
+class _HeartbeatLate(Again):
+    """Another worker may have the launch by now; the next heartbeat tells."""
 
 
 class Submission:
@@ -42,18 +41,22 @@ class Submission:
         hand_over_key: bool = True,
         max_jobs: int,
         max_wait: float,
+        is_current: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`hand_over_key`: False keeps the W&B key from containers."""
+        """`hand_over_key`: False keeps the W&B key from containers. `is_current`: no other worker can have taken this
+        one's launches over."""
         self._held = held
         self._sagemaker = sagemaker
         self._telling = RefusalTelling(held, refusals)
         self._refusals = refusals
         self._metrics = metrics
-        self._api_key = api_key
-        self._hand_over_key = hand_over_key
+        self._key = ContainerKey(api_key, sagemaker, hand_over=hand_over_key)
         self._max_wait = max_wait
+        self._is_current = is_current
         self._queue = SubmitQueue(held, metrics, max_jobs=max_jobs, max_wait=max_wait)
         self._settled: dict[str, asyncio.Future[None]] = {}
+        self._looked_up: set[str] = set()
+        """Launch ids that have no job, as far as each call that was made for them has had an answer."""
         self._wake = asyncio.Event()
         self._on_accepted: Callable[[HeldLaunch], None]
         self._on_given_up: Callable[[HeldLaunch], None]
@@ -72,7 +75,8 @@ class Submission:
         self._on_accepted, self._on_given_up = on_accepted, on_given_up
         async with asyncio.TaskGroup() as tasks:
             while True:
-                for held in self._queue.take_due(time.time()):
+                # A worker that was frozen submits nothing that another one may have decided about meanwhile.
+                for held in self._queue.take_due(time.time()) if self._is_current() else ():
                     tasks.create_task(self._submit(held), name=f"submit {held.record.job_name}")
                 self._wake.clear()
                 try:
@@ -85,7 +89,7 @@ class Submission:
         """Make no further attempt of a launch that waits for one; False: it does not."""
         if not held.record.is_between_attempts or held.record.given_up:
             return False
-        held.update(stop_reason=reason)
+        held.update(stop_reason=reason, not_before=0.0)
         await self._held.save([held])
         self._wake.set()
         return not held.lost
@@ -98,38 +102,69 @@ class Submission:
 
     async def _submit(self, held: HeldLaunch) -> None:
         try:
-            if held.record.failure is not None:  # adopted from a worker that could not tell it any more
-                await self._tell_refusal(held)
-            elif held.record.stop_reason:
-                await self._give_up(held, held.record.stop_reason)
-            else:
-                await self._create(held)
-        except QuotaTooSmall as error:
-            if not await self._falls_back(held, error):
-                await self._refuse(held, error)
-        except Never as error:
-            await self._refuse(held, error)
+            try:
+                await self._step(held)
+            except Exception as error:
+                await self._decide(held, error)
         except MustRestart:
             raise
         except Exception as error:  # one launch's trouble, also of a kind we did not foresee, ends no other
             if not isinstance(error, Again):
                 # Not as an exception: its text may quote the request, secrets included.
-                trace = self._without_secrets(held, "".join(format_exception(error)))
+                trace = self._key.without_secrets(held, "".join(format_exception(error)))
                 _log.error("submit_failed_unexpectedly", launch_id=held.launch_id, exception=trace)
             self._metrics.submits.labels("again").inc()
             await self._wait(held, error)
         finally:
             self._queue.done(held)
 
+    async def _step(self, held: HeldLaunch) -> None:
+        if held.record.failure is not None:  # adopted from a worker that could not tell it any more
+            await self._tell_refusal(held)
+        elif held.record.stop_reason:
+            await self._give_up(held, held.record.stop_reason)
+        else:
+            await self._create(held)
+
+    async def _decide(self, held: HeldLaunch, error: Exception) -> None:
+        """Act on what ends the waiting; raises what does not, or what says that nothing can be decided now."""
+        if isinstance(error, QuotaTooSmall) and await self._falls_back(held, error):
+            return
+        if isinstance(error, Never):
+            await self._refuse(held, error)
+            return
+        waited = waited_so_far(held.record, time.time())
+        if waited > self._max_wait and not isinstance(error, MustRestart):
+            told = self._key.without_secrets(held, str(error))
+            reason = f"Waited {waited / 3600:.1f} h (LAUNCH_MAX_WAIT) for SageMaker: {told}"
+            await self._refuse(held, Never(reason, code="LW-WAITED-TOO-LONG", stage=Stage.RUN))
+            return
+        raise error
+
     async def _create(self, held: HeldLaunch) -> None:
-        request = await self._request(held)
+        request = await self._key.put_in(held)
         try:
-            job = await self._sagemaker.create_or_adopt(request, still=lambda: self._queue.check(held))
+            job = await self._sagemaker.create_or_adopt(request, still=lambda: self._check(held))
         except QuotaExceeded as error:
+            # Of all quotas it may be the launch's own job, of a call without an answer, that has used it up.
+            asked = not isinstance(error, NotAsked)
+            if asked and held.launch_id not in self._looked_up and await self._accept_lost_answer(held):
+                return
             self._queue.refused(held, error.reason, time.time())
+            raise
+        except Unreachable:
+            self._looked_up.discard(held.launch_id)
             raise
         self._queue.admitted(held, time.time())
         await self._accept(held, job)
+
+    def _check(self, held: HeldLaunch) -> None:
+        """Raise when CreateTrainingJob is not to be called any more, now that its turn has come."""
+        if held.lost or not self._is_current():
+            raise _HeartbeatLate(
+                "this worker's heartbeat is late: another one may have the launch", retry_after=1
+            )
+        self._queue.check(held)
 
     async def _accept(self, held: HeldLaunch, job: TrainingJob) -> None:
         self._metrics.submits.labels(job.how).inc()
@@ -165,41 +200,19 @@ class Submission:
                 await asyncio.sleep(backoff(tries, cap=10))
                 tries += 1
 
-    async def _request(self, held: HeldLaunch) -> dict[str, Any]:
-        record = held.record
-        assert record.request is not None
-        if record.private_key and held.api_key is None:
-            held.api_key = await self._own_key(record)
-        key = held.api_key.get_secret_value() if held.api_key else self._api_key.value
-        # Offline without a key the container gets none either.
-        return with_api_key(record.request, key) if key and self._hand_over_key else dict(record.request)
-
-    async def _own_key(self, record: LaunchRecord) -> SecretStr:
-        """The key that the launch brought: the ledger does not have it, but the job of the attempt before."""
-        described = await self._sagemaker.description(record.previous_job)
-        if key := (described.get("Environment") or {}).get(API_KEY_VARIABLE):
-            return SecretStr(key)
-        gone = f"the W&B key that the launch brought is not in the Environment of {record.previous_job}"
-        raise Never(f"{gone}; send the launch again.", code="LW-KEY-GONE", stage=Stage.RUN)
-
     async def _wait(self, held: HeldLaunch, error: Exception) -> None:
-        """Back into the queue for as long as `max_wait`: nothing but a *never* is the launch's own fault here."""
-        now, record = time.time(), held.record
-        waited = waited_so_far(record, now)
-        told = self._without_secrets(held, str(error))
-        if waited > self._max_wait:
-            if not await self._accept_lost_answer(held):
-                reason = f"Waited {waited / 3600:.1f} h (LAUNCH_MAX_WAIT) for SageMaker: {told}"
-                await self._refuse(held, Never(reason, code="LW-WAITED-TOO-LONG", stage=Stage.RUN))
+        """Back into the queue: nothing but a *never* is the launch's own fault here."""
+        if held.lost:
             return
+        record, told = held.record, self._key.without_secrets(held, str(error))
         if isinstance(error, QuotaExceeded):
             waits = error.reason
         else:
             pause = (error.retry_after if isinstance(error, Again) else None) or backoff(
                 record.tries, base=4, cap=120
             )
-            held.update(tries=record.tries + 1, not_before=now + pause)
-            waits = record.waits_for if isinstance(error, Throttled) else told
+            held.update(tries=record.tries + 1, not_before=time.time() + pause)
+            waits = record.waits_for if isinstance(error, Throttled | _HeartbeatLate) else told
             _log.warning("submit_again", launch_id=held.launch_id, error=told, again_in=round(pause, 1))
         if waits != record.waits_for:
             await self._tell_wait(held, waits, told)
@@ -216,14 +229,13 @@ class Submission:
             await self._refusals.warn(held.record.item_id, f"Waiting to be submitted: {told}", Stage.RUN)
 
     async def _accept_lost_answer(self, held: HeldLaunch) -> bool:
-        """An earlier try may have made the job although its answer was lost: then it is running."""
+        """An earlier try may have made the job although its answer was lost: then it is running.
+
+        Raises what DescribeTrainingJob raises: without its answer nobody can say that there is no job."""
         assert held.record.request is not None
-        try:
-            job = await self._sagemaker.existing(held.record.request)
-        except Exception as error:  # as any other try that failed
-            _log.warning("lost_job_not_found", launch_id=held.launch_id, error=type(error).__name__)
-            return False
+        job = await self._sagemaker.existing(held.record.request)
         if job is None:
+            self._looked_up.add(held.launch_id)
             return False
         await self._accept(held, job)
         return True
@@ -242,31 +254,28 @@ class Submission:
             _log.warning("ledger_unreachable", error=str(trouble))
             held.update(not_before=time.time() + backoff(0, base=4))
             return True
-        told = f"{self._without_secrets(held, str(error))} {following} is taken instead."
+        told = f"{self._key.without_secrets(held, str(error))} {following} is taken instead."
         _log.warning("instance_type_changed", launch_id=held.launch_id, reason=told)
         await self._refusals.warn(record.item_id, told, Stage.RUN)
         self._wake.set()
         return True
 
-    def _without_secrets(self, held: HeldLaunch, text: str) -> str:
-        """AWS quotes the request it refuses, its Environment included."""
-        environment = (held.record.request or {}).get("Environment", {})
-        keys = [key.get_secret_value() for key in (held.api_key,) if key] + [*self._api_key.secrets]
-        hidden = [value for name, value in environment.items() if is_secret_variable(name)]
-        return redact_text(text, (*keys, *hidden))
-
     async def _refuse(self, held: HeldLaunch, error: Never) -> None:
-        """It can never become a job. A launch whose earlier attempts were jobs ends as the last of them did."""
-        self._metrics.submits.labels("never").inc()
-        told = self._without_secrets(held, str(error))
+        """It can never become a job, unless it is one already. A launch whose earlier attempts were jobs ends as the
+        last of them did."""
+        told = self._key.without_secrets(held, str(error))
         if held.record.previous_job:
+            self._metrics.submits.labels("never").inc()
             await self._give_up(held, told)
             return
+        if await self._accept_lost_answer(held):
+            return
+        self._metrics.submits.labels("never").inc()
         self._telling.decide(held, Failure(error.stage, error.code, told))
         await self._tell_refusal(held)
 
     async def _tell_refusal(self, held: HeldLaunch) -> None:
-        await self._telling.tell(held, lambda text: self._without_secrets(held, text))
+        await self._telling.tell(held, lambda text: self._key.without_secrets(held, text))
         self._settle(held)
 
     async def _give_up(self, held: HeldLaunch, why: str) -> None:
@@ -280,7 +289,7 @@ class Submission:
                     await self._held.advance(held, given_up=why)
                 break
             except Exception as error:  # of any kind: until it is written, nobody may act on it
-                _log.warning("ledger_unreachable", error=self._without_secrets(held, str(error)))
+                _log.warning("ledger_unreachable", error=self._key.without_secrets(held, str(error)))
                 await asyncio.sleep(backoff(tries, cap=10))
                 tries += 1
         if not held.lost:
@@ -289,6 +298,7 @@ class Submission:
         self._settle(held)
 
     def _settle(self, held: HeldLaunch) -> None:
+        self._looked_up.discard(held.launch_id)
         future = self._settled.pop(held.launch_id, None)
         if future is not None and not future.done():
             future.set_result(None)

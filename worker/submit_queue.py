@@ -16,6 +16,10 @@ from worker.training.status import has_ended
 _REASONS = ("quota", "room", "retry", "trouble", "turn")
 
 
+class NotAsked(QuotaExceeded):
+    """Another launch asks SageMaker for all that wait for the same machines."""
+
+
 def waited_so_far(record: LaunchRecord, now: float) -> float:
     """Seconds that a waiting launch has waited, in all its attempts."""
     return record.waited + now - record.waiting_at
@@ -43,10 +47,11 @@ class SubmitQueue:
         idle = [held for held in waiting if held.launch_id not in self._submitting]
         refused = [held for held in idle if held.record.state is LaunchState.REFUSED]
         to_submit = [held for held in idle if held.record.state is LaunchState.WAITING]
+        to_submit = [held for held in to_submit if held.record.not_before <= now]
         due = refused + [held for held in to_submit if held.record.stop_reason]
         room = self._room()
         for held in to_submit:
-            if held.record.stop_reason or held.record.not_before > now:
+            if held.record.stop_reason:
                 continue
             if room > 0 and self._has_turn(held, now):
                 due.append(held)
@@ -66,7 +71,7 @@ class SubmitQueue:
         """Raise `QuotaExceeded` when a try is known to be useless by now, and another launch is the one to ask."""
         kind = machine(held.record)
         if (reason := self._lines.reason(kind)) and self._asking.get(kind) != held.launch_id:
-            raise QuotaExceeded(f"SageMaker has no room: {reason}", reason=reason)
+            raise NotAsked(f"SageMaker has no room: {reason}", reason=reason)
 
     def refused(self, held: HeldLaunch, reason: str, now: float) -> None:
         """SageMaker had no room for it, or `check` said so."""
@@ -101,6 +106,9 @@ class SubmitQueue:
                     self._lines.remember(kinds[-1], held.record.waits_for, now)
         running = Counter(machine(held.record) for held in self._held if _runs(held.record))
         self._lines.observe(running, kinds, now)
+        # Who is refused while it asks may have to tell that for hours; the others ask meanwhile.
+        asking = {held.launch_id for held in waiting if held.record.state is LaunchState.WAITING}
+        self._asking = {kind: who for kind, who in self._asking.items() if who in asking}
 
     def _room(self) -> float:
         if self._max_jobs < 0:

@@ -17,6 +17,8 @@ class FakeSageMaker(SageMaker):
         self.errors: list[Exception] = []
         """Raised, oldest first, by the next calls but `existing`."""
         self.existing_errors: list[Exception] = []
+        self.looked_up: list[str] = []
+        """Names for which `existing` was asked and gave an answer."""
         self.requests: list[Mapping[str, Any]] = []
         """Of each CreateTrainingJob that was tried."""
         self.jobs: dict[str, JobFacts] = {}
@@ -45,6 +47,7 @@ class FakeSageMaker(SageMaker):
         if self.existing_errors:
             raise self.existing_errors.pop(0)
         name = request["TrainingJobName"]
+        self.looked_up.append(name)
         return TrainingJob(_arn(name), Created.ADOPTED, self.jobs[name]) if name in self.jobs else None
 
     async def describe(self, name: str) -> JobFacts:

@@ -288,7 +288,11 @@ async def test_the_commands(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> No
             {identity, cut},
         )
     _, out, _ = await run("list")
-    assert "LW-POLICY" in out
+    assert [line.split()[1:4] for line in out.splitlines() if not line.startswith("    ")] == [
+        ["launchId", "code", "stage"],
+        *([letter["launchId"], "LW-POLICY", "agent"] for letter in listed["letters"]),
+    ], "whole ids, a line each, however narrow the terminal is"
+    assert out.count("\n    not allowed\n") == 2
     code, out, _ = await run("show", identity[:6])
     assert (code, "not allowed" in out, '"launchId": "first"' in out) == (0, True, True)
     code, _, err = await run("show", "nothing")

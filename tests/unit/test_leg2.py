@@ -142,6 +142,7 @@ class Worker:
                 api_key=ApiKey("k" * 40),
                 max_jobs=-1,
                 max_wait=3600,
+                is_current=lambda: adoption.is_current,
             ),
             sagemaker=world.sagemaker,
             watch=JobWatch(

@@ -54,6 +54,7 @@ class Bench:
         api_key: ApiKey | None = None,
         hand_over_key: bool = True,
     ) -> None:
+        self.is_current = True
         self.metrics = Metrics()
         self.ledger = ledger or MemoryLedger()
         self.held = HeldLaunches(self.ledger, worker, self.metrics)
@@ -71,6 +72,7 @@ class Bench:
             hand_over_key=hand_over_key,
             max_jobs=max_jobs,
             max_wait=max_wait,
+            is_current=lambda: self.is_current,
         )
 
     async def add(
@@ -244,16 +246,83 @@ async def test_a_launch_that_waited_too_long_is_refused_with_the_reason() -> Non
     assert "launch-1" not in bench.held
 
 
-async def test_before_giving_up_a_job_whose_answer_was_lost_is_adopted() -> None:
-    bench = Bench(max_wait=600)
-    bench.sagemaker.errors = [QuotaExceeded("no room")] * 100_000
+LOST_ANSWERS = [
+    QuotaExceeded("the lost job itself has used it up", quota=Quota("training jobs", 1, 1, 1)),
+    AwsRefused("CreateTrainingJob", "ValidationException", "the role was deleted meanwhile"),
+    QuotaTooSmall(Quota("training jobs", 0, 1, 1)),
+]
+
+
+@pytest.mark.parametrize("error", LOST_ANSWERS)
+async def test_a_job_whose_answer_was_lost_is_adopted_whatever_the_next_try_says(error: Exception) -> None:
+    bench = Bench()
+    bench.sagemaker.errors = [Unreachable("the answer was lost"), *[error] * 100_000]
     bench.sagemaker.jobs["job-1"] = JobFacts("InProgress", "Training")
     async with bench.running():
         await (await bench.add(new()))[1]
-    assert asyncio.get_running_loop().time() > 600
-    stored = await bench.stored()
-    assert stored.state is LaunchState.ACCEPTED
+    assert asyncio.get_running_loop().time() < 10
+    assert (await bench.stored()).state is LaunchState.ACCEPTED
+    assert (bench.accepted, bench.queue.told) == (["launch-1"], [])
+
+
+async def test_a_launch_that_waits_for_a_quota_is_looked_up_once_and_again_after_a_lost_answer() -> None:
+    bench = Bench()
+    full = QuotaExceeded("no room", quota=QUOTA)
+    bench.sagemaker.errors = [*[full] * 4, Unreachable("lost"), *[full] * 4]
+    async with bench.running():
+        await (await bench.add(new(instance_type="ml.g5.xlarge")))[1]
+    assert bench.sagemaker.looked_up == ["job-1"] * 2
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        new(waiting_at=NOW - 2 * HOUR),
+        waiting(waiting_at=NOW, previous_job="job-0", stop_reason="Stop was pressed in W&B."),
+    ],
+    ids=["waited too long", "stopped"],
+)
+async def test_nothing_is_given_up_while_nobody_can_say_whether_there_is_a_job(record: LaunchRecord) -> None:
+    """One of the tries without an answer may have made it: then it runs, and nobody would look after it."""
+    bench = Bench(max_wait=HOUR)
+    bench.sagemaker.errors = [Unreachable("no answer")] * 100_000
+    bench.sagemaker.existing_errors = [Unreachable("no answer")] * 5
+    bench.sagemaker.jobs["job-1"] = JobFacts("InProgress", "Training")
+    async with bench.running():
+        await (await bench.add(record))[1]
+    assert (await bench.stored()).state is LaunchState.ACCEPTED
+    assert (bench.accepted, bench.given_up, bench.queue.told) == (["launch-1"], [], [])
+    assert asyncio.get_running_loop().time() > 20, "with pauses"
+
+
+async def test_a_worker_that_others_may_take_for_dead_submits_nothing() -> None:
+    """Frozen with a launch in its hands: the worker that took it over may have refused it meanwhile."""
+    bench = Bench()
+    bench.is_current = False
+    async with bench.running():
+        _, settled = await bench.add(new())
+        await asyncio.sleep(60)
+        assert (bench.sagemaker.requests, bench.items.warned) == ([], [])
+        bench.is_current = True
+        await settled
     assert bench.accepted == ["launch-1"]
+
+
+async def test_a_worker_frozen_while_it_waits_for_its_rate_submits_nothing() -> None:
+    bench = Bench()
+    account = bench.submission._sagemaker = bench.sagemaker = Account(room=1)
+    async with bench.running():
+        held, settled = await bench.add(new())
+        await asyncio.sleep(0.5)
+        bench.is_current = False
+        await asyncio.sleep(60)
+        assert account.asked == []
+        bench.is_current, held.lost = True, True
+        await asyncio.sleep(60)
+        assert account.asked == []
+        held.lost = False
+        await settled
+    assert (bench.accepted, bench.items.warned) == (["launch-1"], [])
 
 
 @pytest.mark.parametrize(
@@ -477,9 +546,9 @@ async def test_a_secret_in_an_error_nobody_foresaw_is_not_logged() -> None:
 
 async def test_trouble_of_an_unforeseen_kind_ends_neither_a_refusal_nor_the_loop() -> None:
     bench = Bench(max_wait=HOUR)
-    bench.sagemaker.errors = [Unreachable("no answer")]
+    bench.sagemaker.errors = [Unreachable("no answer")] * 2
     bench.sagemaker.existing_errors = [KeyError("TrainingJobArn")]
-    bench.items.errors = [KeyError("data")]
+    bench.items.errors = [KeyError("data")] * 2
     async with bench.running():
         await (await bench.add(new("launch-1", waiting_at=NOW - 2 * HOUR)))[1]
         bench.sagemaker.errors, bench.items.errors = [Unreachable("no answer")], [KeyError("data")]
@@ -585,6 +654,24 @@ async def test_launches_that_wait_for_one_machine_share_one_probe() -> None:
     assert len(bench.items.warned) == 19
 
 
+async def test_a_refusal_that_cannot_be_told_holds_up_nobody_in_its_line() -> None:
+    """W&B may be away for hours; the machine that is free meanwhile is the next one's."""
+    bench = Bench()
+    full = QuotaExceeded("no room", quota=QUOTA)
+    bench.sagemaker.errors = [
+        full,
+        full,
+        AwsRefused("CreateTrainingJob", "ValidationException", "no such role"),
+    ]
+    bench.items.errors = [Unreachable("W&B is away")] * 100_000
+    async with bench.running():
+        await bench.add(new("launch-1", waiting_at=NOW - 9, instance_type="ml.g5.xlarge"))
+        _, settled = await bench.add(new("launch-2", instance_type="ml.g5.xlarge"))
+        await asyncio.wait_for(settled, 300)
+        assert (await bench.stored("launch-1")).state is LaunchState.REFUSED
+    assert bench.accepted == ["launch-2"]
+
+
 async def test_another_machine_is_another_line() -> None:
     bench = Bench()
     bench.sagemaker.errors = [QuotaExceeded("no room", quota=QUOTA)] * 2
@@ -674,6 +761,14 @@ async def test_without_its_key_the_launch_ends_as_its_last_job_did() -> None:
     assert (bench.given_up, stored.state) == (["launch-1"], LaunchState.WAITING)
     assert "W&B key" in stored.given_up
     assert bench.queue.told == [], "a launch that has run is not refused"
+
+
+async def test_a_key_that_containers_do_not_get_is_not_looked_for() -> None:
+    bench = Bench(hand_over_key=False)
+    bench.sagemaker.descriptions["job-1"] = {"Environment": {}}
+    async with bench.running():
+        await (await bench.add(between(private_key=True)))[1]
+    assert (bench.accepted, bench.given_up) == (["launch-1"], [])
 
 
 async def test_a_further_attempt_waits_no_longer_than_all_together_may() -> None:

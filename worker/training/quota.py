@@ -10,10 +10,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+_NUMBER = r"(\d[\d,]*(?:\.\d+)?)"
 _SENTENCE = re.compile(
-    r"service limit (?:for )?'?(?P<name>[^']+?)'? is (?P<limit>\d+(?:\.\d+)?)\b"
-    r".*?utilization of (?P<used>\d+(?:\.\d+)?)\b"
-    r".*?request delta of (?P<wanted>\d+(?:\.\d+)?)\b",
+    rf"service limit (?:for )?'?([^']+?)'? is {_NUMBER}\b.*?utilization of {_NUMBER}\b.*?request delta of {_NUMBER}\b",
     re.DOTALL,
 )
 
@@ -38,7 +37,9 @@ def quota_of(message: str) -> Quota | None:
     found = _SENTENCE.search(message)
     if found is None:
         return None
-    return Quota(found["name"], float(found["limit"]), float(found["used"]), float(found["wanted"]))
+    name, *numbers = found.groups()
+    limit, used, wanted = (float(number.replace(",", "")) for number in numbers)
+    return Quota(name, limit, used, wanted)
 
 
 _WAITS_FOR_QUOTA = "quota "

@@ -24,6 +24,8 @@ from worker.training.status import ENDED, ending
 
 API_KEY_VARIABLE = "WANDB_API_KEY"
 _CAPACITY = re.compile(r"\bCapacityError\b|insufficient capacity", re.IGNORECASE)
+_CODE = re.compile(r"\s*AlgorithmError\b")
+"""The container's own end: what follows may quote any text of the user's code."""
 _INTERNAL = re.compile(r"\s*InternalServerError\b")
 _MAX_REASON = 300
 """Characters of a reason that are kept of an earlier attempt."""
@@ -46,7 +48,8 @@ class NextAttempt:
 def retry_kind(facts: JobFacts) -> RetryKind | None:
     """What kind of end this was; None: one that another attempt would meet again, or that somebody wanted."""
     if facts.status == "Failed":
-        if _CAPACITY.search(facts.failure_reason):
+        quotes_code = _CODE.match(facts.failure_reason) is not None
+        if not quotes_code and _CAPACITY.search(facts.failure_reason):
             return RetryKind.CAPACITY
         if _INTERNAL.match(facts.failure_reason):
             return RetryKind.INTERNAL

@@ -24,6 +24,13 @@ def test_a_quota_is_too_small_or_only_used_up(limit: int, used: int, wanted: int
     assert found.is_too_small is too_small
 
 
+def test_numbers_may_be_written_in_groups() -> None:
+    text = "service limit 'x' is 1,000 Instances, with current utilization of 999.0, and a request delta of 1,001."
+    assert quota_of(text) == Quota("x", 1000, 999, 1001)
+    bare = "service limit 'x' is 2, with current utilization of 1, and a request delta of 2"
+    assert quota_of(bare) == Quota("x", 2, 1, 2)
+
+
 def test_the_older_wording_and_unknown_ones() -> None:
     old = (
         "The account-level service limit for training-job/ml.p2.xlarge is 0 Instances, with current utilization of 0"

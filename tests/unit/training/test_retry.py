@@ -39,6 +39,8 @@ def failed(reason: str, *steps: str, spot: bool = False) -> JobFacts:
         (failed("InternalServerError: We encountered an internal error. Please try again."), "internal"),
         (failed("AlgorithmError: InternalServerError in my code, exit code: 1", "Training"), None),
         (failed("AlgorithmError: exit code: 1", "Training"), None),
+        (failed('AlgorithmError: ErrorMessage "ValueError: insufficient capacity", exit code: 1'), None),
+        (failed("AlgorithmError: my CapacityError, exit code: 1", "Training", spot=True), None),
         (failed("ClientError: Please use an instance type with more memory"), None),
         (failed("the machines were taken", "Training", "Interrupted", spot=True), "spot"),
         (failed("AlgorithmError: exit code: 1", "Interrupted", "Training", spot=True), None),
