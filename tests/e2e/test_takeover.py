@@ -18,7 +18,7 @@ _LEDGERS: tuple[LedgerKind, ...] = ("sqlite", "dynamodb")
 
 
 async def killed_in_the_middle_of_a_log(bench: Bench) -> None:
-    cases = [bench.launch(numbered(50), pause=0.2, hosts=2), bench.launch(numbered(50), pause=0.2)]
+    cases = [bench.launch(numbered(50), pause=0.4, hosts=2), bench.launch(numbered(50), pause=0.4)]
     first = await bench.started()
     await bench.send(*cases)
     second = await bench.start()
@@ -31,7 +31,7 @@ async def killed_in_the_middle_of_a_log(bench: Bench) -> None:
 
 
 async def frozen_and_woken_after_its_jobs_were_claimed(bench: Bench) -> None:
-    cases = [bench.launch(numbered(50), pause=0.2) for _ in range(2)]
+    cases = [bench.launch(numbered(50), pause=0.4) for _ in range(2)]
     first = await bench.started()
     await bench.send(*cases)
     for case in cases:
@@ -86,7 +86,7 @@ async def frozen_until_everything_is_over(bench: Bench) -> None:
 
 async def terminated_in_leg_2(bench: Bench) -> None:
     """SIGTERM: the job is released and goes on at once, not after a dead worker's three heartbeats."""
-    case = bench.launch(numbered(50), pause=0.2)
+    case = bench.launch(numbered(50), pause=0.4)
     first = await bench.started(heartbeat="1")
     await bench.send(case)
     await first.wait_for("job_state", secondary_status="Training")
