@@ -9,6 +9,7 @@ from typing import Any
 from worker.errors import Unreachable
 from worker.launch.console import ConsoleLine
 from worker.launch.record import LaunchRecord
+from worker.tracking.history import Row
 from worker.tracking.port import RunPath, companion_path
 
 
@@ -18,6 +19,8 @@ class FakeCompanion:
     def __init__(self) -> None:
         self.console: dict[str, dict[int, ConsoleLine]] = {}
         """Launch id → line number → line."""
+        self.history: dict[str, dict[int, Row]] = {}
+        """Launch id → row number → row."""
         self.posts: list[tuple[str, int, int]] = []
         """(launch id, first line, lines) of each post that was acknowledged."""
         self.files: dict[str, dict[str, bytes]] = {}
@@ -50,8 +53,21 @@ class FakeCompanion:
         await self._turn()
         self.opened.append(config)
 
-    async def post_lines(self, record: LaunchRecord, first_line: int, lines: Sequence[ConsoleLine]) -> None:
+    async def post_lines(
+        self,
+        record: LaunchRecord,
+        first_line: int,
+        lines: Sequence[ConsoleLine],
+        *,
+        first_row: int = 0,
+        rows: Sequence[Row] = (),
+    ) -> bool:
         await self._turn()
+        history = self.history.setdefault(record.launch_id, {})
+        for number, row in enumerate(rows, first_row):
+            assert history.setdefault(number, row) == row, f"row {number} was posted as something else"
+        if not lines:
+            return self.stop_pressed
         console = self.console.setdefault(record.launch_id, {})
         for number, line in enumerate(lines, first_line):
             assert console.setdefault(number, line) == line, f"line {number} was posted as something else"
@@ -59,6 +75,7 @@ class FakeCompanion:
             self.lost_answers -= 1
             raise Unreachable("the answer got lost")
         self.posts.append((record.launch_id, first_line, len(lines)))
+        return self.stop_pressed
 
     async def heartbeat(self, record: LaunchRecord) -> bool:
         await self._turn()

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from worker.launch.console import ConsoleLine
 from worker.launch.record import LaunchRecord
+from worker.tracking.history import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,17 @@ class Companion(Protocol):
         """Create the run, or bring its facts up to date."""
         ...
 
-    async def post_lines(self, record: LaunchRecord, first_line: int, lines: Sequence[ConsoleLine]) -> None:
-        """Put lines at their place in the console; a return means that no crash of the worker can lose them."""
+    async def post_lines(
+        self,
+        record: LaunchRecord,
+        first_line: int,
+        lines: Sequence[ConsoleLine],
+        *,
+        first_row: int = 0,
+        rows: Sequence[Row] = (),
+    ) -> bool:
+        """Put lines at their place in the console and rows at theirs in the history; a return means that no crash of
+        the worker can lose them. True: somebody pressed Stop in the UI."""
         ...
 
     async def heartbeat(self, record: LaunchRecord) -> bool:
