@@ -26,6 +26,7 @@ from worker.local.wandb_double import WandbDouble, running_wandb_double
 from worker.local.wandb_records import DoubleRun
 from worker.ops.metrics import Metrics
 from worker.tracking.companion import CompanionRuns
+from worker.tracking.facts import RunFacts
 from worker.tracking.offline import OfflineRuns, offline_runs
 from worker.tracking.port import Companion, RunPath
 
@@ -122,7 +123,7 @@ async def companion(
 
 async def test_a_whole_life(companion: Harness) -> None:
     runs = companion.runs
-    await runs.open(RECORD, {"sagemaker/job_name": "job-1", "launch/attempt": 1})
+    await runs.open(RECORD, RunFacts({"sagemaker/job_name": "job-1", "launch/attempt": 1}))
     await runs.post_lines(RECORD, 0, lines("one", "two"))
     await runs.summarize(RECORD, {"sagemaker/status": "InProgress", "launch/log_lines": 2})
     assert await runs.heartbeat(RECORD) is False
@@ -151,7 +152,7 @@ async def test_a_whole_life(companion: Harness) -> None:
 
 
 async def test_success_is_a_finished_run(companion: Harness) -> None:
-    await companion.runs.open(RECORD, {})
+    await companion.runs.open(RECORD, RunFacts({}))
     await companion.runs.finish(RECORD, {}, 0)
     run = await companion.result()
     assert (run.state, run.exit_code) == ("finished", 0)
@@ -159,8 +160,8 @@ async def test_success_is_a_finished_run(companion: Harness) -> None:
 
 async def test_everything_may_be_said_again(companion: Harness) -> None:
     runs = companion.runs
-    await runs.open(RECORD, {"a": 1, "b": 1})
-    await runs.open(RECORD, {"a": 2})
+    await runs.open(RECORD, RunFacts({"a": 1, "b": 1}))
+    await runs.open(RECORD, RunFacts({"a": 2}))
     for _ in range(2):
         await runs.post_lines(RECORD, 0, lines("one", "two"))
         await runs.upload(RECORD, "logs/x.log", b"x")
@@ -176,7 +177,7 @@ async def test_several_runs_at_once_are_kept_apart(companion: Harness) -> None:
     records = [replace(RECORD, run=RunRef("acme", "demo", f"m{number}")) for number in range(4)]
 
     async def live(number: int, record: LaunchRecord) -> None:
-        await companion.runs.open(record, {"number": number})
+        await companion.runs.open(record, RunFacts({"number": number}))
         for first in range(0, 40, 10):
             await companion.runs.post_lines(
                 record, first, lines(*(f"{number}:{line}" for line in range(first, first + 10)))
@@ -196,7 +197,7 @@ async def test_several_runs_at_once_are_kept_apart(companion: Harness) -> None:
 
 
 async def test_the_console_ends_with_where_the_rest_is(companion: Harness) -> None:
-    await companion.runs.open(RECORD, {})
+    await companion.runs.open(RECORD, RunFacts({}))
     for first in range(0, CONSOLE_LIMIT - 2, 9_999):
         count = min(9_999, CONSOLE_LIMIT - 2 - first)
         await companion.runs.post_lines(RECORD, first, lines(*["x"] * count))
@@ -235,11 +236,12 @@ KILLED = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from tests.contract.test_companion import RECORD, lines
+from worker.tracking.facts import RunFacts
 from worker.tracking.offline import offline_runs
 
 async def main():
     async with offline_runs(Path(sys.argv[1]), project="") as runs:
-        await runs.open(RECORD, {"a": 1})
+        await runs.open(RECORD, RunFacts({"a": 1}))
         await runs.post_lines(RECORD, 0, lines("one", "two"))
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -259,7 +261,7 @@ async def test_lines_survive_a_killed_worker_and_the_next_one_goes_on(
     assert await process.wait() == -signal.SIGKILL
     await asyncio.sleep(1.1)  # the SDK names folders by the second
     async with offline(double, "", tmp_path) as second:
-        await second.runs.open(RECORD, {"a": 2})
+        await second.runs.open(RECORD, RunFacts({"a": 2}))
         # The batch that the ledger held is written again: at least once.
         await second.runs.post_lines(RECORD, 0, lines("one", "two"))
         await second.runs.post_lines(RECORD, 2, lines("three"))
@@ -275,13 +277,14 @@ CORE_KILLED = """
 import asyncio, pathlib, psutil, sys
 from tests.contract.test_companion import RECORD, lines
 from worker.tracking import offline
+from worker.tracking.facts import RunFacts
 
 offline._WRITTEN_WITHIN = 1.0
 
 async def main():
     try:
         async with offline.offline_runs(pathlib.Path(sys.argv[1]), project="") as runs:
-            await runs.open(RECORD, {})
+            await runs.open(RECORD, RunFacts({}))
             (core,) = [child for child in psutil.Process().children() if "wandb-core" in child.name()]
             core.kill()
             core.wait()
@@ -309,7 +312,7 @@ async def test_a_dead_wandb_core_ends_the_worker_instead_of_losing_lines(tmp_pat
 async def test_nothing_of_the_sdk_runs_on(tmp_path: Path) -> None:
     before = set(threading.enumerate())
     async with offline_runs(tmp_path, project="") as runs:
-        await runs.open(RECORD, {})
+        await runs.open(RECORD, RunFacts({}))
         assert any(thread.name.startswith("wandb-sdk") for thread in threading.enumerate())
     assert set(threading.enumerate()) <= before
 
@@ -324,6 +327,6 @@ async def test_what_the_sdk_raises_is_a_reason_to_try_again(tmp_path: Path) -> N
     async with offline_runs(tmp_path, project="") as runs:
         bad = replace(RECORD, run=RunRef("acme", "demo", "not/valid"))
         with pytest.raises(Unreachable, match="the wandb SDK failed"):
-            await runs.open(bad, {})
-        await runs.open(RECORD, {})
+            await runs.open(bad, RunFacts({}))
+        await runs.open(RECORD, RunFacts({}))
         assert isinstance(runs, OfflineRuns)

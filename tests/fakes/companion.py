@@ -9,8 +9,9 @@ from typing import Any
 from worker.errors import Unreachable
 from worker.launch.console import ConsoleLine
 from worker.launch.record import LaunchRecord
+from worker.tracking.facts import RunFacts
 from worker.tracking.history import Row
-from worker.tracking.port import RunPath, companion_path
+from worker.tracking.port import AlertLevel, RunPath, companion_path
 
 
 class FakeCompanion:
@@ -29,6 +30,8 @@ class FakeCompanion:
         self.opened: list[Mapping[str, Any]] = []
         self.summaries: list[Mapping[str, Any]] = []
         self.finished: list[tuple[Mapping[str, Any], int]] = []
+        self.alerts: list[tuple[str, str, str, str]] = []
+        """(launch id, level, title, text)."""
         self.heartbeats: list[str] = []
         self.stop_pressed = False
         self.errors: list[Exception] = []
@@ -49,9 +52,9 @@ class FakeCompanion:
     def address(self, record: LaunchRecord) -> str:
         return f"https://wandb.invalid/{self.path(record).run}"
 
-    async def open(self, record: LaunchRecord, config: Mapping[str, Any]) -> None:
+    async def open(self, record: LaunchRecord, facts: RunFacts) -> None:
         await self._turn()
-        self.opened.append(config)
+        self.opened.append(facts.config)
 
     async def post_lines(
         self,
@@ -85,6 +88,10 @@ class FakeCompanion:
     async def summarize(self, record: LaunchRecord, summary: Mapping[str, Any]) -> None:
         await self._turn()
         self.summaries.append(summary)
+
+    async def alert(self, record: LaunchRecord, title: str, text: str, level: AlertLevel) -> None:
+        await self._turn()
+        self.alerts.append((record.launch_id, level, title, text))
 
     async def upload(self, record: LaunchRecord, name: str, content: bytes) -> None:
         await self._turn()

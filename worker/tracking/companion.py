@@ -12,12 +12,13 @@ from typing import Any
 
 from worker.aio import effect
 from worker.clients.wandb_api import WandbApi, WandbRefused
-from worker.clients.wandb_runs import RunAddress, upload_run_file, upsert_run
+from worker.clients.wandb_runs import RunAddress, alert_about_run, run_state, upload_run_file, upsert_run
 from worker.launch.console import ConsoleLine
-from worker.launch.record import LaunchRecord
+from worker.launch.record import LaunchRecord, RunRef
 from worker.tracking import file_stream
+from worker.tracking.facts import RunFacts
 from worker.tracking.history import Row
-from worker.tracking.port import RunPath, companion_path, companion_title
+from worker.tracking.port import AlertLevel, RunPath, companion_path, companion_title
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +67,32 @@ class CompanionRuns:
     def address(self, record: LaunchRecord) -> str:
         """The companion's page in W&B's app."""
         path = self.path(record)
-        site = self._api.base_url.replace("://api.wandb.ai", "://wandb.ai")
-        return f"{site}/{path.entity}/{path.project}/runs/{path.run}"
+        if record.log_target == "files":
+            return self.page(record.run)
+        return self.page(RunRef(path.entity, path.project, path.run))
 
-    async def open(self, record: LaunchRecord, config: Mapping[str, Any]) -> None:
-        """Create the run, or bring its facts up to date."""
+    def page(self, run: RunRef) -> str:
+        """A run's page in W&B's app."""
+        site = self._api.base_url.replace("://api.wandb.ai", "://wandb.ai")
+        return f"{site}/{run.entity}/{run.project}/runs/{run.run_id}"
+
+    async def open(self, record: LaunchRecord, facts: RunFacts) -> None:
+        """Create the run, or bring its facts up to date. With `log_target: files` there is nothing to open: the run is
+        the container's."""
+        if record.log_target == "files":
+            return
+        own = record.log_target == "run"
+        notes = facts.notes if own else f"{facts.notes}\n- [Run]({self.page(record.run)})".lstrip()
         with effect("open_companion"):
             await upsert_run(
                 self._api,
                 self._address(record),
                 display_name=companion_title(record),
                 job_type="sagemaker",
-                group=record.run.run_id,
-                tags=["sagemaker"],
-                notes=f"SageMaker training job {record.job_name}",
-                config=config,
+                group=None if own else record.run.run_id,
+                tags=list(facts.tags),
+                notes=notes,
+                config=facts.config,
             )
 
     async def post_lines(
@@ -123,19 +135,48 @@ class CompanionRuns:
 
     async def heartbeat(self, record: LaunchRecord) -> bool:
         """Keep the run alive while nothing happens; True: somebody pressed Stop in the UI."""
+        if record.log_target == "files":
+            return False
         return bool((await self._post(record, file_stream.HEARTBEAT)).get("stopped"))
 
     async def summarize(self, record: LaunchRecord, summary: Mapping[str, Any]) -> None:
         """Replace the run's summary."""
+        if record.log_target == "files":
+            return
         await self._post(record, file_stream.summary_body(summary))
+
+    async def alert(self, record: LaunchRecord, title: str, text: str, level: AlertLevel) -> None:
+        """Send an alert of the companion, or of the run that has none."""
+        where = RunAddress(record.run.entity, record.run.project, record.run.run_id)
+        if record.log_target != "files":
+            where = self._address(record)
+        await alert_about_run(self._api, where, title=title, text=text, level=level)
 
     async def upload(self, record: LaunchRecord, name: str, content: bytes) -> None:
         """Put a file into the run; the same name replaces it."""
         with effect("upload_log_file"):
-            await upload_run_file(self._api, self._address(record), name, content)
+            if record.log_target == "files":
+                await self._upload_beside_the_container(record, name, content)
+            else:
+                await upload_run_file(self._api, self._address(record), name, content)
+
+    async def _upload_beside_the_container(self, record: LaunchRecord, name: str, content: bytes) -> None:
+        """Into the container's own run, whose state and stream are the container's. A run that the container never
+        made is made for the files, and ended at once: nobody else would."""
+        where = RunAddress(record.run.entity, record.run.project, record.run.run_id)
+        is_there = await run_state(self._api, where) != ""
+        if not is_there:
+            title = record.name or record.run.run_id
+            await upsert_run(self._api, where, display_name=title, job_type="sagemaker")
+        await upload_run_file(self._api, where, name, content, announce=False)
+        if not is_there:
+            exit_code = 0 if record.facts.status == "Completed" else 1
+            await self._api.file_stream(*where, file_stream.completion_body(exit_code))
 
     async def finish(self, record: LaunchRecord, summary: Mapping[str, Any], exit_code: int) -> None:
         """The last facts and the end state."""
+        if record.log_target == "files":
+            return
         body = file_stream.joined(file_stream.summary_body(summary), file_stream.completion_body(exit_code))
         with effect("finish_companion"):
             await self._post(record, body)

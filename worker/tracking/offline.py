@@ -30,9 +30,10 @@ from worker.errors import MustRestart, Unreachable
 from worker.launch.console import ConsoleLine
 from worker.launch.record import LaunchRecord
 from worker.ops.logging import get_logger
+from worker.tracking.facts import RunFacts
 from worker.tracking.file_stream import console_time, within_limit
 from worker.tracking.history import Row
-from worker.tracking.port import RunPath, companion_path, companion_title
+from worker.tracking.port import AlertLevel, RunPath, companion_path, companion_title
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -89,14 +90,17 @@ class OfflineRuns:
         """The folders to give to `wandb sync`, as a pattern."""
         return str(self._folder.absolute() / "wandb" / f"offline-run-*-{self.path(record).run}")
 
-    async def open(self, record: LaunchRecord, config: Mapping[str, Any]) -> None:
+    async def open(self, record: LaunchRecord, facts: RunFacts) -> None:
         """Begin a folder of the run, or bring its facts up to date."""
+
+        def tell() -> None:
+            opened.run.config.update(dict(facts.config), allow_val_change=True)  # type: ignore[no-untyped-call]
+            opened.run.tags = tuple(facts.tags)
+            opened.run.notes = facts.notes
+
         with effect("open_companion"):
             opened = await self._opened(record)
-            await self._write(
-                opened,
-                lambda: opened.run.config.update(dict(config), allow_val_change=True),  # type: ignore[no-untyped-call]
-            )
+            await self._write(opened, tell)
 
     async def post_lines(
         self,
@@ -134,6 +138,11 @@ class OfflineRuns:
         """Update the run's summary."""
         opened = await self._opened(record)
         await self._write(opened, lambda: opened.run.summary.update(dict(summary)))
+
+    async def alert(self, record: LaunchRecord, title: str, text: str, level: AlertLevel) -> None:
+        """It is sent with `wandb sync`."""
+        opened = await self._opened(record)
+        await self._write(opened, lambda: opened.run.alert(title, text, level=level))
 
     async def upload(self, record: LaunchRecord, name: str, content: bytes) -> None:
         """Put a file into the run's folder."""
@@ -221,10 +230,8 @@ def _begin(folder: Path, path: RunPath, record: LaunchRecord) -> Run:
         project=path.project,
         id=path.run,
         name=companion_title(record),
-        group=record.run.run_id,
+        group=None if record.log_target == "run" else record.run.run_id,
         job_type="sagemaker",
-        tags=["sagemaker"],
-        notes=f"SageMaker training job {record.job_name}",
         resume="allow",
         reinit="create_new",
         settings=settings,

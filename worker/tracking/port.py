@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from worker.launch.console import ConsoleLine
 from worker.launch.record import LaunchRecord
+from worker.tracking.facts import RunFacts
 from worker.tracking.history import Row
+
+AlertLevel = Literal["INFO", "WARN", "ERROR"]
+"""As W&B names them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class Companion(Protocol):
         """Where a person finds it."""
         ...
 
-    async def open(self, record: LaunchRecord, config: Mapping[str, Any]) -> None:
+    async def open(self, record: LaunchRecord, facts: RunFacts) -> None:
         """Create the run, or bring its facts up to date."""
         ...
 
@@ -74,6 +78,10 @@ class Companion(Protocol):
 
     async def summarize(self, record: LaunchRecord, summary: Mapping[str, Any]) -> None:
         """Say how things stand; what was said before under the same name is replaced."""
+        ...
+
+    async def alert(self, record: LaunchRecord, title: str, text: str, level: AlertLevel) -> None:
+        """Send an alert of the run to those who subscribed to them in W&B; not repeatable without a second one."""
         ...
 
     async def upload(self, record: LaunchRecord, name: str, content: bytes) -> None:
