@@ -123,8 +123,12 @@ async def companion(
 
 async def test_a_whole_life(companion: Harness) -> None:
     runs = companion.runs
-    await runs.open(RECORD, RunFacts({"sagemaker/job_name": "job-1", "launch/attempt": 1}))
-    await runs.post_lines(RECORD, 0, lines("one", "two"))
+    facts = RunFacts(
+        {"sagemaker/job_name": "job-1", "launch/attempt": 1}, ("sagemaker", "spot"), "Training job job-1"
+    )
+    await runs.open(RECORD, facts)
+    rows = [{"loss": 0.5, "_timestamp": 1_700_000_000.5, "_runtime": 1.0, "_step": 0}]
+    await runs.post_lines(RECORD, 0, lines("one", "two"), first_row=0, rows=rows)
     await runs.summarize(RECORD, {"sagemaker/status": "InProgress", "launch/log_lines": 2})
     assert await runs.heartbeat(RECORD) is False
     await runs.post_lines(RECORD, 2, lines("drei: äöü 漢字", "", "five"))
@@ -142,13 +146,15 @@ async def test_a_whole_life(companion: Harness) -> None:
     }
     assert run.files["logs/algo-1/00001.log"] == b"whole log\n"
     assert "logs/algo-1/00001.log" in run.uploaded
-    assert {key: run.fields[key] for key in ("displayName", "groupName", "jobType", "tags", "notes")} == {
+    assert {key: run.fields[key] for key in ("displayName", "groupName", "jobType", "tags")} == {
         "displayName": "first (SageMaker)",
         "groupName": "r1",
         "jobType": "sagemaker",
-        "tags": ["sagemaker"],
-        "notes": "SageMaker training job job-1",
+        "tags": ["sagemaker", "spot"],
     }
+    assert str(run.fields["notes"]).startswith("Training job job-1")
+    ((row),) = run.history()
+    assert (row["loss"], row["_timestamp"], row["_step"]) == (0.5, 1_700_000_000.5, 0)
 
 
 async def test_success_is_a_finished_run(companion: Harness) -> None:
@@ -216,7 +222,6 @@ async def test_the_console_ends_with_where_the_rest_is(companion: Harness) -> No
     [
         ("companion", "", RunPath("acme", "demo", "r1-sagemaker")),
         ("companion", "sm", RunPath("acme", "sm", "r1-sagemaker")),
-        ("files", "", RunPath("acme", "demo", "r1-sagemaker")),
         ("run", "sm", RunPath("acme", "demo", "r1")),
     ],
 )

@@ -113,6 +113,8 @@ class RunOperations:
 
     def op_RunStoppedStatuses(self, v: Json) -> Json:
         """The worker's own query for many runs: `r0: project(name: $p0, …)`, and so on."""
+        if refused := self._state.refused_runs.intersection(v.values()):
+            raise OperationRefused(f"permission denied: {refused}")
         ones = {name.removeprefix("n"): run for name, run in v.items() if name.startswith("n")}
         runs = {n: self._state.run(v[f"e{n}"], v[f"p{n}"], name) for n, name in ones.items()}
         return {f"r{n}": {"run": {"stopped": run.stopped} if run else None} for n, run in runs.items()}

@@ -51,12 +51,14 @@ class RunStops:
         self._running = running
         self._is_current = is_current
         self._seen: set[str] = set()
+        """Launches whose stop is on its way; they stay here while they are asked about."""
 
     async def run(self, stop: StopJob) -> None:
         """Until cancelled; `stop` is asked to stop a job, with the reason."""
         async with asyncio.TaskGroup() as tasks:
             while True:
                 asked = [record for record in self._running() if _is_asked_about(record)]
+                self._seen &= {record.launch_id for record in asked}
                 chunks = [asked[start : start + MAX_RUNS] for start in range(0, len(asked), MAX_RUNS)]
                 for chunk in chunks or [[]]:
                     await asyncio.sleep(self._interval / max(1, len(chunks)))
@@ -82,20 +84,17 @@ class RunStops:
         seen_at, tries = time.monotonic(), 0
         _log.info("run_stop_seen", launch_id=record.launch_id, job=record.job_name, timeout=self._timeout)
         reason = f"Stop was pressed in W&B, in the run {'/'.join(_path(record.run))}."
-        try:
-            await asyncio.sleep(self._timeout)
-            while True:
-                try:
-                    stopping = await stop(record.launch_id, reason)
-                    break
-                except WorkerError as error:
-                    _log.warning("job_not_stopped", launch_id=record.launch_id, error=str(error))
-                    await asyncio.sleep(backoff(tries, cap=30))
-                    tries += 1
-            waited = round(time.monotonic() - seen_at, 1)
-            _log.info("run_stop_done", launch_id=record.launch_id, stopped=stopping, seconds=waited)
-        finally:
-            self._seen.discard(record.launch_id)
+        await asyncio.sleep(self._timeout)
+        while True:
+            try:
+                stopping = await stop(record.launch_id, reason)
+                break
+            except WorkerError as error:
+                _log.warning("job_not_stopped", launch_id=record.launch_id, error=str(error))
+                await asyncio.sleep(backoff(tries, cap=30))
+                tries += 1
+        waited = round(time.monotonic() - seen_at, 1)
+        _log.info("run_stop_done", launch_id=record.launch_id, stopped=stopping, seconds=waited)
 
 
 async def stopped_runs(api: WandbApi, runs: Sequence[RunRef]) -> set[RunRef]:
