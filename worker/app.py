@@ -175,16 +175,7 @@ def _supervisor(parts: Opened, held: HeldLaunches, adoption: Adoption, refusals:
     sagemaker = SageMaker(parts.aws.sagemaker, parts.rates)
     persistence = Persistence(parts.metrics, settings.log_give_up)
     feed = LogFeed(parts.aws.logs, parts.rates, parts.metrics, now=parts.aws.clock.now)
-    story = JobStory(
-        region=parts.aws.region,
-        companion=parts.companion,
-        sagemaker=sagemaker,
-        unstarted=UnstartedRuns(
-            parts.wandb, refusals, lambda record: log_end(feed, record), grace=settings.init_grace
-        ),
-        prices=parts.prices,
-        alerts=settings.alerts,
-    )
+    story = _job_story(parts, sagemaker, refusals, feed)
     heartbeats = CompanionHeartbeats(
         parts.companion,
         interval=settings.companion_heartbeat,
@@ -207,14 +198,7 @@ def _supervisor(parts: Opened, held: HeldLaunches, adoption: Adoption, refusals:
         held=held,
         adoption=adoption,
         submission=submission,
-        watch=JobWatch(
-            held=held,
-            sagemaker=sagemaker,
-            # An hour back: AWS's clock need not agree with ours.
-            status_feed=StatusFeed(parts.aws.sagemaker, parts.rates, since=parts.aws.clock.now() - 3600),
-            interval=settings.status_interval,
-            persistence=persistence,
-        ),
+        watch=_job_watch(parts, held, sagemaker, persistence),
         delivery=_delivery(parts, held, feed, heartbeats),
         companion=parts.companion,
         story=story,
@@ -245,6 +229,31 @@ def _supervisor(parts: Opened, held: HeldLaunches, adoption: Adoption, refusals:
             ),
         ),
         metrics=parts.metrics,
+    )
+
+
+def _job_watch(parts: Opened, held: HeldLaunches, sagemaker: SageMaker, persistence: Persistence) -> JobWatch:
+    return JobWatch(
+        held=held,
+        sagemaker=sagemaker,
+        # An hour back: AWS's clock need not agree with ours.
+        status_feed=StatusFeed(parts.aws.sagemaker, parts.rates, since=parts.aws.clock.now() - 3600),
+        interval=parts.settings.status_interval,
+        persistence=persistence,
+    )
+
+
+def _job_story(parts: Opened, sagemaker: SageMaker, refusals: Refusals, feed: LogFeed) -> JobStory:
+    settings = parts.settings
+    return JobStory(
+        region=parts.aws.region,
+        companion=parts.companion,
+        sagemaker=sagemaker,
+        unstarted=UnstartedRuns(
+            parts.wandb, refusals, lambda record: log_end(feed, record), grace=settings.init_grace
+        ),
+        prices=parts.prices,
+        alerts=settings.alerts,
     )
 
 

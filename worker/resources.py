@@ -100,7 +100,7 @@ async def opened(settings: Settings, secrets: KnownSecrets) -> AsyncIterator[Ope
             ledger=await enter(open_ledger(settings.ledger, aws.dynamodb)),
             docker=await _open_docker(stack, settings),
             work_dir=await asyncio.to_thread(_work_dir, settings),
-            prices=await asyncio.to_thread(_prices, settings.prices),
+            prices=await asyncio.to_thread(read_prices, settings.prices),
         )
 
 
@@ -158,7 +158,8 @@ def _work_dir(settings: Settings) -> Path:
     return folder
 
 
-def _prices(given: str) -> Prices:
+def read_prices(given: str) -> Prices:
+    """LAUNCH_PRICES: prices, or the path of a file with them. Raises `SettingsError`."""
     if not given or "=" in given:
         return parse_prices(given)
     try:

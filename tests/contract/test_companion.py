@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
 import sys
 import threading
@@ -17,16 +18,18 @@ from typing import Any
 
 import pytest
 
+from tests.contract.test_wandb_double import drive
 from worker.clients.api_key import ApiKey
 from worker.clients.wandb_api import wandb_api
 from worker.errors import Unreachable
 from worker.launch.console import CONSOLE_LIMIT, ConsoleLine
-from worker.launch.record import LaunchRecord, LaunchState, RunRef
+from worker.launch.record import JobFacts, LaunchRecord, LaunchState, RunRef
 from worker.local.wandb_double import WandbDouble, running_wandb_double
-from worker.local.wandb_records import DoubleRun
+from worker.local.wandb_records import DoubleRun, RunKey
 from worker.ops.metrics import Metrics
 from worker.tracking.companion import CompanionRuns
 from worker.tracking.facts import RunFacts
+from worker.tracking.history import Row
 from worker.tracking.offline import OfflineRuns, offline_runs
 from worker.tracking.port import Companion, RunPath
 
@@ -233,6 +236,64 @@ async def test_both_write_to_the_same_place(
         assert first.runs.path(record) == second.runs.path(record) == path
         assert first.runs.address(record) == f"{double.base_url}/acme/{path.project}/runs/{path.run}"
         assert second.runs.address(record) == f"{tmp_path}/wandb/offline-run-*-{path.run}"
+
+
+# Online only.
+
+READ_BACK = """
+import json, wandb
+run = wandb.Api().run("acme/demo/r1-sagemaker")
+rows = run.history(pandas=False)
+print("ANSWER " + json.dumps([run.state, run.config["launch/attempt"], run.summary["sagemaker/end"], run.tags, rows]))
+"""
+
+
+async def test_wandbs_own_api_reads_back_what_was_told(double: WandbDouble) -> None:
+    rows: list[Row] = [
+        {"loss": 0.5, "_timestamp": 1_700_000_000.5, "_runtime": 1.0, "_step": 0},
+        {"loss": "NaN", "_timestamp": 1_700_000_001.0, "_runtime": 1.5, "_step": 1},
+    ]
+    async with online(double, "") as companion:
+        await companion.runs.open(RECORD, RunFacts({"launch/attempt": 1}, ["sagemaker", "spot"]))
+        for _ in range(2):
+            await companion.runs.post_lines(RECORD, 0, lines("one"), first_row=0, rows=rows)
+        await companion.runs.alert(RECORD, "title", "text", "WARN")
+        await companion.runs.finish(RECORD, {"sagemaker/end": "completed"}, 0)
+        run = await companion.result()
+    assert [(alert["title"], alert["severity"]) for alert in run.alerts] == [("title", "WARN")]
+    answer = json.loads(await drive(double, READ_BACK))
+    assert answer == ["finished", 1, "completed", ["sagemaker", "spot"], rows]
+
+
+async def test_stop_comes_with_the_answer_to_a_post(double: WandbDouble) -> None:
+    async with online(double, "") as companion:
+        await companion.runs.open(RECORD, RunFacts({}))
+        assert await companion.runs.post_lines(RECORD, 0, lines("one")) is False
+        double.stop("acme", "demo", "r1-sagemaker")
+        assert await companion.runs.post_lines(RECORD, 1, lines("two")) is True
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["the container's run", "no run of a container"])
+async def test_files_go_beside_what_the_container_writes(double: WandbDouble, is_there: bool) -> None:
+    record = replace(RECORD, log_target="files", facts=JobFacts("Failed", "Failed"))
+    key = RunKey("acme", "demo", "r1")
+    if is_there:
+        double.runs[key] = DoubleRun(key)
+    async with online(double, "") as companion:
+        runs = companion.runs
+        await runs.open(record, RunFacts({"a": 1}))
+        assert await runs.post_lines(record, 0, lines("one")) is False
+        assert await runs.heartbeat(record) is False
+        await runs.summarize(record, {"a": 1})
+        for name in ("logs/algo-1/00001.log", "logs/algo-1/00002.log"):
+            await runs.upload(record, name, b"x")
+        await runs.finish(record, {"a": 1}, 1)
+        assert runs.address(record) == f"{double.base_url}/acme/demo/runs/r1"
+    assert list(double.runs) == [key]
+    run = double.runs[key]
+    assert list(run.files) == ["logs/algo-1/00001.log", "logs/algo-1/00002.log"]
+    assert (run.config, run.summary, run.lines) == ({}, {}, {})
+    assert (run.state, len(run.posts)) == (("running", 0) if is_there else ("failed", 1))
 
 
 # Offline only.

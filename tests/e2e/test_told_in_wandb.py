@@ -66,7 +66,7 @@ async def test_each_metric_and_state_once_although_the_worker_is_killed(bench: B
     first = await bench.started()
     await bench.send(case)
     await bench.lines_in_wandb(case, 4)
-    first.kill()
+    await first.kill()
     await bench.start(prices="ml.m5.large=3600")
     await audit(bench, case)
     run = bench.companion(case)
