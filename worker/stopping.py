@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from worker.aio import backoff
+from worker.errors import MustRestart
 from worker.launch.record import LaunchState
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ops.logging import get_logger
@@ -13,6 +15,8 @@ from worker.tracking.heartbeats import CompanionHeartbeats
 from worker.tracking.run_stops import RunStops
 from worker.training.sagemaker import SageMaker
 from worker.training.status import has_ended
+
+_GO_ON_EVERY = 1.0
 
 _log = get_logger()
 
@@ -43,8 +47,26 @@ class Stopping:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._heartbeats.run(self.stop), name="companion heartbeats")
             tasks.create_task(self._pending.run(self.stop), name="pending jobs")
+            tasks.create_task(self._go_on(), name="stops begun")
             if self._run_stops is not None:
                 tasks.create_task(self._run_stops.run(self.stop), name="stops of runs")
+
+    async def _go_on(self) -> None:
+        """Bring to its end what was begun: by a worker that is gone, or in vain."""
+        tries = 0
+        while True:
+            await asyncio.sleep(backoff(tries, cap=60) if tries else _GO_ON_EVERY)
+            begun = [held for held in self._held if held.record.stop_reason and not held.stopping]
+            try:
+                for held in begun:
+                    if held.record.state is LaunchState.ACCEPTED:
+                        await self.stop(held.launch_id, held.record.stop_reason)
+                tries = 0
+            except MustRestart:
+                raise
+            except Exception as error:  # of any kind: the next round tries again
+                _log.warning("job_not_stopped", error=str(error) or type(error).__name__)
+                tries += 1
 
     async def stop(self, launch_id: str, reason: str) -> bool:
         """Stop a job for a reason that is told at its end; False: it had ended, is being stopped, or is not ours.

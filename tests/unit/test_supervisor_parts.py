@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from dataclasses import dataclass
 
 import pytest
@@ -11,6 +13,7 @@ from tests.fakes.launch_queue import FakeLaunchQueue
 from tests.fakes.ledger import MemoryLedger
 from tests.fakes.leg2 import stopping_of, story_of
 from tests.fakes.sagemaker import FakeSageMaker
+from tests.unit.waiting import until
 from worker.clients.api_key import ApiKey
 from worker.errors import Unreachable
 from worker.intake.refusal import Refusals
@@ -95,6 +98,24 @@ async def test_a_job_is_stopped_once_however_many_ask() -> None:
     assert await bench.stopping.stop("a", "Stop was pressed.")
     assert not await bench.stopping.stop("a", "It did not start.")
     assert (bench.sagemaker.stopped, bench.held.record.stop_reason) == (["job-a"], "Stop was pressed.")
+
+
+async def test_a_stop_that_a_dead_worker_has_begun_is_brought_to_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("worker.stopping._GO_ON_EVERY", 0.01)
+    monkeypatch.setattr("worker.stopping.backoff", lambda *_, **__: 0.01)
+    bench = await bench_of()
+    bench.held.update(stop_reason="Stop was pressed.")
+    bench.sagemaker.errors = [Unreachable("SageMaker is away")]
+    task = asyncio.ensure_future(bench.stopping.run())
+    await until(lambda: bench.sagemaker.stopped)
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert bench.sagemaker.stopped == ["job-a"]
+    assert set(bench.sagemaker.durable) == {"Stop was pressed."}
 
 
 async def test_a_launch_taken_over_is_not_stopped() -> None:
