@@ -18,6 +18,7 @@ from worker.intake.refusal import Refusals
 from worker.intake.sweeps import Sweeps
 from worker.intake.unstarted import UnstartedRuns
 from worker.intake.wandb_queue import QueueItems
+from worker.job_story import JobStory
 from worker.job_watch import JobWatch
 from worker.launch.redaction import KnownSecrets
 from worker.ledger.adoption import Adoption
@@ -31,16 +32,19 @@ from worker.ops.logging import get_logger
 from worker.ops.metrics import Metrics
 from worker.ops.runtime import settle_garbage_collector, watch_loop_lag
 from worker.ops.signals import crash_at, stop_on_signals
+from worker.pending import PendingJobs
 from worker.persistence import Persistence
 from worker.pipeline import Pipeline, PipelineFacts
 from worker.preparing import PlanFacts, Preparing
 from worker.resources import Opened, opened
 from worker.retrying import Retrying
 from worker.settings import Settings
+from worker.stopping import Stopping
 from worker.submission import Submission
 from worker.supervisor import Supervisor
 from worker.tracking.build_log import BuildLogs
 from worker.tracking.heartbeats import CompanionHeartbeats
+from worker.tracking.run_stops import RunStops
 from worker.training.allowed import policy_of, retry_rules_of
 from worker.training.log_end import log_end
 from worker.training.log_feed import LogFeed
@@ -171,6 +175,13 @@ def _supervisor(parts: Opened, held: HeldLaunches, adoption: Adoption, refusals:
     sagemaker = SageMaker(parts.aws.sagemaker, parts.rates)
     persistence = Persistence(parts.metrics, settings.log_give_up)
     feed = LogFeed(parts.aws.logs, parts.rates, parts.metrics, now=parts.aws.clock.now)
+    story = _job_story(parts, sagemaker, refusals, feed)
+    heartbeats = CompanionHeartbeats(
+        parts.companion,
+        interval=settings.companion_heartbeat,
+        running=lambda: (launch.record for launch in held),
+        is_current=lambda: adoption.is_current,
+    )
     submission = Submission(
         held=held,
         sagemaker=sagemaker,
@@ -183,22 +194,14 @@ def _supervisor(parts: Opened, held: HeldLaunches, adoption: Adoption, refusals:
         is_current=lambda: adoption.is_current,
     )
     return Supervisor(
-        region=parts.aws.region,
         persistence=persistence,
         held=held,
         adoption=adoption,
         submission=submission,
-        sagemaker=sagemaker,
-        watch=JobWatch(
-            held=held,
-            sagemaker=sagemaker,
-            # An hour back: AWS's clock need not agree with ours.
-            status_feed=StatusFeed(parts.aws.sagemaker, parts.rates, since=parts.aws.clock.now() - 3600),
-            interval=settings.status_interval,
-            persistence=persistence,
-        ),
-        delivery=_delivery(parts, held, feed),
+        watch=_job_watch(parts, held, sagemaker, persistence),
+        delivery=_delivery(parts, held, feed, heartbeats),
         companion=parts.companion,
+        story=story,
         retrying=Retrying(
             held=held,
             sagemaker=sagemaker,
@@ -207,28 +210,76 @@ def _supervisor(parts: Opened, held: HeldLaunches, adoption: Adoption, refusals:
             deployment=settings.deployment,
             pause=settings.retry_pause,
         ),
-        heartbeats=CompanionHeartbeats(
-            parts.companion,
-            interval=settings.companion_heartbeat,
-            start_timeout=settings.start_timeout,
-            running=lambda: (launch.record for launch in held),
-            is_current=lambda: adoption.is_current,
-            now=parts.aws.clock.now,
-        ),
-        unstarted=UnstartedRuns(
-            parts.wandb, refusals, lambda record: log_end(feed, record), grace=settings.init_grace
+        stopping=Stopping(
+            held=held,
+            submission=submission,
+            sagemaker=sagemaker,
+            heartbeats=heartbeats,
+            run_stops=_run_stops(parts, held, adoption),
+            pending=PendingJobs(
+                held=held,
+                sagemaker=sagemaker,
+                story=story,
+                refusals=refusals,
+                interval=settings.companion_heartbeat,
+                start_timeout=settings.start_timeout,
+                alert_after=settings.alert_after,
+                is_current=lambda: adoption.is_current,
+                now=parts.aws.clock.now,
+            ),
         ),
         metrics=parts.metrics,
     )
 
 
-def _delivery(parts: Opened, held: HeldLaunches, feed: LogFeed) -> LogDelivery:
+def _job_watch(parts: Opened, held: HeldLaunches, sagemaker: SageMaker, persistence: Persistence) -> JobWatch:
+    return JobWatch(
+        held=held,
+        sagemaker=sagemaker,
+        # An hour back: AWS's clock need not agree with ours.
+        status_feed=StatusFeed(parts.aws.sagemaker, parts.rates, since=parts.aws.clock.now() - 3600),
+        interval=parts.settings.status_interval,
+        persistence=persistence,
+    )
+
+
+def _job_story(parts: Opened, sagemaker: SageMaker, refusals: Refusals, feed: LogFeed) -> JobStory:
+    settings = parts.settings
+    return JobStory(
+        region=parts.aws.region,
+        companion=parts.companion,
+        sagemaker=sagemaker,
+        unstarted=UnstartedRuns(
+            parts.wandb, refusals, lambda record: log_end(feed, record), grace=settings.init_grace
+        ),
+        prices=parts.prices,
+        alerts=settings.alerts,
+    )
+
+
+def _run_stops(parts: Opened, held: HeldLaunches, adoption: Adoption) -> RunStops | None:
+    """None: offline, nobody can press Stop."""
+    if parts.wandb is None:
+        return None
+    return RunStops(
+        parts.wandb,
+        interval=parts.settings.companion_heartbeat,
+        timeout=parts.settings.stopped_run_timeout,
+        running=lambda: (launch.record for launch in held),
+        is_current=lambda: adoption.is_current,
+    )
+
+
+def _delivery(
+    parts: Opened, held: HeldLaunches, feed: LogFeed, heartbeats: CompanionHeartbeats
+) -> LogDelivery:
     posting = Posting(
         held=held,
         feed=feed,
         companion=parts.companion,
         metrics=parts.metrics,
         give_up_after=parts.settings.log_give_up,
+        on_stop=heartbeats.pressed,
     )
     return LogDelivery(
         feed=feed,

@@ -31,6 +31,7 @@ from worker.sources.wandb_job import WandbJobs, wandb_jobs
 from worker.tracking.companion import CompanionRuns
 from worker.tracking.offline import offline_runs
 from worker.tracking.port import Companion
+from worker.tracking.prices import Prices, parse_prices
 from worker.training.request import AccountFacts
 
 _log = get_logger()
@@ -58,6 +59,7 @@ class Opened:
     docker: DockerEngine | None
     """None: no images are built."""
     work_dir: Path
+    prices: Prices
 
 
 @contextlib.asynccontextmanager
@@ -98,6 +100,7 @@ async def opened(settings: Settings, secrets: KnownSecrets) -> AsyncIterator[Ope
             ledger=await enter(open_ledger(settings.ledger, aws.dynamodb)),
             docker=await _open_docker(stack, settings),
             work_dir=await asyncio.to_thread(_work_dir, settings),
+            prices=await asyncio.to_thread(read_prices, settings.prices),
         )
 
 
@@ -153,6 +156,16 @@ def _work_dir(settings: Settings) -> Path:
     except OSError as error:
         raise SettingsError(f"LAUNCH_WORK_DIR: {folder}: {error.strerror}") from error
     return folder
+
+
+def read_prices(given: str) -> Prices:
+    """LAUNCH_PRICES: prices, or the path of a file with them. Raises `SettingsError`."""
+    if not given or "=" in given:
+        return parse_prices(given)
+    try:
+        return parse_prices(Path(given).read_text())
+    except OSError as error:
+        raise SettingsError(f"LAUNCH_PRICES: {given}: {error.strerror}") from error
 
 
 def _rate_bounds(settings: Settings) -> dict[str, float | None]:

@@ -73,7 +73,11 @@ class Retrying:
                 tries=0,
                 waits_for="",
                 # Its streams are delivered to their end; the next job's lines follow in the same console.
-                log=LogState(next_line=record.log.next_line, undelivered=record.log.undelivered),
+                log=LogState(
+                    next_line=record.log.next_line,
+                    next_row=record.log.next_row,
+                    undelivered=record.log.undelivered,
+                ),
             )
         if not held.lost:
             await self._tell(held, following, pause)

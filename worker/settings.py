@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dotenv import dotenv_values
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -88,6 +88,13 @@ def parse_registry(value: object) -> object:
     if match := _ECR_ARN.fullmatch(value.strip()):
         return repository_uri(match["account"], match["region"], match["name"], match["partition"])
     return value.strip().removeprefix("https://").rstrip("/")
+
+
+def _known_alerts(kinds: tuple[str, ...]) -> tuple[str, ...]:
+    for kind in kinds:
+        if kind not in ("failure", "waiting", "none"):
+            raise ValueError(f"{kind!r} is no alert; write failure, waiting or none")
+    return tuple(kind for kind in kinds if kind != "none")
 
 
 Seconds = Annotated[float, BeforeValidator(parse_duration), Field(ge=0)]
@@ -196,6 +203,18 @@ class Settings(BaseSettings):
     )
     start_timeout: Seconds = Field(
         0.0, description="Stop a job that stays pending longer than this. 0: never."
+    )
+    alerts: Annotated[StringList, AfterValidator(_known_alerts)] = Field(
+        ("failure", "waiting"),
+        description="W&B alerts about jobs: `failure`, `waiting` (a job does not start), or `none`.",
+    )
+    alert_after: Seconds = Field(
+        1800.0, description="How long a job may be pending before `waiting` is told."
+    )
+    prices: str = Field(
+        "",
+        description="USD an hour by instance type, for the cost in companion runs: "
+        "`ml.g5.xlarge=1.408,ml.m5.large=0.115`, or the path of a file with one a line.",
     )
     stopped_run_timeout: Seconds = Field(
         60.0,

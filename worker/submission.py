@@ -18,6 +18,7 @@ from worker.ops.logging import get_logger
 from worker.ops.metrics import Metrics
 from worker.submit_queue import NotAsked, SubmitQueue, waited_so_far
 from worker.telling import RefusalTelling
+from worker.tracking.metric_definitions import definitions_of
 from worker.training.sagemaker import QuotaExceeded, QuotaTooSmall, SageMaker, TrainingJob
 
 _log = get_logger()
@@ -169,8 +170,10 @@ class Submission:
     async def _accept(self, held: HeldLaunch, job: TrainingJob) -> None:
         self._metrics.submits.labels(job.how).inc()
         now, record = time.time(), held.record
+        held.request = record.request
         held.update(
             state=LaunchState.ACCEPTED,
+            metrics=definitions_of(record.request) if record.log_target in ("companion", "run") else (),
             job_arn=job.arn,
             facts=job.facts,
             accepted_at=now,

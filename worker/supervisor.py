@@ -15,7 +15,7 @@ from typing import Any
 from worker.aio import backoff, effect
 from worker.delivery.loop import LogDelivery
 from worker.errors import MustRestart, Never, WorkerError
-from worker.intake.unstarted import UnstartedRuns
+from worker.job_story import JobStory
 from worker.job_watch import JobWatch
 from worker.launch.record import LaunchState
 from worker.ledger.adoption import Adoption
@@ -25,13 +25,11 @@ from worker.ops.logging import get_logger
 from worker.ops.metrics import Metrics
 from worker.persistence import Persistence, Tried
 from worker.retrying import Retrying
+from worker.stopping import Stopping
 from worker.submission import Submission
-from worker.tracking.facts import companion_config, launch_summary
-from worker.tracking.heartbeats import CompanionHeartbeats
 from worker.tracking.port import Companion
 from worker.training.retry import NextAttempt, next_attempt
-from worker.training.sagemaker import SageMaker
-from worker.training.status import Ending, console_links, ending, has_ended
+from worker.training.status import ending, has_ended
 
 _LEAVE_WITHIN = 5.0
 """Seconds for the last writes."""
@@ -47,32 +45,28 @@ class Supervisor:
     def __init__(
         self,
         *,
-        region: str,
         persistence: Persistence,
         held: HeldLaunches,
         adoption: Adoption,
         submission: Submission,
-        sagemaker: SageMaker,
         watch: JobWatch,
         delivery: LogDelivery,
         companion: Companion,
+        story: JobStory,
         retrying: Retrying,
-        heartbeats: CompanionHeartbeats,
-        unstarted: UnstartedRuns,
+        stopping: Stopping,
         metrics: Metrics,
     ) -> None:
-        self._region = region
         self._persistence = persistence
         self._held = held
         self._adoption = adoption
         self._submission = submission
-        self._sagemaker = sagemaker
         self._watch = watch
         self._delivery = delivery
         self._companion = companion
+        self._story = story
         self._retrying = retrying
-        self._heartbeats = heartbeats
-        self._unstarted = unstarted
+        self._stopping = stopping
         self._metrics = metrics
         self._tasks: asyncio.TaskGroup
         self._opening: set[HeldLaunch] = set()
@@ -101,7 +95,7 @@ class Supervisor:
             tasks.create_task(self._submission.run(self._accepted, self._over), name="submission")
             tasks.create_task(self._watch.run(self._looked, self._tell), name="status feed")
             tasks.create_task(self._delivery.run(self._delivered), name="log delivery")
-            tasks.create_task(self._heartbeats.run(self.stop), name="companion heartbeats")
+            tasks.create_task(self._stopping.run(), name="stopping")
             try:
                 await asyncio.Event().wait()
             finally:
@@ -180,12 +174,7 @@ class Supervisor:
         self._start(self._open(held), f"open companion {held.record.job_name}")
 
     async def _open(self, held: HeldLaunch) -> None:
-        links = console_links(self._region, held.record.job_name)
-        opened = await self._persistence.until_done(
-            held,
-            "open_companion",
-            lambda: self._companion.open(held.record, companion_config(held.record, links)),
-        )
+        opened = await self._persistence.until_done(held, "open_companion", lambda: self._story.open(held))
         self._opening.discard(held)
         if opened is not Tried.DONE:
             if opened is Tried.GIVEN_UP:
@@ -212,27 +201,11 @@ class Supervisor:
         if not self._adoption.is_current:
             return
         try:
-            await self._companion.summarize(held.record, self._summary(held))
+            await self._story.progress(held)
         except MustRestart:
             raise
         except Exception as error:  # one run's unforeseen trouble ends no other
             _log.warning("summary_not_posted", launch_id=held.launch_id, error=str(error))
-
-    async def stop(self, launch_id: str, reason: str) -> bool:
-        """Stop a job for a reason that is told at its end; False: it had ended, or is not ours.
-
-        The reason is durable before the stop, so that no crash can turn it into a stop from outside."""
-        held = next((held for held in self._held if held.launch_id == launch_id), None)
-        if held is not None and held.record.is_between_attempts:
-            return await self._submission.cancel(held, reason)
-        if held is None or held.record.state is not LaunchState.ACCEPTED or has_ended(held.record.facts):
-            return False
-        if not held.record.stop_reason:
-            held.update(stop_reason=reason)
-        # Each time: the write of an earlier try may have failed.
-        await self._held.save([held])
-        _log.info("job_stopping", launch_id=launch_id, training_job=held.record.job_name, reason=reason)
-        return not held.lost and await self._sagemaker.stop(held.record.job_name)
 
     # A job has ended.
 
@@ -286,7 +259,7 @@ class Supervisor:
         """Tell the end, then let the launch go."""
         record = held.record
         end = ending(record.facts, stop_reason=record.stop_reason, given_up=record.given_up)
-        await self._persistence.until_done(held, "finish_companion", lambda: self._tell_end(held, end))
+        await self._persistence.until_done(held, "finish_companion", lambda: self._story.end(held, end))
         now = time.time()
         held.update(state=LaunchState.FINISHED, finished_at=now, expires_at=now + FINISHED_TTL)
         await self._persistence.until_done(
@@ -305,16 +278,6 @@ class Supervisor:
             lines=held.record.log.next_line,
         )
 
-    async def _tell_end(self, held: HeldLaunch, end: Ending) -> None:
-        await self._companion.finish(held.record, self._summary(held, end), end.exit_code)
-        await self._unstarted.report(held.record, completed=end.exit_code == 0, reason=end.reason)
-
     async def _write_finished(self, held: HeldLaunch) -> None:
         with effect("write_finished"):
             await self._held.save([held])
-
-    # What is shared.
-
-    def _summary(self, held: HeldLaunch, end: Ending | None = None) -> dict[str, object]:
-        told = {"end": str(end.end), "reason": end.reason} if end else {}
-        return launch_summary(held.record, **told)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
 import sys
 import threading
@@ -17,15 +18,18 @@ from typing import Any
 
 import pytest
 
+from tests.contract.test_wandb_double import drive
 from worker.clients.api_key import ApiKey
 from worker.clients.wandb_api import wandb_api
 from worker.errors import Unreachable
 from worker.launch.console import CONSOLE_LIMIT, ConsoleLine
-from worker.launch.record import LaunchRecord, LaunchState, RunRef
+from worker.launch.record import JobFacts, LaunchRecord, LaunchState, RunRef
 from worker.local.wandb_double import WandbDouble, running_wandb_double
-from worker.local.wandb_records import DoubleRun
+from worker.local.wandb_records import DoubleRun, RunKey
 from worker.ops.metrics import Metrics
 from worker.tracking.companion import CompanionRuns
+from worker.tracking.facts import RunFacts
+from worker.tracking.history import Row
 from worker.tracking.offline import OfflineRuns, offline_runs
 from worker.tracking.port import Companion, RunPath
 
@@ -122,8 +126,12 @@ async def companion(
 
 async def test_a_whole_life(companion: Harness) -> None:
     runs = companion.runs
-    await runs.open(RECORD, {"sagemaker/job_name": "job-1", "launch/attempt": 1})
-    await runs.post_lines(RECORD, 0, lines("one", "two"))
+    facts = RunFacts(
+        {"sagemaker/job_name": "job-1", "launch/attempt": 1}, ("sagemaker", "spot"), "Training job job-1"
+    )
+    await runs.open(RECORD, facts)
+    rows = [{"loss": 0.5, "_timestamp": 1_700_000_000.5, "_runtime": 1.0, "_step": 0}]
+    await runs.post_lines(RECORD, 0, lines("one", "two"), first_row=0, rows=rows)
     await runs.summarize(RECORD, {"sagemaker/status": "InProgress", "launch/log_lines": 2})
     assert await runs.heartbeat(RECORD) is False
     await runs.post_lines(RECORD, 2, lines("drei: äöü 漢字", "", "five"))
@@ -141,17 +149,19 @@ async def test_a_whole_life(companion: Harness) -> None:
     }
     assert run.files["logs/algo-1/00001.log"] == b"whole log\n"
     assert "logs/algo-1/00001.log" in run.uploaded
-    assert {key: run.fields[key] for key in ("displayName", "groupName", "jobType", "tags", "notes")} == {
+    assert {key: run.fields[key] for key in ("displayName", "groupName", "jobType", "tags")} == {
         "displayName": "first (SageMaker)",
         "groupName": "r1",
         "jobType": "sagemaker",
-        "tags": ["sagemaker"],
-        "notes": "SageMaker training job job-1",
+        "tags": ["sagemaker", "spot"],
     }
+    assert str(run.fields["notes"]).startswith("Training job job-1")
+    ((row),) = run.history()
+    assert (row["loss"], row["_timestamp"], row["_step"]) == (0.5, 1_700_000_000.5, 0)
 
 
 async def test_success_is_a_finished_run(companion: Harness) -> None:
-    await companion.runs.open(RECORD, {})
+    await companion.runs.open(RECORD, RunFacts({}))
     await companion.runs.finish(RECORD, {}, 0)
     run = await companion.result()
     assert (run.state, run.exit_code) == ("finished", 0)
@@ -159,8 +169,8 @@ async def test_success_is_a_finished_run(companion: Harness) -> None:
 
 async def test_everything_may_be_said_again(companion: Harness) -> None:
     runs = companion.runs
-    await runs.open(RECORD, {"a": 1, "b": 1})
-    await runs.open(RECORD, {"a": 2})
+    await runs.open(RECORD, RunFacts({"a": 1, "b": 1}))
+    await runs.open(RECORD, RunFacts({"a": 2}))
     for _ in range(2):
         await runs.post_lines(RECORD, 0, lines("one", "two"))
         await runs.upload(RECORD, "logs/x.log", b"x")
@@ -176,7 +186,7 @@ async def test_several_runs_at_once_are_kept_apart(companion: Harness) -> None:
     records = [replace(RECORD, run=RunRef("acme", "demo", f"m{number}")) for number in range(4)]
 
     async def live(number: int, record: LaunchRecord) -> None:
-        await companion.runs.open(record, {"number": number})
+        await companion.runs.open(record, RunFacts({"number": number}))
         for first in range(0, 40, 10):
             await companion.runs.post_lines(
                 record, first, lines(*(f"{number}:{line}" for line in range(first, first + 10)))
@@ -196,7 +206,7 @@ async def test_several_runs_at_once_are_kept_apart(companion: Harness) -> None:
 
 
 async def test_the_console_ends_with_where_the_rest_is(companion: Harness) -> None:
-    await companion.runs.open(RECORD, {})
+    await companion.runs.open(RECORD, RunFacts({}))
     for first in range(0, CONSOLE_LIMIT - 2, 9_999):
         count = min(9_999, CONSOLE_LIMIT - 2 - first)
         await companion.runs.post_lines(RECORD, first, lines(*["x"] * count))
@@ -215,7 +225,6 @@ async def test_the_console_ends_with_where_the_rest_is(companion: Harness) -> No
     [
         ("companion", "", RunPath("acme", "demo", "r1-sagemaker")),
         ("companion", "sm", RunPath("acme", "sm", "r1-sagemaker")),
-        ("files", "", RunPath("acme", "demo", "r1-sagemaker")),
         ("run", "sm", RunPath("acme", "demo", "r1")),
     ],
 )
@@ -229,17 +238,76 @@ async def test_both_write_to_the_same_place(
         assert second.runs.address(record) == f"{tmp_path}/wandb/offline-run-*-{path.run}"
 
 
+# Online only.
+
+READ_BACK = """
+import json, wandb
+run = wandb.Api().run("acme/demo/r1-sagemaker")
+rows = run.history(pandas=False)
+print("ANSWER " + json.dumps([run.state, run.config["launch/attempt"], run.summary["sagemaker/end"], run.tags, rows]))
+"""
+
+
+async def test_wandbs_own_api_reads_back_what_was_told(double: WandbDouble) -> None:
+    rows: list[Row] = [
+        {"loss": 0.5, "_timestamp": 1_700_000_000.5, "_runtime": 1.0, "_step": 0},
+        {"loss": "NaN", "_timestamp": 1_700_000_001.0, "_runtime": 1.5, "_step": 1},
+    ]
+    async with online(double, "") as companion:
+        await companion.runs.open(RECORD, RunFacts({"launch/attempt": 1}, ["sagemaker", "spot"]))
+        for _ in range(2):
+            await companion.runs.post_lines(RECORD, 0, lines("one"), first_row=0, rows=rows)
+        await companion.runs.alert(RECORD, "title", "text", "WARN")
+        await companion.runs.finish(RECORD, {"sagemaker/end": "completed"}, 0)
+        run = await companion.result()
+    assert [(alert["title"], alert["severity"]) for alert in run.alerts] == [("title", "WARN")]
+    answer = json.loads(await drive(double, READ_BACK))
+    assert answer == ["finished", 1, "completed", ["sagemaker", "spot"], rows]
+
+
+async def test_stop_comes_with_the_answer_to_a_post(double: WandbDouble) -> None:
+    async with online(double, "") as companion:
+        await companion.runs.open(RECORD, RunFacts({}))
+        assert await companion.runs.post_lines(RECORD, 0, lines("one")) is False
+        double.stop("acme", "demo", "r1-sagemaker")
+        assert await companion.runs.post_lines(RECORD, 1, lines("two")) is True
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["the container's run", "no run of a container"])
+async def test_files_go_beside_what_the_container_writes(double: WandbDouble, is_there: bool) -> None:
+    record = replace(RECORD, log_target="files", facts=JobFacts("Failed", "Failed"))
+    key = RunKey("acme", "demo", "r1")
+    if is_there:
+        double.runs[key] = DoubleRun(key)
+    async with online(double, "") as companion:
+        runs = companion.runs
+        await runs.open(record, RunFacts({"a": 1}))
+        assert await runs.post_lines(record, 0, lines("one")) is False
+        assert await runs.heartbeat(record) is False
+        await runs.summarize(record, {"a": 1})
+        for name in ("logs/algo-1/00001.log", "logs/algo-1/00002.log"):
+            await runs.upload(record, name, b"x")
+        await runs.finish(record, {"a": 1}, 1)
+        assert runs.address(record) == f"{double.base_url}/acme/demo/runs/r1"
+    assert list(double.runs) == [key]
+    run = double.runs[key]
+    assert list(run.files) == ["logs/algo-1/00001.log", "logs/algo-1/00002.log"]
+    assert (run.config, run.summary, run.lines) == ({}, {}, {})
+    assert (run.state, len(run.posts)) == (("running", 0) if is_there else ("failed", 1))
+
+
 # Offline only.
 
 KILLED = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from tests.contract.test_companion import RECORD, lines
+from worker.tracking.facts import RunFacts
 from worker.tracking.offline import offline_runs
 
 async def main():
     async with offline_runs(Path(sys.argv[1]), project="") as runs:
-        await runs.open(RECORD, {"a": 1})
+        await runs.open(RECORD, RunFacts({"a": 1}))
         await runs.post_lines(RECORD, 0, lines("one", "two"))
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -259,7 +327,7 @@ async def test_lines_survive_a_killed_worker_and_the_next_one_goes_on(
     assert await process.wait() == -signal.SIGKILL
     await asyncio.sleep(1.1)  # the SDK names folders by the second
     async with offline(double, "", tmp_path) as second:
-        await second.runs.open(RECORD, {"a": 2})
+        await second.runs.open(RECORD, RunFacts({"a": 2}))
         # The batch that the ledger held is written again: at least once.
         await second.runs.post_lines(RECORD, 0, lines("one", "two"))
         await second.runs.post_lines(RECORD, 2, lines("three"))
@@ -275,13 +343,14 @@ CORE_KILLED = """
 import asyncio, pathlib, psutil, sys
 from tests.contract.test_companion import RECORD, lines
 from worker.tracking import offline
+from worker.tracking.facts import RunFacts
 
 offline._WRITTEN_WITHIN = 1.0
 
 async def main():
     try:
         async with offline.offline_runs(pathlib.Path(sys.argv[1]), project="") as runs:
-            await runs.open(RECORD, {})
+            await runs.open(RECORD, RunFacts({}))
             (core,) = [child for child in psutil.Process().children() if "wandb-core" in child.name()]
             core.kill()
             core.wait()
@@ -309,7 +378,7 @@ async def test_a_dead_wandb_core_ends_the_worker_instead_of_losing_lines(tmp_pat
 async def test_nothing_of_the_sdk_runs_on(tmp_path: Path) -> None:
     before = set(threading.enumerate())
     async with offline_runs(tmp_path, project="") as runs:
-        await runs.open(RECORD, {})
+        await runs.open(RECORD, RunFacts({}))
         assert any(thread.name.startswith("wandb-sdk") for thread in threading.enumerate())
     assert set(threading.enumerate()) <= before
 
@@ -324,6 +393,6 @@ async def test_what_the_sdk_raises_is_a_reason_to_try_again(tmp_path: Path) -> N
     async with offline_runs(tmp_path, project="") as runs:
         bad = replace(RECORD, run=RunRef("acme", "demo", "not/valid"))
         with pytest.raises(Unreachable, match="the wandb SDK failed"):
-            await runs.open(bad, {})
-        await runs.open(RECORD, {})
+            await runs.open(bad, RunFacts({}))
+        await runs.open(RECORD, RunFacts({}))
         assert isinstance(runs, OfflineRuns)

@@ -17,7 +17,7 @@ from worker.launch.console import ConsoleLine
 from worker.launch.record import JobFacts
 from worker.ops.metrics import Metrics
 from worker.tracking.companion import CompanionRuns
-from worker.tracking.facts import companion_config, companion_summary
+from worker.tracking.facts import companion_summary, run_facts
 
 SDK: Mapping[str, Any] = json.loads(RECORDED.read_text())
 RECORD = record(name="train", author="ada", queue="gpu", job_arn="arn:aws:sagemaker:::training-job/job-1")
@@ -76,7 +76,7 @@ async def whole_life(api: WandbApi) -> None:
     """Everything the worker ever says about a job."""
     runs = CompanionRuns(api, project="")
     facts = JobFacts("Completed", "Completed", "", 1.0, 2.0, 3.0, 60, 60, (("Starting", 1.0),))
-    await runs.open(RECORD, companion_config(RECORD, {"console": "https://c", "cloudwatch": "https://w"}))
+    await runs.open(RECORD, run_facts(RECORD, {"console": "https://c", "cloudwatch": "https://w"}))
     await runs.post_lines(RECORD, 0, [ConsoleLine(1_700_000_000_123, "algo-1", "epoch 1")])
     await runs.heartbeat(RECORD)
     summary = companion_summary(facts, lines=1, instance_count=2, end="completed", reason="done")

@@ -137,8 +137,12 @@ async def test_unknown_image(running: Running) -> None:
 
 
 async def test_log_to_files_alone(running: Running) -> None:
-    run = await _companion_at_the_end(running, "to files")
-    assert run.console() == []
+    case = running.cases["to files"]
+    await ended(running.bench, case)
+    run = running.bench.services.wandb.run(ENTITY, PROJECT, case.run_id)
+    assert run is not None
+    assert (run.console(), run.summary, run.state) == ([], {}, "finished")
+    assert running.bench.companion(case) is None
     (content,) = run.files.values()
     assert [line.partition(" ")[2] for line in content.decode().splitlines()] == [
         f"step {number} on algo-1" for number in range(3)

@@ -9,7 +9,9 @@ from typing import Any
 from worker.errors import Unreachable
 from worker.launch.console import ConsoleLine
 from worker.launch.record import LaunchRecord
-from worker.tracking.port import RunPath, companion_path
+from worker.tracking.facts import RunFacts
+from worker.tracking.history import Row
+from worker.tracking.port import AlertLevel, RunPath, companion_path
 
 
 class FakeCompanion:
@@ -18,6 +20,8 @@ class FakeCompanion:
     def __init__(self) -> None:
         self.console: dict[str, dict[int, ConsoleLine]] = {}
         """Launch id → line number → line."""
+        self.history: dict[str, dict[int, Row]] = {}
+        """Launch id → row number → row."""
         self.posts: list[tuple[str, int, int]] = []
         """(launch id, first line, lines) of each post that was acknowledged."""
         self.files: dict[str, dict[str, bytes]] = {}
@@ -26,6 +30,8 @@ class FakeCompanion:
         self.opened: list[Mapping[str, Any]] = []
         self.summaries: list[Mapping[str, Any]] = []
         self.finished: list[tuple[Mapping[str, Any], int]] = []
+        self.alerts: list[tuple[str, str, str, str]] = []
+        """(launch id, level, title, text)."""
         self.heartbeats: list[str] = []
         self.stop_pressed = False
         self.errors: list[Exception] = []
@@ -46,12 +52,25 @@ class FakeCompanion:
     def address(self, record: LaunchRecord) -> str:
         return f"https://wandb.invalid/{self.path(record).run}"
 
-    async def open(self, record: LaunchRecord, config: Mapping[str, Any]) -> None:
+    async def open(self, record: LaunchRecord, facts: RunFacts) -> None:
         await self._turn()
-        self.opened.append(config)
+        self.opened.append(facts.config)
 
-    async def post_lines(self, record: LaunchRecord, first_line: int, lines: Sequence[ConsoleLine]) -> None:
+    async def post_lines(
+        self,
+        record: LaunchRecord,
+        first_line: int,
+        lines: Sequence[ConsoleLine],
+        *,
+        first_row: int = 0,
+        rows: Sequence[Row] = (),
+    ) -> bool:
         await self._turn()
+        history = self.history.setdefault(record.launch_id, {})
+        for number, row in enumerate(rows, first_row):
+            assert history.setdefault(number, row) == row, f"row {number} was posted as something else"
+        if not lines:
+            return self.stop_pressed
         console = self.console.setdefault(record.launch_id, {})
         for number, line in enumerate(lines, first_line):
             assert console.setdefault(number, line) == line, f"line {number} was posted as something else"
@@ -59,6 +78,7 @@ class FakeCompanion:
             self.lost_answers -= 1
             raise Unreachable("the answer got lost")
         self.posts.append((record.launch_id, first_line, len(lines)))
+        return self.stop_pressed
 
     async def heartbeat(self, record: LaunchRecord) -> bool:
         await self._turn()
@@ -68,6 +88,10 @@ class FakeCompanion:
     async def summarize(self, record: LaunchRecord, summary: Mapping[str, Any]) -> None:
         await self._turn()
         self.summaries.append(summary)
+
+    async def alert(self, record: LaunchRecord, title: str, text: str, level: AlertLevel) -> None:
+        await self._turn()
+        self.alerts.append((record.launch_id, level, title, text))
 
     async def upload(self, record: LaunchRecord, name: str, content: bytes) -> None:
         await self._turn()

@@ -59,7 +59,7 @@ class FakeSageMaker(SageMaker):
         if self.description_errors:
             raise self.description_errors.pop(0)
         requests = {request["TrainingJobName"]: request for request in self.requests}
-        return self.descriptions.get(name) or requests[name]
+        return self.descriptions.get(name) or requests.get(name, {})
 
     async def tags(self, arn: str) -> list[Mapping[str, str]]:
         await self._turn()

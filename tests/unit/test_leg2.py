@@ -14,8 +14,9 @@ from pydantic import SecretStr
 
 from tests.fakes.cloudwatch import CloudWatch, FakeLogFeed
 from tests.fakes.companion import FakeCompanion
-from tests.fakes.launch_queue import FakeLaunchQueue, FakeQueueItems, no_unstarted_runs
+from tests.fakes.launch_queue import FakeLaunchQueue, FakeQueueItems
 from tests.fakes.ledger import MemoryLedger
+from tests.fakes.leg2 import stopping_of, story_of
 from tests.fakes.sagemaker import FakeSageMaker
 from tests.unit.records import OTHER, WORKER, record, waiting
 from tests.unit.waiting import until
@@ -37,7 +38,6 @@ from worker.persistence import GIVE_UP_AFTER, Persistence
 from worker.retrying import Retrying
 from worker.submission import Submission
 from worker.supervisor import Supervisor
-from worker.tracking.heartbeats import CompanionHeartbeats
 from worker.training.status_feed import StatusFeed, Summary
 
 STREAM = "job-1/algo-1-17"
@@ -129,22 +129,31 @@ class Worker:
             metrics=metrics,
         )
         persistence = Persistence(metrics, GIVE_UP_AFTER)
+        submission = Submission(
+            held=self.held,
+            sagemaker=world.sagemaker,
+            refusals=refusals,
+            metrics=metrics,
+            api_key=ApiKey("k" * 40),
+            max_jobs=-1,
+            max_wait=3600,
+            is_current=lambda: adoption.is_current,
+        )
+        story = story_of(world.companion, world.sagemaker)
+        self.stopping = stopping_of(
+            self.held,
+            submission,
+            world.sagemaker,
+            story,
+            world.companion,
+            interval=0.01,
+            is_current=lambda: adoption.is_current,
+        )
         self.supervisor = Supervisor(
-            region="us-east-1",
             persistence=persistence,
             held=self.held,
             adoption=adoption,
-            submission=Submission(
-                held=self.held,
-                sagemaker=world.sagemaker,
-                refusals=refusals,
-                metrics=metrics,
-                api_key=ApiKey("k" * 40),
-                max_jobs=-1,
-                max_wait=3600,
-                is_current=lambda: adoption.is_current,
-            ),
-            sagemaker=world.sagemaker,
+            submission=submission,
             watch=JobWatch(
                 held=self.held,
                 sagemaker=world.sagemaker,
@@ -170,14 +179,8 @@ class Worker:
                 deployment="default",
                 pause=pause,
             ),
-            unstarted=no_unstarted_runs(),
-            heartbeats=CompanionHeartbeats(
-                world.companion,
-                interval=0.01,
-                start_timeout=0,
-                running=lambda: (launch.record for launch in self.held),
-                is_current=lambda: adoption.is_current,
-            ),
+            story=story,
+            stopping=self.stopping,
             metrics=metrics,
         )
 
@@ -407,10 +410,10 @@ async def test_a_want_of_capacity_leads_to_another_attempt_in_the_same_run(
     async with worker.running():
         await worker.submit(retried())
         await until(lambda: world.companion.posts)
+        world.cloud.put("job-1-r2/algo-1-18", "second")  # streams are looked for as soon as the job is there
         world.sagemaker.jobs["job-1"] = CAPACITY
         await until(lambda: "job-1-r2" in world.sagemaker.jobs)
         assert world.companion.finished == [], "the companion lives on between two attempts"
-        world.cloud.put("job-1-r2/algo-1-18", "second")
         await until(lambda: len(world.companion.console["launch-1"]) == 2)
         world.sagemaker.jobs["job-1-r2"] = COMPLETED
         stored = await world.finished()
@@ -463,7 +466,7 @@ async def test_stop_pressed_between_two_attempts_is_the_end(world: World) -> Non
     assert world.end() == ("stopped by this worker", 1)
     assert set(world.sagemaker.jobs) == {"job-1"}
     assert world.sagemaker.stopped == []
-    assert stored.given_up == "Stop was pressed in W&B."
+    assert stored.given_up == "Stop was pressed in W&B, in the companion run."
 
 
 async def test_a_job_that_is_gone_has_no_further_attempt(world: World, worker: Worker) -> None:

@@ -42,6 +42,7 @@ FACTS = st.builds(
     training_seconds=st.none() | COUNTS,
     spot=st.booleans(),
     transitions=st.lists(st.tuples(TEXT, TIMES), max_size=3).map(tuple),
+    status_message=TEXT,
 )
 POSITIONS = st.builds(
     StreamPosition,
@@ -58,6 +59,8 @@ BATCHES = st.builds(
     streams=st.dictionaries(TEXT, st.tuples(COUNTS, COUNTS), max_size=3),
     events=TEXT,
     digest=TEXT,
+    first_row=COUNTS,
+    statuses=st.lists(st.tuples(TEXT, TIMES), max_size=3).map(tuple),
 )
 LOGS = st.builds(
     LogState,
@@ -66,6 +69,8 @@ LOGS = st.builds(
     batch=st.none() | BATCHES,
     sketch=TEXT,
     undelivered=TEXT,
+    next_row=COUNTS,
+    statuses=COUNTS,
 )
 REQUIRED: Mapping[str, st.SearchStrategy[Any]] = {
     "launch_id": TEXT,
@@ -77,8 +82,10 @@ OPTIONAL: Mapping[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(
         ("name", "author", "commit", "job_artifact", "image", "job_name", "job_arn", "instance_type"), TEXT
     ),
-    **dict.fromkeys(("log_target", "stop_reason", "previous_job", "given_up", "waits_for"), TEXT),
-    **dict.fromkeys(("epoch", "attempt", "tries", "instance_count"), COUNTS),
+    **dict.fromkeys(
+        ("log_target", "stop_reason", "previous_job", "given_up", "waits_for", "agent_run"), TEXT
+    ),
+    **dict.fromkeys(("epoch", "attempt", "tries", "instance_count", "opened"), COUNTS),
     **dict.fromkeys(("private_key", "reported"), st.booleans()),
     **dict.fromkeys(
         ("not_before", "created_at", "waiting_at", "waited", "accepted_at", "finished_at", "expires_at"),
@@ -89,6 +96,8 @@ OPTIONAL: Mapping[str, st.SearchStrategy[Any]] = {
     "failure": st.none() | st.builds(Failure, TEXT, TEXT, TEXT),
     "log": LOGS,
     "retries": st.dictionaries(TEXT, COUNTS, max_size=3),
+    "metrics": st.lists(st.tuples(TEXT, TEXT), max_size=3).map(tuple),
+    "alerted": st.lists(TEXT, max_size=2).map(tuple),
     "instance_types": st.lists(TEXT, max_size=3).map(tuple),
     "attempts": st.lists(st.builds(PastAttempt, TEXT, TEXT, TEXT, TEXT), max_size=3).map(tuple),
 }

@@ -13,8 +13,9 @@ import pytest
 
 from tests.fakes.cloudwatch import CloudWatch, FakeLogFeed
 from tests.fakes.companion import FakeCompanion
-from tests.fakes.launch_queue import FakeLaunchQueue, no_unstarted_runs
+from tests.fakes.launch_queue import FakeLaunchQueue
 from tests.fakes.ledger import MemoryLedger
+from tests.fakes.leg2 import stopping_of, story_of
 from tests.fakes.sagemaker import FakeSageMaker
 from tests.unit.records import OTHER, WORKER, record, waiting
 from tests.unit.waiting import until
@@ -36,7 +37,6 @@ from worker.persistence import GIVE_UP_AFTER, Persistence
 from worker.retrying import Retrying
 from worker.submission import Submission
 from worker.supervisor import Supervisor
-from worker.tracking.heartbeats import CompanionHeartbeats
 from worker.training.sagemaker import SageMaker
 from worker.training.status_feed import StatusFeed, Summary
 
@@ -136,21 +136,22 @@ class Bench:
             metrics=metrics,
         )
         persistence = Persistence(metrics, GIVE_UP_AFTER)
+        submission = Submission(
+            held=held,
+            sagemaker=self.sagemaker,
+            refusals=Refusals(None, FakeLaunchQueue()),
+            metrics=metrics,
+            api_key=ApiKey(""),
+            max_jobs=-1,
+            max_wait=3600,
+        )
+        story = story_of(self.companion, self.sagemaker)
+        self.stopping = stopping_of(held, submission, self.sagemaker, story, self.companion, interval=60.0)
         self.supervisor = Supervisor(
-            region="us-east-1",
             persistence=persistence,
             held=held,
             adoption=adoption,
-            submission=Submission(
-                held=held,
-                sagemaker=self.sagemaker,
-                refusals=Refusals(None, FakeLaunchQueue()),
-                metrics=metrics,
-                api_key=ApiKey(""),
-                max_jobs=-1,
-                max_wait=3600,
-            ),
-            sagemaker=self.sagemaker,
+            submission=submission,
             watch=JobWatch(
                 held=held,
                 sagemaker=self.sagemaker,
@@ -176,14 +177,8 @@ class Bench:
                 deployment="default",
                 pause=TICK,
             ),
-            unstarted=no_unstarted_runs(),
-            heartbeats=CompanionHeartbeats(
-                self.companion,
-                interval=60.0,
-                start_timeout=0.0,
-                running=lambda: (launch.record for launch in held),
-                is_current=lambda: True,
-            ),
+            story=story,
+            stopping=self.stopping,
             metrics=metrics,
         )
 

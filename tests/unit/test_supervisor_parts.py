@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from dataclasses import dataclass
 
 import pytest
 
+from tests.fakes.companion import FakeCompanion
+from tests.fakes.launch_queue import FakeLaunchQueue
 from tests.fakes.ledger import MemoryLedger
+from tests.fakes.leg2 import stopping_of, story_of
 from tests.fakes.sagemaker import FakeSageMaker
+from tests.unit.waiting import until
+from worker.clients.api_key import ApiKey
 from worker.errors import Unreachable
+from worker.intake.refusal import Refusals
 from worker.launch.record import JobFacts, LaunchRecord, LaunchState, RunRef
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ops.metrics import Metrics
-from worker.supervisor import Supervisor
+from worker.stopping import Stopping
+from worker.submission import Submission
 
 
 class Watched(FakeSageMaker):
@@ -35,7 +44,7 @@ class Bench:
     ledger: MemoryLedger
     held: HeldLaunch
     sagemaker: Watched
-    supervisor: Supervisor
+    stopping: Stopping
 
 
 async def bench_of(state: LaunchState = LaunchState.ACCEPTED, status: str = "InProgress") -> Bench:
@@ -51,14 +60,24 @@ async def bench_of(state: LaunchState = LaunchState.ACCEPTED, status: str = "InP
     await ledger.create(record)
     launches, held, sagemaker = HeldLaunches(ledger, "w1", metrics), HeldLaunch(record), Watched(ledger)
     launches.add(held)
-    supervisor = Supervisor.__new__(Supervisor)  # only what `stop` uses
-    supervisor._held, supervisor._sagemaker = launches, sagemaker
-    return Bench(ledger, held, sagemaker, supervisor)
+    submission = Submission(
+        held=launches,
+        sagemaker=sagemaker,
+        refusals=Refusals(None, FakeLaunchQueue()),
+        metrics=metrics,
+        api_key=ApiKey(""),
+        max_jobs=-1,
+        max_wait=3600,
+    )
+    companion = FakeCompanion()
+    story = story_of(companion, sagemaker)
+    stopping = stopping_of(launches, submission, sagemaker, story, companion, interval=60.0)
+    return Bench(ledger, held, sagemaker, stopping)
 
 
 async def test_the_reason_is_durable_before_the_stop() -> None:
     bench = await bench_of()
-    assert await bench.supervisor.stop("a", "Stop was pressed.")
+    assert await bench.stopping.stop("a", "Stop was pressed.")
     assert (bench.sagemaker.stopped, bench.sagemaker.durable) == (["job-a"], ["Stop was pressed."])
 
 
@@ -67,17 +86,42 @@ async def test_no_stop_while_the_reason_cannot_be_written_also_on_the_second_try
     bench.ledger.failing = Unreachable("the ledger is away")
     for _ in range(2):
         with pytest.raises(Unreachable):
-            await bench.supervisor.stop("a", "Stop was pressed.")
+            await bench.stopping.stop("a", "Stop was pressed.")
     assert bench.sagemaker.stopped == []
     bench.ledger.failing = None
-    assert await bench.supervisor.stop("a", "It did not start.")
+    assert await bench.stopping.stop("a", "It did not start.")
     assert bench.sagemaker.durable == ["Stop was pressed."]
+
+
+async def test_a_job_is_stopped_once_however_many_ask() -> None:
+    bench = await bench_of()
+    assert await bench.stopping.stop("a", "Stop was pressed.")
+    assert not await bench.stopping.stop("a", "It did not start.")
+    assert (bench.sagemaker.stopped, bench.held.record.stop_reason) == (["job-a"], "Stop was pressed.")
+
+
+async def test_a_stop_that_a_dead_worker_has_begun_is_brought_to_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("worker.stopping._GO_ON_EVERY", 0.01)
+    monkeypatch.setattr("worker.stopping.backoff", lambda *_, **__: 0.01)
+    bench = await bench_of()
+    bench.held.update(stop_reason="Stop was pressed.")
+    bench.sagemaker.errors = [Unreachable("SageMaker is away")]
+    task = asyncio.ensure_future(bench.stopping.run())
+    await until(lambda: bench.sagemaker.stopped)
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert bench.sagemaker.stopped == ["job-a"]
+    assert set(bench.sagemaker.durable) == {"Stop was pressed."}
 
 
 async def test_a_launch_taken_over_is_not_stopped() -> None:
     bench = await bench_of()
     assert await bench.ledger.claim(bench.held.record, "w2")
-    assert not await bench.supervisor.stop("a", "Stop was pressed.")
+    assert not await bench.stopping.stop("a", "Stop was pressed.")
     assert bench.sagemaker.stopped == []
     assert bench.held.lost
 
@@ -87,6 +131,6 @@ async def test_a_launch_taken_over_is_not_stopped() -> None:
 )
 async def test_there_is_nothing_to_stop_before_and_after(state: LaunchState, status: str) -> None:
     bench = await bench_of(state, status)
-    assert not await bench.supervisor.stop("a", "Stop was pressed.")
-    assert not await bench.supervisor.stop("other", "Stop was pressed.")
+    assert not await bench.stopping.stop("a", "Stop was pressed.")
+    assert not await bench.stopping.stop("other", "Stop was pressed.")
     assert bench.sagemaker.stopped == []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
@@ -17,11 +18,14 @@ import aiohttp
 from yarl import URL
 
 from worker.clients.api_key import ApiKey
+from worker.clients.wandb_pace import StreamPace
 from worker.errors import Never, Throttled, Unreachable, WorkerError
 from worker.ops.metrics import Metrics
 
 T = TypeVar("T")
 
+_LONGEST_QUIET = 60.0
+"""Seconds that a Retry-After of GraphQL, which is about the key and not about one launch, holds everything up."""
 _TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=10)
 
 
@@ -45,11 +49,21 @@ class WandbApi:
         self.base_url = base_url.rstrip("/")
         self._metrics = metrics
         self._features: frozenset[str] | None = None
+        self._pace = StreamPace()
+        self._graphql_from = 0.0
+        """Monotonic time until which W&B asked not to be asked."""
 
     async def graphql(self, operation: str, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
         """POST /graphql; returns `data`. Raises `WandbRefused` for GraphQL errors (HTTP 200 with `errors`)."""
+        left = self._graphql_from - time.monotonic()
+        if left > 0:
+            raise Throttled(f"{operation}: W&B asked to wait", retry_after=left)
         body = {"operationName": operation, "query": query, "variables": variables}
-        answer = await self._post(f"{self.base_url}/graphql", operation, body)
+        try:
+            answer = await self._post(f"{self.base_url}/graphql", operation, body)
+        except Throttled as error:
+            self._graphql_from = time.monotonic() + min(error.retry_after or 0.0, _LONGEST_QUIET)
+            raise
         if errors := answer.get("errors"):
             messages = "; ".join(str(error.get("message", error)) for error in errors)
             raise WandbRefused(f"{operation}: {messages}", status=200)
@@ -59,10 +73,12 @@ class WandbApi:
     async def file_stream(
         self, entity: str, project: str, run: str, body: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Post to a run's file stream; a return is W&B's acknowledgement. `{}` as body is a heartbeat."""
+        """Post to a run's file stream, at the pace W&B allows; a return is W&B's acknowledgement. `{}` as body is a
+        heartbeat."""
         path = "/".join(quote(part, safe="") for part in (entity, project, run))
         url = f"{self.base_url}/files/{path}/file_stream"
-        return await self._post(url, "file_stream", body)
+        async with self._pace.turn(path):
+            return await self._post(url, "file_stream", body)
 
     async def put_file(self, url: str, content: bytes, headers: Mapping[str, str]) -> None:
         """Upload a run file to the address that CreateRunFiles gave. Writing the same content again is harmless."""

@@ -31,6 +31,17 @@ mutation CreateRunFiles($entity: String!, $project: String!, $run: String!, $fil
   }
 }"""
 
+_ALERT_PAUSE = 60_000
+"""Milliseconds in which W&B tells an alert of the same title once (the SDK's default)."""
+_ALERT = """
+mutation NotifyScriptableRunAlert($entityName: String!, $projectName: String!, $runName: String!, $title: String!,
+                                  $text: String!, $severity: AlertSeverity = INFO, $waitDuration: Duration) {
+  notifyScriptableRunAlert(input: {entityName: $entityName, projectName: $projectName, runName: $runName,
+                                   title: $title, text: $text, severity: $severity, waitDuration: $waitDuration}) {
+    success
+  }
+}"""
+
 _STATE = """
 query RunState($project: String!, $entity: String!, $name: String!) {
   project(name: $project, entityName: $entity) { run(name: $name) { state } }
@@ -71,15 +82,33 @@ async def upsert_run(
     await api.graphql("UpsertBucket", _UPSERT, {k: v for k, v in variables.items() if v is not None})
 
 
-async def upload_run_file(api: WandbApi, where: RunAddress, name: str, content: bytes) -> None:
-    """Put a file into a run; the same name replaces it."""
+async def upload_run_file(
+    api: WandbApi, where: RunAddress, name: str, content: bytes, *, announce: bool = True
+) -> None:
+    """Put a file into a run; the same name replaces it. `announce`: False leaves the run's file stream alone, whose
+    writer is somebody else."""
     variables = {"entity": where.entity, "project": where.project, "run": where.run, "files": [name]}
     answer = (await api.graphql("CreateRunFiles", _CREATE_FILES, variables)).get("createRunFiles")
     if not answer or not answer.get("files"):
         raise Unreachable(f"CreateRunFiles: W&B gave no place for {name}")
     headers = dict(header.split(":", 1) for header in answer.get("uploadHeaders") or ())
     await api.put_file(answer["files"][0]["uploadUrl"], content, headers)
-    await api.file_stream(*where, {"uploaded": [name]})
+    if announce:
+        await api.file_stream(*where, {"uploaded": [name]})
+
+
+async def alert_about_run(api: WandbApi, where: RunAddress, *, title: str, text: str, level: str) -> None:
+    """What `run.alert` does."""
+    variables = {
+        "entityName": where.entity,
+        "projectName": where.project,
+        "runName": where.run,
+        "title": title,
+        "text": text,
+        "severity": level,
+        "waitDuration": _ALERT_PAUSE,
+    }
+    await api.graphql("NotifyScriptableRunAlert", _ALERT, variables)
 
 
 async def run_state(api: WandbApi, where: RunAddress) -> str:

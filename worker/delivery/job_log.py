@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from worker.launch.console import ConsoleLine
 from worker.launch.log_state import StreamPosition
 from worker.ledger.held import HeldLaunch
+from worker.tracking.history import Row, history_rows
 from worker.training import cursor
 from worker.training.cursor import LogEvent
 from worker.training.status import makes_new_streams
@@ -27,7 +28,10 @@ class AssignedBatch:
     """How many events became these lines."""
     lines: Sequence[ConsoleLine]
     newest_ingested: int
-    """ms since the epoch, for the latency metric."""
+    """ms since the epoch, for the latency metric; 0: no event."""
+    first_row: int = 0
+    rows: Sequence[Row] = ()
+    """What the events and the job's new states add to the history, and where."""
 
 
 @dataclass(slots=True, eq=False)
@@ -77,14 +81,32 @@ class JobLog:
         marks = [position.marks[-1][1] for position in self.positions.values() if position.marks]
         return max(0, *marks, 0)
 
+    @property
+    def untold(self) -> tuple[tuple[str, float], ...]:
+        """Secondary states of the job that no row of the history tells yet."""
+        record = self.held.record
+        if record.log_target == "files":  # no history either
+            return ()
+        return record.facts.transitions[record.log.statuses :]
+
     def assign(self, events: Sequence[LogEvent]) -> AssignedBatch:
-        """Give `events` the next console lines, in memory; `positions` must already stand behind them."""
-        state, lines = cursor.assign(self.held.record.log, self.positions, events)
-        first_line = self.held.record.log.next_line
+        """Give `events` the next console lines, and what they and the job's new states add to the history its next
+        rows, in memory; `positions` must already stand behind them."""
+        record, untold = self.held.record, self.untold
+        before = record.log
+        state, lines = cursor.assign(before, self.positions, events)
+        rows = history_rows(record, before.next_row, lines, untold)
+        assert state.batch is not None
+        batch = replace(state.batch, first_row=before.next_row, statuses=untold)
+        told = before.statuses + len(untold)
+        state = replace(state, batch=batch, next_row=before.next_row + len(rows), statuses=told)
         self.held.update(log=state)
         self.posting = True
-        self.news_at = time.monotonic()
-        return AssignedBatch(self, first_line, len(events), lines, max(event.ingested for event in events))
+        newest = 0
+        if events:
+            self.news_at = time.monotonic()
+            newest = max(event.ingested for event in events)
+        return AssignedBatch(self, before.next_line, len(events), lines, newest, before.next_row, rows)
 
     def take(self, events: Sequence[LogEvent]) -> AssignedBatch:
         """Assign as many of the new events, in the API's order, as one batch may hold."""

@@ -110,6 +110,8 @@ class LogDelivery:
             news.setdefault(by_stream[event.stream], []).append(event)
         taken = [log.take(events) for log, events in news.items() if not log.held.lost]
         cut = any(batch.events < len(news[batch.log]) for batch in taken)
+        # The states of a job that says nothing are told as well.
+        taken += [log.assign(()) for log in logs if log.is_read and log.untold]
         _skip_silence(logs, sweep, asked_ms - _SILENCE_MS)
         read = [log for log in logs if not sweep.cut_at.keys() & log.positions.keys()]
         for log in read:

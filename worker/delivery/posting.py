@@ -9,12 +9,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from worker.aio import backoff, effect
 from worker.delivery.job_log import AssignedBatch, JobLog
 from worker.errors import Never, WorkerError
+from worker.launch.log_state import LogBatch
+from worker.launch.record import LaunchRecord
 from worker.ledger.held import HeldLaunches
 from worker.ops.logging import get_logger
 from worker.ops.metrics import Metrics
 from worker.persistence import GIVE_UP_AFTER, Persistence, Tried
+from worker.tracking.history import history_rows
 from worker.tracking.port import Companion
 from worker.training import cursor
+from worker.training.cursor import LogEvent
 from worker.training.log_feed import LogFeed
 
 _log = get_logger()
@@ -31,8 +35,11 @@ class Posting:
         companion: Companion,
         metrics: Metrics,
         give_up_after: float = GIVE_UP_AFTER,
+        on_stop: Callable[[LaunchRecord], None] = lambda _: None,
     ) -> None:
-        """`give_up_after`: seconds after a job's end, see `persistence`."""
+        """`give_up_after`: seconds after a job's end, see `persistence`. `on_stop` is told when W&B's answer says that
+        somebody pressed Stop in the companion."""
+        self._on_stop = on_stop
         self.persistence = Persistence(metrics, give_up_after)
         self._held = held
         self._feed = feed
@@ -67,11 +74,16 @@ class Posting:
         record = batch.log.held.record
 
         async def send() -> None:
-            await self._companion.post_lines(record, batch.first_line, batch.lines)
+            stopped = await self._companion.post_lines(
+                record, batch.first_line, batch.lines, first_row=batch.first_row, rows=batch.rows
+            )
+            if stopped:
+                self._on_stop(record)
 
         if await self.until_done(batch.log, send):
             self.metrics.log_lines.inc(len(batch.lines))
-            self.metrics.log_latency.observe(max(0.0, time.time() - batch.newest_ingested / 1000))
+            if batch.events:
+                self.metrics.log_latency.observe(max(0.0, time.time() - batch.newest_ingested / 1000))
             batch.log.posting = False
 
     async def replay(self, log: JobLog) -> None:
@@ -79,21 +91,16 @@ class Posting:
         record = log.held.record
         batch = record.log.batch
         assert batch is not None
-        wanted = frozenset(cursor.batch_hashes(batch))
-        since = min(first for first, _ in batch.streams.values())
-        until = max(last for _, last in batch.streams.values())
 
         async def send() -> None:
-            found = [
-                event
-                async for page in self._feed.pages(sorted(batch.streams), since, until)
-                for event in page
-                if cursor.event_hash(event) in wanted
-            ]
+            found = await self._events_of(batch)
             lines = [line for event in cursor.replay(batch, found) for line in cursor.console_lines(event)]
             if cursor.lines_digest(lines) != batch.digest:
                 _log.error("log_replay_differs", launch_id=record.launch_id, first_line=batch.first_line)
-            await self._companion.post_lines(record, batch.first_line, lines)
+            rows = history_rows(record, batch.first_row, lines, batch.statuses)
+            await self._companion.post_lines(
+                record, batch.first_line, lines, first_row=batch.first_row, rows=rows
+            )
 
         try:
             done = await self.until_done(log, send)
@@ -103,6 +110,20 @@ class Posting:
             done = True
         if done:
             log.posting = False
+
+    async def _events_of(self, batch: LogBatch) -> list[LogEvent]:
+        """What CloudWatch holds of a batch now."""
+        if not batch.streams:  # states of the job, and no line
+            return []
+        wanted = frozenset(cursor.batch_hashes(batch))
+        since = min(first for first, _ in batch.streams.values())
+        until = max(last for _, last in batch.streams.values())
+        return [
+            event
+            async for page in self._feed.pages(sorted(batch.streams), since, until)
+            for event in page
+            if cursor.event_hash(event) in wanted
+        ]
 
     async def until_done(self, log: JobLog, send: Callable[[], Awaitable[None]]) -> bool:
         """Repeat `send` until it succeeds. False: the launch is lost, or given up a long time after its job's end;

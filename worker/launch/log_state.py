@@ -43,6 +43,10 @@ class LogBatch:
     """base64 of one 8-byte hash an event, in console order."""
     digest: str
     """sha256 (hex) of the posted lines; a replay that differs is a defect and is logged."""
+    first_row: int = 0
+    """Where the batch's rows begin in the run's history: first `statuses`, then the metrics of its lines."""
+    statuses: tuple[tuple[str, float], ...] = ()
+    """Secondary states of the job that this batch tells, each with its start time (epoch seconds)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +61,7 @@ class LogState:
     """All events taken so far, as a `training.sketch`: what CloudWatch holds in the end is compared with it."""
     undelivered: str = ""
     """Why the end of the log never reached W&B; empty: it did, or is on its way."""
+    next_row: int = 0
+    """Rows of the run's history that have been assigned, of all attempts."""
+    statuses: int = 0
+    """How many of the present job's secondary states have a row."""

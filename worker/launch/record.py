@@ -68,6 +68,8 @@ class JobFacts:
     """(secondary status, its start time), oldest first."""
     spot: bool = False
     """EnableManagedSpotTraining."""
+    status_message: str = ""
+    """StatusMessage of the newest transition: what a pending job waits for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,12 @@ class LaunchRecord:
     instance_type: str = ""
     instance_count: int = 1
     log_target: str = "companion"
+    metrics: tuple[tuple[str, str], ...] = ()
+    """(name, regular expression) of the job's MetricDefinitions, kept from the request for the history."""
+    opened: int = 0
+    """The attempt whose facts the companion's config has; 0: none yet, or it is not in the ledger."""
+    alerted: tuple[str, ...] = ()
+    """Kinds of alerts (`LAUNCH_ALERTS`) that were sent."""
     retries: Mapping[str, int] = field(default_factory=dict)
     """Kind of end (`RetryKind`) → further attempts that it may have."""
     instance_types: tuple[str, ...] = ()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from pydantic import SecretStr
 
@@ -24,7 +25,7 @@ _log = get_logger()
 class HeldLaunch:
     """A launch this worker holds. `record` is replaced, never changed; it may be ahead of the ledger."""
 
-    __slots__ = ("api_key", "looked_at", "lost", "record")
+    __slots__ = ("api_key", "looked_at", "lost", "record", "request", "stopping")
 
     def __init__(self, record: LaunchRecord, api_key: SecretStr | None = None) -> None:
         self.record = record
@@ -32,6 +33,10 @@ class HeldLaunch:
         """The launch's own W&B key, in memory only."""
         self.looked_at = time.monotonic()
         """When its job's state was last asked for, monotonic seconds."""
+        self.request: Mapping[str, Any] | None = None
+        """The request of the job that was just made, in memory only: the ledger's record drops it."""
+        self.stopping = ""
+        """The job that this process asked SageMaker to stop."""
         self.lost = False
         """Another worker has taken it over: write nothing, post nothing new."""
 

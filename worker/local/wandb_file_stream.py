@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from worker.local.wandb_records import (
     CONSOLE,
+    HISTORY,
     SUMMARY,
     DoubleRun,
     Json,
@@ -58,6 +59,6 @@ def _store_lines(run: DoubleRun, writer: str, name: str, offset: int, content: l
     stored = run.lines.setdefault(writer, {}).setdefault(name, {})
     for number, line in enumerate(content, offset):
         old = stored.get(number)
-        if name == CONSOLE and old is not None and old != line:
+        if name in (CONSOLE, HISTORY) and old is not None and old != line:
             run.overwrites.append(Overwrite(writer, name, number, old, line))
         stored[number] = line

@@ -111,6 +111,14 @@ class RunOperations:
         run = self._state.run(v["entityName"], v["projectName"], v["runId"])
         return {"project": {"run": {"stopped": run.stopped} if run else None}}
 
+    def op_RunStoppedStatuses(self, v: Json) -> Json:
+        """The worker's own query for many runs: `r0: project(name: $p0, …)`, and so on."""
+        if refused := self._state.refused_runs.intersection(v.values()):
+            raise OperationRefused(f"permission denied: {refused}")
+        ones = {name.removeprefix("n"): run for name, run in v.items() if name.startswith("n")}
+        runs = {n: self._state.run(v[f"e{n}"], v[f"p{n}"], name) for n, name in ones.items()}
+        return {f"r{n}": {"run": {"stopped": run.stopped} if run else None} for n, run in runs.items()}
+
     def op_RunState(self, v: Json) -> Json:
         """The state of a run."""
         run = self._state.run(v["entity"], v["project"], v["name"])

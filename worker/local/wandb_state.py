@@ -47,6 +47,8 @@ class WandbState:
         """Forget everything."""
         self.features = dict.fromkeys(FEATURES, True)
         self.runs: dict[RunKey, DoubleRun] = {}
+        self.refused_runs: set[str] = set()
+        """Run ids that make a query for many runs fail as a whole."""
         self.queues: dict[tuple[str, str], Queue] = {}
         self.artifacts: dict[str, Artifact] = {}
         self.agents: dict[str, Agent] = {}

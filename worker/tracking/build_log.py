@@ -8,6 +8,7 @@ from worker.errors import WorkerError
 from worker.launch.record import LaunchRecord
 from worker.launch.redaction import hide_secrets
 from worker.ops.logging import get_logger
+from worker.tracking.facts import RunFacts
 from worker.tracking.port import Companion
 
 NAME = "logs/build.log"
@@ -63,9 +64,11 @@ class BuildLogs:
         kept = self._kept.pop(record.launch_id, None)
         if kept is None or record.log_target == "off":
             return
+        if record.log_target == "files" and not failure:
+            return  # the run is the container's to make
         text = "\n".join([*kept.lines, *([failure] if failure else [])])
         try:
-            await self._companion.open(record, {"launch/launch_id": record.launch_id})
+            await self._companion.open(record, RunFacts({"launch/launch_id": record.launch_id}))
             shown = hide_secrets(text, self._secrets)
             await self._companion.upload(record, NAME, shown.encode("utf-8", "replace"))
             if failure:

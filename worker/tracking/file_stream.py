@@ -25,6 +25,19 @@ def console_body(first_line: int, lines: Sequence[ConsoleLine], *, structured: b
     return {"files": {"output.log": {"offset": first_line, "content": content}}} if content else {}
 
 
+def history_body(first_row: int, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rows for the history at an absolute offset; without any, an empty dict."""
+    content = [json.dumps(row) for row in rows]
+    return {"files": {"wandb-history.jsonl": {"offset": first_row, "content": content}}} if content else {}
+
+
+def joined(*bodies: Mapping[str, Any]) -> dict[str, Any]:
+    """Several bodies in one post."""
+    files = {name: chunk for body in bodies for name, chunk in body.get("files", {}).items()}
+    rest = {key: value for body in bodies for key, value in body.items() if key != "files"}
+    return {**rest, **({"files": files} if files else {})}
+
+
 def within_limit(first_line: int, lines: Sequence[ConsoleLine]) -> list[ConsoleLine]:
     """What W&B keeps of a batch; the line that reaches the limit becomes one that says where the rest is."""
     room = CONSOLE_LIMIT - 1 - first_line

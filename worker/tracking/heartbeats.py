@@ -1,4 +1,4 @@
-"""Signs of life of companion runs, and what their answers bring: a Stop that was pressed in W&B."""
+"""Signs of life of companion runs, and what W&B's answers bring: a Stop that was pressed in a companion."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from worker.launch.record import LaunchRecord, LaunchState
 from worker.ops.logging import get_logger
 from worker.tracking.port import Companion
 
+PRESSED = "Stop was pressed in W&B, in the companion run."
 _AT_ONCE = 20
 
 _log = get_logger()
@@ -27,55 +28,68 @@ class CompanionHeartbeats:
         companion: Companion,
         *,
         interval: float,
-        start_timeout: float,
         running: Callable[[], Iterable[LaunchRecord]],
         is_current: Callable[[], bool],
-        now: Callable[[], float] = time.time,
     ) -> None:
-        """`running`: the launches this worker holds; `is_current`: no other worker can have taken them over; `now`:
-        epoch seconds by AWS's clock."""
-        self._now = now
+        """`running`: the launches this worker holds; `is_current`: no other worker can have taken them over."""
         self._companion = companion
         self._interval = interval
-        self._start_timeout = start_timeout
         self._running = running
         self._is_current = is_current
+        self._pressed: dict[str, float] = {}
+        """Launch id → monotonic time at which an answer told it."""
+        self._news = asyncio.Event()
+
+    def pressed(self, record: LaunchRecord) -> None:
+        """An answer to a post of log lines says that Stop was pressed: that does not wait for a heartbeat."""
+        if record.facts.status != "Stopping" and not record.stop_reason:
+            self._pressed.setdefault(record.launch_id, time.monotonic())
+            self._news.set()
 
     async def run(self, stop: StopJob) -> None:
         """Until cancelled; `stop` is asked to stop a job, with the reason."""
-        while True:
-            await asyncio.sleep(self._interval)
-            # Between two attempts no job runs, but the companion does, and Stop can be pressed in it.
-            running = [
-                record
-                for record in self._running()
-                if record.state is LaunchState.ACCEPTED or record.is_between_attempts
-            ]
-            for start in range(0, len(running), _AT_ONCE):
-                async with asyncio.TaskGroup() as tasks:
-                    for record in running[start : start + _AT_ONCE]:
-                        tasks.create_task(self._beat(record, stop), name=f"heartbeat {record.job_name}")
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._stop_pressed(stop), name="stops of companions")
+            while True:
+                await asyncio.sleep(self._interval)
+                await self._beat_all()
 
-    async def _beat(self, record: LaunchRecord, stop: StopJob) -> None:
+    async def _beat_all(self) -> None:
+        # Between two attempts no job runs, but the companion does, and Stop can be pressed in it.
+        running = [
+            record
+            for record in self._running()
+            if record.state is LaunchState.ACCEPTED or record.is_between_attempts
+        ]
+        for start in range(0, len(running), _AT_ONCE):
+            async with asyncio.TaskGroup() as tasks:
+                for record in running[start : start + _AT_ONCE]:
+                    tasks.create_task(self._beat(record), name=f"heartbeat {record.job_name}")
+
+    async def _beat(self, record: LaunchRecord) -> None:
         # A worker that may have been taken for dead must not revive a run that another one has ended.
         if not self._is_current():
             return
         try:
-            pressed = await self._companion.heartbeat(record)
-            if record.facts.status != "Stopping" and (reason := self._reason(record, pressed)):
-                await stop(record.launch_id, reason)
+            if await self._companion.heartbeat(record):
+                self.pressed(record)
         except MustRestart:
             raise
         except Exception as error:  # one run's unforeseen trouble ends no other
             _log.warning("companion_heartbeat_failed", launch_id=record.launch_id, error=str(error))
 
-    def _reason(self, record: LaunchRecord, pressed: bool) -> str:
-        """Why the job has to be stopped; empty: it need not be."""
-        if pressed:
-            return "Stop was pressed in W&B."
-        # SageMaker's own time where it is known: the worker that submitted the job may have had a wrong clock.
-        waited = self._now() - (record.facts.created_at or record.accepted_at)
-        pending = record.state is LaunchState.ACCEPTED and record.facts.started_at is None
-        if 0 < self._start_timeout < waited and pending:
-            return f"It did not start within {waited:.0f} s (LAUNCH_START_TIMEOUT)."
-        return ""
+    async def _stop_pressed(self, stop: StopJob) -> None:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            for launch_id, told_at in list(self._pressed.items()):
+                # The answer to the next post or heartbeat says it again, should the stop fail.
+                del self._pressed[launch_id]
+                try:
+                    if await stop(launch_id, PRESSED):
+                        waited = round(time.monotonic() - told_at, 2)
+                        _log.info("companion_stop_done", launch_id=launch_id, seconds=waited)
+                except MustRestart:
+                    raise
+                except Exception as error:  # as above
+                    _log.warning("job_not_stopped", launch_id=launch_id, error=str(error))

@@ -30,8 +30,10 @@ from worker.errors import MustRestart, Unreachable
 from worker.launch.console import ConsoleLine
 from worker.launch.record import LaunchRecord
 from worker.ops.logging import get_logger
+from worker.tracking.facts import RunFacts
 from worker.tracking.file_stream import console_time, within_limit
-from worker.tracking.port import RunPath, companion_path, companion_title
+from worker.tracking.history import Row
+from worker.tracking.port import AlertLevel, RunPath, companion_path, companion_title
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -64,6 +66,8 @@ class _OpenRun:
     """What wandb-core writes for `wandb sync`."""
     next_line: int = 0
     """Lines before this one have been written by this process."""
+    next_row: int = 0
+    """The same for the history."""
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -86,30 +90,45 @@ class OfflineRuns:
         """The folders to give to `wandb sync`, as a pattern."""
         return str(self._folder.absolute() / "wandb" / f"offline-run-*-{self.path(record).run}")
 
-    async def open(self, record: LaunchRecord, config: Mapping[str, Any]) -> None:
+    async def open(self, record: LaunchRecord, facts: RunFacts) -> None:
         """Begin a folder of the run, or bring its facts up to date."""
+
+        def tell() -> None:
+            opened.run.config.update(dict(facts.config), allow_val_change=True)  # type: ignore[no-untyped-call]
+            opened.run.tags = tuple(facts.tags)
+            opened.run.notes = facts.notes
+
         with effect("open_companion"):
             opened = await self._opened(record)
-            await self._write(
-                opened,
-                lambda: opened.run.config.update(dict(config), allow_val_change=True),  # type: ignore[no-untyped-call]
-            )
+            await self._write(opened, tell)
 
-    async def post_lines(self, record: LaunchRecord, first_line: int, lines: Sequence[ConsoleLine]) -> None:
-        """Append lines; those that this process has written already are left out. A return means that they are in the
-        run's file, which survives a kill of the worker (not a power cut)."""
+    async def post_lines(
+        self,
+        record: LaunchRecord,
+        first_line: int,
+        lines: Sequence[ConsoleLine],
+        *,
+        first_row: int = 0,
+        rows: Sequence[Row] = (),
+    ) -> bool:
+        """Append lines and rows; those that this process has written already are left out. A return means that they
+        are in the run's file, which survives a kill of the worker (not a power cut). Nobody can press Stop: False."""
         opened = await self._opened(record)
+        for row in rows[max(0, opened.next_row - first_row) :]:
+            await self._write(opened, partial(opened.run.log, _without_step(row)))
+        opened.next_row = max(opened.next_row, first_row + len(rows))
         async with opened.turn:
             known = max(0, opened.next_line - first_line)
             texts = [_text(line) for line in within_limit(first_line, lines)[known:]]
             text = "\n".join(texts)
             if not texts:
-                return
+                return False
             with effect("post_log_batch"):
                 before = _size(opened.file)
                 await self._call(lambda: opened.run.write_logs(text))
                 await _grown(opened.file, before + len(text.encode()))
             opened.next_line = first_line + known + len(texts)
+        return False
 
     async def heartbeat(self, record: LaunchRecord) -> bool:
         """Nothing to do, and nobody to press Stop: always False."""
@@ -119,6 +138,11 @@ class OfflineRuns:
         """Update the run's summary."""
         opened = await self._opened(record)
         await self._write(opened, lambda: opened.run.summary.update(dict(summary)))
+
+    async def alert(self, record: LaunchRecord, title: str, text: str, level: AlertLevel) -> None:
+        """It is sent with `wandb sync`."""
+        opened = await self._opened(record)
+        await self._write(opened, lambda: opened.run.alert(title, text, level=level))
 
     async def upload(self, record: LaunchRecord, name: str, content: bytes) -> None:
         """Put a file into the run's folder."""
@@ -206,10 +230,8 @@ def _begin(folder: Path, path: RunPath, record: LaunchRecord) -> Run:
         project=path.project,
         id=path.run,
         name=companion_title(record),
-        group=record.run.run_id,
+        group=None if record.log_target == "run" else record.run.run_id,
         job_type="sagemaker",
-        tags=["sagemaker"],
-        notes=f"SageMaker training job {record.job_name}",
         resume="allow",
         reinit="create_new",
         settings=settings,
@@ -224,6 +246,11 @@ def _tear_down() -> None:
 
 def _text(line: ConsoleLine) -> str:
     return f"{console_time(line.timestamp)}Z [{line.label}] {line.content}"
+
+
+def _without_step(row: Row) -> dict[str, Any]:
+    """The SDK counts steps and seconds itself; a time that is given stays."""
+    return {name: value for name, value in row.items() if name not in ("_step", "_runtime")}
 
 
 def _size(file: Path) -> int:

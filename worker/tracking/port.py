@@ -9,10 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from worker.launch.console import ConsoleLine
 from worker.launch.record import LaunchRecord
+from worker.tracking.facts import RunFacts
+from worker.tracking.history import Row
+
+AlertLevel = Literal["INFO", "WARN", "ERROR"]
+"""As W&B names them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +55,21 @@ class Companion(Protocol):
         """Where a person finds it."""
         ...
 
-    async def open(self, record: LaunchRecord, config: Mapping[str, Any]) -> None:
+    async def open(self, record: LaunchRecord, facts: RunFacts) -> None:
         """Create the run, or bring its facts up to date."""
         ...
 
-    async def post_lines(self, record: LaunchRecord, first_line: int, lines: Sequence[ConsoleLine]) -> None:
-        """Put lines at their place in the console; a return means that no crash of the worker can lose them."""
+    async def post_lines(
+        self,
+        record: LaunchRecord,
+        first_line: int,
+        lines: Sequence[ConsoleLine],
+        *,
+        first_row: int = 0,
+        rows: Sequence[Row] = (),
+    ) -> bool:
+        """Put lines at their place in the console and rows at theirs in the history; a return means that no crash of
+        the worker can lose them. True: somebody pressed Stop in the UI."""
         ...
 
     async def heartbeat(self, record: LaunchRecord) -> bool:
@@ -64,6 +78,10 @@ class Companion(Protocol):
 
     async def summarize(self, record: LaunchRecord, summary: Mapping[str, Any]) -> None:
         """Say how things stand; what was said before under the same name is replaced."""
+        ...
+
+    async def alert(self, record: LaunchRecord, title: str, text: str, level: AlertLevel) -> None:
+        """Send an alert of the run to those who subscribed to them in W&B; not repeatable without a second one."""
         ...
 
     async def upload(self, record: LaunchRecord, name: str, content: bytes) -> None:

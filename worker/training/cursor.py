@@ -254,7 +254,10 @@ def assign(
         taken.add(hashes)
         sketch = taken.text
     stored = _within_marks({**state.positions, **positions})
-    return LogState(state.next_line + len(lines), stored, batch, sketch), lines
+    following = replace(
+        state, next_line=state.next_line + len(lines), positions=stored, batch=batch, sketch=sketch
+    )
+    return following, lines
 
 
 def _within_marks(positions: Mapping[str, StreamPosition]) -> Mapping[str, StreamPosition]:

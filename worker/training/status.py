@@ -16,6 +16,7 @@ from typing import Any
 from worker.launch.record import JobFacts
 
 ENDED = frozenset({"Completed", "Failed", "Stopped"})
+_MAX_MESSAGE = 500
 _EXIT_CODE = re.compile(r"exit code: (\d+)\b", re.IGNORECASE)
 
 
@@ -53,6 +54,7 @@ def job_facts(description: Mapping[str, Any]) -> JobFacts:
         billable_seconds=description.get("BillableTimeInSeconds"),
         training_seconds=description.get("TrainingTimeInSeconds"),
         spot=bool(description.get("EnableManagedSpotTraining")),
+        status_message=str(transitions[-1].get("StatusMessage") or "")[:_MAX_MESSAGE] if transitions else "",
         transitions=tuple((str(step["Status"]), _seconds(step["StartTime"]) or 0.0) for step in transitions),
     )
 

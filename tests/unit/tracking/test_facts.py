@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.unit.records import record
-from worker.launch.record import JobFacts
-from worker.tracking.facts import companion_config, companion_summary
+from worker.launch.record import JobFacts, PastAttempt
+from worker.tracking.facts import companion_config, companion_summary, run_facts
 
 LINKS = {"console": "https://console", "cloudwatch": "https://logs"}
 
@@ -48,3 +48,64 @@ def test_the_end_is_told_with_its_reason_and_the_cost_of_all_instances() -> None
 def test_nothing_billed_is_a_fact_and_not_a_gap() -> None:
     facts = replace(JobFacts("Stopped"), billable_seconds=0)
     assert companion_summary(facts, lines=0, instance_count=2)["sagemaker/billable_seconds"] == 0
+
+
+REQUEST = {
+    "EnableManagedSpotTraining": True,
+    "OutputDataConfig": {"S3OutputPath": "s3://bucket/out"},
+    "Environment": {
+        "WANDB_API_KEY": "k" * 40,
+        "DB_PASSWORD": "hunter22",
+        "STAGE": "prod",
+        **{f"WANDB_CONFIG_{n}": piece for n, piece in enumerate(['{"lr": 0.1, "a', '": [1]}'])},
+    },
+}
+
+
+def test_the_request_is_shown_without_secrets() -> None:
+    config = companion_config(record(commit="c0ffee"), LINKS, REQUEST)
+    shown = config["sagemaker/request"]["Environment"]
+    assert (shown["DB_PASSWORD"], shown["STAGE"]) == ("***", "prod")
+    assert "WANDB_API_KEY" not in shown
+    assert (config["launch/commit"], config["sagemaker/output"]) == ("c0ffee", "s3://bucket/out")
+
+
+def test_tags_and_notes_say_what_it_is_and_where_else_to_look() -> None:
+    facts = run_facts(record(queue="gpu", instance_type="ml.g5.xlarge"), LINKS, REQUEST)
+    assert facts.tags == ["sagemaker", "ml.g5.xlarge", "spot", "gpu"]
+    for place in ("https://console", "https://logs", "s3://bucket/out", "job-1"):
+        assert place in facts.notes
+
+
+def test_a_run_of_the_workers_own_has_the_config_it_was_launched_with() -> None:
+    own = run_facts(record(log_target="run"), LINKS, REQUEST).config
+    assert (own["lr"], own["a"]) == (0.1, [1])
+    assert "lr" not in run_facts(record(), LINKS, REQUEST).config
+    broken = {"Environment": {"WANDB_CONFIG": "{"}}
+    assert run_facts(record(log_target="run"), LINKS, broken).config["sagemaker/job_name"] == "job-1"
+
+
+def test_the_attempts_before_are_named() -> None:
+    past = PastAttempt("job-1", "ml.m5.large", "spot", "interrupted")
+    assert companion_config(record(attempts=(past,)), LINKS)["launch/attempts"] == ["job-1"]
+
+
+def test_time_and_money() -> None:
+    steps = (("Starting", 0.0), ("Pending", 10.0), ("Downloading", 70.0), ("DownloadingTrainingImage", 75.0))
+    facts = JobFacts(
+        "Completed",
+        "Completed",
+        billable_seconds=900,
+        training_seconds=3600,
+        transitions=(*steps, ("Training", 90.0), ("Uploading", 3690.0), ("Completed", 3700.0)),
+        spot=True,
+    )
+    prices = {"ml.g5.xlarge": 1.408}
+    summary = companion_summary(facts, lines=1, instance_count=2, instance_type="ml.g5.xlarge", prices=prices)
+    assert {
+        name: summary[f"sagemaker/{name}"]
+        for name in ("pending_seconds", "download_seconds", "training_seconds", "upload_seconds")
+    } == {"pending_seconds": 70.0, "download_seconds": 20.0, "training_seconds": 3600, "upload_seconds": 10.0}
+    assert (summary["sagemaker/spot_saving_percent"], summary["sagemaker/cost_usd"]) == (75.0, 0.704)
+    unknown = companion_summary(facts, lines=1, instance_count=2, instance_type="ml.p5", prices=prices)
+    assert "sagemaker/cost_usd" not in unknown

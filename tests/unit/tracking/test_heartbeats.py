@@ -1,54 +1,68 @@
-"""LAUNCH_START_TIMEOUT goes by SageMaker's clock, whoever submitted the job and whatever clock that one had."""
+"""Stop, pressed in a companion: an answer to a post is heard at once, and each job is stopped once."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from tests.fakes.companion import FakeCompanion
 from tests.unit.records import record
-from worker.launch.record import JobFacts, LaunchRecord
-from worker.tracking.heartbeats import CompanionHeartbeats
+from worker.errors import Unreachable
+from worker.launch.record import LaunchRecord
+from worker.tracking.heartbeats import PRESSED, CompanionHeartbeats
 
 pytestmark = pytest.mark.looptime
 
-NOW = 1_800_000_000.0
-HOUR = 3600.0
 
+class Bench:
+    def __init__(self) -> None:
+        self.companion = FakeCompanion()
+        self.launch: LaunchRecord = record()
+        self.current = True
+        self.stops: list[tuple[float, str, str]] = []
+        self.errors: list[Exception] = []
+        self.heartbeats = CompanionHeartbeats(
+            self.companion,
+            interval=30.0,
+            running=lambda: [self.launch],
+            is_current=lambda: self.current,
+        )
 
-async def stopped(launch: LaunchRecord, now: Callable[[], float]) -> list[str]:
-    """Why the job was stopped within a minute."""
-    reasons: list[str] = []
-
-    async def stop(launch_id: str, reason: str) -> bool:
-        reasons.append(reason)
+    async def stop(self, launch_id: str, reason: str) -> bool:
+        if self.errors:
+            raise self.errors.pop(0)
+        self.stops.append((round(asyncio.get_running_loop().time(), 1), launch_id, reason))
+        self.launch = replace(self.launch, stop_reason=reason)
         return True
 
-    heartbeats = CompanionHeartbeats(
-        FakeCompanion(),
-        interval=30.0,
-        start_timeout=1800.0,
-        running=lambda: [launch],
-        is_current=lambda: True,
-        now=now,
-    )
-    run = asyncio.ensure_future(heartbeats.run(stop))
-    await asyncio.sleep(45)
-    run.cancel()
-    return reasons
+    async def run(self, seconds: float) -> None:
+        task = asyncio.ensure_future(self.heartbeats.run(self.stop))
+        await asyncio.sleep(seconds)
+        task.cancel()
 
 
-@pytest.mark.parametrize("noted", [NOW - HOUR, NOW + HOUR], ids=["an hour behind", "an hour ahead"])
-async def test_a_wrong_clock_of_the_submitter_stops_no_job_and_saves_none(noted: float) -> None:
-    fresh = record(accepted_at=noted, facts=JobFacts("InProgress", "Pending", created_at=NOW))
-    assert await stopped(fresh, lambda: NOW + 60) == []
-    late = record(accepted_at=noted, facts=JobFacts("InProgress", "Pending", created_at=NOW - HOUR))
-    (reason,) = await stopped(late, lambda: NOW)
-    assert "LAUNCH_START_TIMEOUT" in reason
+async def test_an_answer_to_a_post_does_not_wait_for_a_heartbeat() -> None:
+    bench = Bench()
+    run = asyncio.ensure_future(bench.run(100))
+    await asyncio.sleep(2)
+    for _ in range(3):
+        bench.heartbeats.pressed(bench.launch)
+    await run
+    assert bench.stops == [(2.0, "launch-1", PRESSED)]
 
 
-async def test_a_job_that_has_started_is_left_alone() -> None:
-    running = record(facts=JobFacts("InProgress", "Training", created_at=NOW - HOUR, started_at=NOW))
-    assert await stopped(running, lambda: NOW) == []
+async def test_a_heartbeat_brings_it_and_a_stop_that_failed_is_asked_for_again() -> None:
+    bench = Bench()
+    bench.companion.stop_pressed = True
+    bench.errors = [Unreachable("SageMaker is away")]
+    await bench.run(100)
+    assert bench.stops == [(60.0, "launch-1", PRESSED)]
+
+
+async def test_a_worker_that_may_be_taken_for_dead_says_nothing() -> None:
+    bench = Bench()
+    bench.current = False
+    await bench.run(100)
+    assert bench.companion.heartbeats == []

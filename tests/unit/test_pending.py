@@ -1,0 +1,120 @@
+"""Jobs that do not start: told after a while, stopped after LAUNCH_START_TIMEOUT, by SageMaker's clock, whoever
+submitted the job and whatever clock that one had."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import replace
+
+import pytest
+
+from tests.fakes.companion import FakeCompanion
+from tests.fakes.launch_queue import FakeLaunchQueue
+from tests.fakes.ledger import MemoryLedger
+from tests.fakes.leg2 import story_of
+from tests.fakes.sagemaker import FakeSageMaker
+from tests.unit.records import WORKER, record
+from worker.errors import Unreachable
+from worker.intake.refusal import Refusals
+from worker.launch.record import JobFacts, LaunchRecord
+from worker.ledger.held import HeldLaunch, HeldLaunches
+from worker.ops.metrics import Metrics
+from worker.pending import PendingJobs
+
+pytestmark = pytest.mark.looptime
+
+NOW = 1_800_000_000.0
+HOUR = 3600.0
+PENDING = JobFacts("InProgress", "Pending", created_at=NOW - HOUR)
+
+
+class Bench:
+    """One launch, and a minute and a half of looking at it."""
+
+    def __init__(self, launch: LaunchRecord, described: JobFacts | None = None) -> None:
+        self.ledger, self.sagemaker, self.companion = MemoryLedger(), FakeSageMaker(), FakeCompanion()
+        self.launch = launch
+        self.sagemaker.jobs[launch.job_name] = described or launch.facts
+        self.reasons: list[str] = []
+
+    async def look(self, *, start_timeout: float = 0.0, alert_after: float = 1e9, now: float = NOW) -> None:
+        await self.ledger.create(self.launch)
+        self.held = HeldLaunches(self.ledger, WORKER, Metrics())
+        self.held.add(HeldLaunch(self.launch))
+        pending = PendingJobs(
+            held=self.held,
+            sagemaker=self.sagemaker,
+            story=story_of(self.companion, self.sagemaker),
+            refusals=Refusals(None, FakeLaunchQueue()),
+            interval=30.0,
+            start_timeout=start_timeout,
+            alert_after=alert_after,
+            is_current=lambda: True,
+            now=lambda: now,
+        )
+        run = asyncio.ensure_future(pending.run(self._stop))
+        await asyncio.sleep(95)
+        run.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await run
+
+    async def _stop(self, launch_id: str, reason: str) -> bool:
+        self.reasons.append(reason)
+        (held,) = self.held
+        held.update(stop_reason=reason)
+        return True
+
+
+@pytest.mark.parametrize("noted", [NOW - HOUR, NOW + HOUR], ids=["an hour behind", "an hour ahead"])
+async def test_a_wrong_clock_of_the_submitter_stops_no_job_and_saves_none(noted: float) -> None:
+    fresh = Bench(record(accepted_at=noted, facts=replace(PENDING, created_at=NOW)))
+    await fresh.look(start_timeout=1800, now=NOW + 60)
+    assert fresh.reasons == []
+    late = Bench(record(accepted_at=noted, facts=PENDING))
+    await late.look(start_timeout=1800)
+    (reason,) = late.reasons
+    assert "LAUNCH_START_TIMEOUT" in reason
+
+
+async def test_the_reason_says_what_the_job_waits_for_now() -> None:
+    now = replace(PENDING, status_message="Insufficient capacity, trying again")
+    bench = Bench(record(facts=PENDING, instance_type="ml.p5.48xlarge", instance_count=2), now)
+    await bench.look(start_timeout=1800)
+    assert bench.reasons == [
+        "It did not start within 3600 s (LAUNCH_START_TIMEOUT): SageMaker says Pending (Insufficient capacity, "
+        "trying again) for 2 x ml.p5.48xlarge."
+    ]
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        JobFacts("InProgress", "Training", created_at=NOW - HOUR, started_at=NOW),
+        JobFacts("Completed", "Completed", created_at=NOW - HOUR),
+    ],
+    ids=["started", "ended"],
+)
+async def test_a_job_that_has_just_started_or_ended_is_left_alone(described: JobFacts) -> None:
+    bench = Bench(record(facts=PENDING), described)
+    await bench.look(start_timeout=1800)
+    assert bench.reasons == []
+
+
+async def test_a_job_that_has_started_is_not_even_asked_about() -> None:
+    bench = Bench(record(facts=replace(PENDING, started_at=NOW)))
+    bench.sagemaker.jobs.clear()
+    await bench.look(start_timeout=1800, alert_after=60)
+    assert (bench.reasons, bench.companion.alerts) == ([], [])
+
+
+async def test_a_long_wait_is_told_once_and_by_no_other_worker_again() -> None:
+    bench = Bench(record(facts=PENDING))
+    bench.companion.errors = [Unreachable("W&B is away")]
+    await bench.look(alert_after=1800)
+    ((_, level, title, text),) = bench.companion.alerts
+    assert (level, title) == ("WARN", "job-1 has not started")
+    assert text == "Waiting for 60 min: SageMaker says Pending for its instances."
+    stored = await bench.ledger.read("launch-1")
+    assert stored is not None
+    assert stored.alerted == ("waiting",)

@@ -1,0 +1,115 @@
+"""Stop, pressed on the container's own run: many runs in one query, time to end by itself, one stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from tests.unit.records import record
+from worker.clients.api_key import ApiKey
+from worker.clients.wandb_api import WandbApi, wandb_api
+from worker.errors import Unreachable
+from worker.launch.record import LaunchRecord, RunRef
+from worker.local.wandb_double import WandbDouble, running_wandb_double
+from worker.local.wandb_records import DoubleRun, RunKey
+from worker.ops.metrics import Metrics
+from worker.tracking.run_stops import RunStops, stopped_runs
+
+
+@pytest.fixture
+async def double() -> AsyncIterator[WandbDouble]:
+    async with running_wandb_double(entity="acme") as running:
+        yield running
+
+
+@pytest.fixture
+async def api(double: WandbDouble) -> AsyncIterator[WandbApi]:
+    async with wandb_api(double.base_url, ApiKey("k" * 40), Metrics()) as opened:
+        yield opened
+
+
+def make(double: WandbDouble, run: RunRef, *, stopped: bool = False) -> RunRef:
+    key = RunKey(run.entity, run.project, run.run_id)
+    double.runs[key] = DoubleRun(key, stopped=stopped)
+    return run
+
+
+async def test_a_hundred_runs_are_one_query(double: WandbDouble, api: WandbApi) -> None:
+    runs = [make(double, RunRef("acme", "p", f"r{n}"), stopped=n in (3, 77)) for n in range(99)]
+    missing = RunRef("acme", "nowhere", "x")
+    assert await stopped_runs(api, [*runs, missing]) == {runs[3], runs[77]}
+    assert double.counts["graphql:RunStoppedStatuses"] == 1
+    (asked,) = double.operations
+    assert asked["variables"]["n77"] == "r77"
+
+
+async def test_one_that_the_server_refuses_fails_no_other(double: WandbDouble, api: WandbApi) -> None:
+    runs = [make(double, RunRef("acme", "p", f"r{n}"), stopped=n == 5) for n in range(8)]
+    double.refused_runs.add("r2")
+    assert await stopped_runs(api, runs) == {runs[5]}
+
+
+class Bench:
+    def __init__(self, api: WandbApi, *records: LaunchRecord, timeout: float = 0.05) -> None:
+        self.records = list(records)
+        self.current = True
+        self.errors: list[Exception] = []
+        self.stops: list[tuple[str, str]] = []
+        self.stops_of = RunStops(
+            api,
+            interval=0.03,
+            timeout=timeout,
+            running=lambda: self.records,
+            is_current=lambda: self.current,
+        )
+
+    async def stop(self, launch_id: str, reason: str) -> bool:
+        if self.errors:
+            raise self.errors.pop(0)
+        self.stops.append((launch_id, reason))
+        self.records = [replace(each, stop_reason=reason) for each in self.records]
+        return True
+
+    async def run(self, seconds: float) -> None:
+        task = asyncio.ensure_future(self.stops_of.run(self.stop))
+        await asyncio.sleep(seconds)
+        task.cancel()
+
+
+async def test_a_run_has_its_time_to_end_by_itself(double: WandbDouble, api: WandbApi) -> None:
+    launch = record()
+    make(double, launch.run, stopped=True)
+    bench = Bench(api, launch, timeout=0.4)
+    await bench.run(0.3)
+    assert bench.stops == []
+    bench = Bench(api, launch, timeout=0.1)
+    await bench.run(0.4)
+    assert bench.stops == [("launch-1", "Stop was pressed in W&B, in the run acme/vision/run-launch-1.")]
+
+
+async def test_trouble_with_wandb_or_sagemaker_is_ridden_out(
+    double: WandbDouble, api: WandbApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.tracking.run_stops.backoff", lambda *_, **__: 0.01)
+    launch = record()
+    make(double, launch.run, stopped=True)
+    double.fault("RunStopped", status=500, times=2)
+    bench = Bench(api, launch)
+    bench.errors = [Unreachable("SageMaker is away")]
+    await bench.run(0.5)
+    assert len(bench.stops) == 1
+
+
+async def test_nobody_asks_about_runs_that_are_the_workers_own_or_about_jobs_of_others(
+    double: WandbDouble, api: WandbApi
+) -> None:
+    own = record(log_target="run")
+    make(double, own.run, stopped=True)
+    await Bench(api, own).run(0.15)
+    bench = Bench(api, record("launch-2"))
+    bench.current = False
+    await bench.run(0.15)
+    assert double.operations == []

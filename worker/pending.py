@@ -1,0 +1,101 @@
+"""Jobs that SageMaker has taken and does not start: told after a while, and stopped after LAUNCH_START_TIMEOUT."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from worker.errors import MustRestart, Stage
+from worker.intake.refusal import Refusals
+from worker.job_story import NO_START, JobStory
+from worker.launch.record import JobFacts, LaunchRecord, LaunchState
+from worker.ledger.held import HeldLaunch, HeldLaunches
+from worker.ops.logging import get_logger
+from worker.training.sagemaker import SageMaker
+from worker.training.status import has_ended
+
+_log = get_logger()
+
+StopJob = Callable[[str, str], Awaitable[bool]]
+"""Launch id and reason."""
+
+
+class PendingJobs:
+    """One loop over all jobs; it asks SageMaker only about those that are overdue."""
+
+    def __init__(
+        self,
+        *,
+        held: HeldLaunches,
+        sagemaker: SageMaker,
+        story: JobStory,
+        refusals: Refusals,
+        interval: float,
+        start_timeout: float,
+        alert_after: float,
+        is_current: Callable[[], bool],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """Durations in seconds; `start_timeout` 0: never. `now`: epoch seconds by AWS's clock."""
+        self._held = held
+        self._sagemaker = sagemaker
+        self._story = story
+        self._refusals = refusals
+        self._interval = interval
+        self._start_timeout = start_timeout
+        self._alert_after = alert_after
+        self._is_current = is_current
+        self._now = now
+
+    async def run(self, stop: StopJob) -> None:
+        """Until cancelled; `stop` is asked to stop a job, with the reason."""
+        while True:
+            await asyncio.sleep(self._interval)
+            for held in self._held:
+                if self._is_current() and _is_pending(held.record):
+                    await self._look(held, stop)
+
+    async def _look(self, held: HeldLaunch, stop: StopJob) -> None:
+        # SageMaker's own time where it is known: the worker that submitted the job may have had a wrong clock.
+        waited = self._now() - (held.record.facts.created_at or held.record.accepted_at)
+        try:
+            if 0 < self._start_timeout < waited:
+                await self._stop(held, waited, stop)
+            elif self._alert_after < waited:
+                await self._tell(held, waited)
+        except MustRestart:
+            raise
+        except Exception as error:  # one launch's unforeseen trouble ends no other
+            _log.warning("pending_job_not_looked_at", launch_id=held.launch_id, error=str(error))
+
+    async def _stop(self, held: HeldLaunch, waited: float, stop: StopJob) -> None:
+        # What it waits for changes without a change of its state, which the status feed would have told.
+        facts = await self._sagemaker.describe(held.record.job_name)
+        if has_ended(facts) or facts.started_at is not None:
+            return
+        held.update(facts=facts)
+        reason = f"{NO_START} {waited:.0f} s (LAUNCH_START_TIMEOUT): {waits_for(held.record)}"
+        if await stop(held.launch_id, reason):
+            await self._refusals.warn(held.record.item_id, f"The job is stopped. {reason}", Stage.RUN)
+
+    async def _tell(self, held: HeldLaunch, waited: float) -> None:
+        text = f"Waiting for {waited / 60:.0f} min: {waits_for(held.record)}"
+        if await self._story.alert(held, "waiting", f"{held.record.job_name} has not started", text):
+            await self._held.save([held])
+
+
+def waits_for(record: LaunchRecord) -> str:
+    """In SageMaker's own words where it has some."""
+    facts: JobFacts = record.facts
+    machines = (
+        f"{record.instance_count} x {record.instance_type}" if record.instance_type else "its instances"
+    )
+    said = f" ({facts.status_message})" if facts.status_message else ""
+    return f"SageMaker says {facts.secondary_status or facts.status or 'nothing'}{said} for {machines}."
+
+
+def _is_pending(record: LaunchRecord) -> bool:
+    facts = record.facts
+    is_there = record.state is LaunchState.ACCEPTED and not has_ended(facts) and facts.status != "Stopping"
+    return is_there and facts.started_at is None and not record.stop_reason

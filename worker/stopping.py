@@ -1,0 +1,96 @@
+"""Stopping a job: whoever asks for it, once, with a reason that outlives this worker."""
+
+from __future__ import annotations
+
+import asyncio
+
+from worker.aio import backoff
+from worker.errors import MustRestart
+from worker.launch.record import LaunchState
+from worker.ledger.held import HeldLaunch, HeldLaunches
+from worker.ops.logging import get_logger
+from worker.pending import PendingJobs
+from worker.submission import Submission
+from worker.tracking.heartbeats import CompanionHeartbeats
+from worker.tracking.run_stops import RunStops
+from worker.training.sagemaker import SageMaker
+from worker.training.status import has_ended
+
+_GO_ON_EVERY = 1.0
+
+_log = get_logger()
+
+
+class Stopping:
+    """Listens to all who may want a job stopped, and stops it."""
+
+    def __init__(
+        self,
+        *,
+        held: HeldLaunches,
+        submission: Submission,
+        sagemaker: SageMaker,
+        heartbeats: CompanionHeartbeats,
+        run_stops: RunStops | None,
+        pending: PendingJobs,
+    ) -> None:
+        """`run_stops`: None while W&B is offline."""
+        self._held = held
+        self._submission = submission
+        self._sagemaker = sagemaker
+        self._heartbeats = heartbeats
+        self._run_stops = run_stops
+        self._pending = pending
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._heartbeats.run(self.stop), name="companion heartbeats")
+            tasks.create_task(self._pending.run(self.stop), name="pending jobs")
+            tasks.create_task(self._go_on(), name="stops begun")
+            if self._run_stops is not None:
+                tasks.create_task(self._run_stops.run(self.stop), name="stops of runs")
+
+    async def _go_on(self) -> None:
+        """Bring to its end what was begun: by a worker that is gone, or in vain."""
+        tries = 0
+        while True:
+            await asyncio.sleep(backoff(tries, cap=60) if tries else _GO_ON_EVERY)
+            begun = [held for held in self._held if held.record.stop_reason and not held.stopping]
+            try:
+                for held in begun:
+                    if held.record.state is LaunchState.ACCEPTED:
+                        await self.stop(held.launch_id, held.record.stop_reason)
+                tries = 0
+            except MustRestart:
+                raise
+            except Exception as error:  # of any kind: the next round tries again
+                _log.warning("job_not_stopped", error=str(error) or type(error).__name__)
+                tries += 1
+
+    async def stop(self, launch_id: str, reason: str) -> bool:
+        """Stop a job for a reason that is told at its end; False: it had ended, is being stopped, or is not ours.
+
+        The reason is durable before the stop, so that no crash can turn it into a stop from outside."""
+        held = next((held for held in self._held if held.launch_id == launch_id), None)
+        if held is not None and held.record.is_between_attempts:
+            return await self._submission.cancel(held, reason)
+        if held is None or held.record.state is not LaunchState.ACCEPTED or has_ended(held.record.facts):
+            return False
+        name = held.record.job_name
+        if held.stopping == name or held.record.facts.status == "Stopping":
+            return False
+        held.stopping = name
+        try:
+            return await self._stop(held, name, reason)
+        except BaseException:
+            held.stopping = ""  # the next one who asks tries again
+            raise
+
+    async def _stop(self, held: HeldLaunch, name: str, reason: str) -> bool:
+        if not held.record.stop_reason:
+            held.update(stop_reason=reason)
+        # Each time: the write of an earlier try may have failed.
+        await self._held.save([held])
+        _log.info("job_stopping", launch_id=held.launch_id, training_job=name, reason=held.record.stop_reason)
+        return not held.lost and await self._sagemaker.stop(name)
