@@ -18,6 +18,7 @@ from worker.local.ecr import LocalEcr, running_ecr
 from worker.local.executor import Executor
 from worker.local.executor_docker import DockerExecutor, DockerNotRunning, docker_engine
 from worker.local.executor_process import ProcessExecutor
+from worker.local.iam import aws_like_iam
 from worker.local.logs import aws_like_logs
 from worker.local.registry_process import RegistryNotRunning
 from worker.local.sagemaker import JobLogs, LocalSageMaker, running_sagemaker
@@ -119,6 +120,7 @@ async def running_stack(
     async with contextlib.AsyncExitStack() as stack:
         aws = await stack.enter_async_context(running_aws(aws_port))
         stack.enter_context(aws_like_logs())
+        stack.enter_context(aws_like_iam())
         wandb = await stack.enter_async_context(running_wandb_double(wandb_port, ENTITY))
         wandb.queue(ENTITY, QUEUE).resource = "sagemaker"
         docker, ecr, missing = await _docker_and_registry(stack, registry_port, executor)
