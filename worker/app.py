@@ -37,6 +37,7 @@ from worker.preparing import PlanFacts, Preparing
 from worker.resources import Opened, opened
 from worker.retrying import Retrying
 from worker.settings import Settings
+from worker.stop_requests import StopRequests
 from worker.submission import Submission
 from worker.supervisor import Supervisor
 from worker.tracking.build_log import BuildLogs
@@ -58,6 +59,7 @@ class Service:
     adoption: Adoption
     supervisor: Supervisor
     locks: BuildLocks
+    stop_requests: StopRequests
     mirror: Mirror | None
     """None: somebody else fills the queue."""
 
@@ -153,7 +155,15 @@ def wire(parts: Opened, *, mirror: bool = False) -> Service:
         submit=supervisor.submit,
         is_held=supervisor.is_held,
     )
-    receiver = Receiver(
+    receiver = _receiver(parts, pipeline, adoption)
+    stop_requests = StopRequests(parts.ledger, held, settings.heartbeat)
+    mirroring = mirror_of(parts) if mirror else None
+    return Service(receiver, adoption, supervisor, locks, stop_requests, mirroring)
+
+
+def _receiver(parts: Opened, pipeline: Pipeline, adoption: Adoption) -> Receiver:
+    settings, metrics = parts.settings, parts.metrics
+    return Receiver(
         queue=parts.queue,
         leases=Leases(parts.queue, settings.lease, metrics),
         handle=pipeline.handle,
@@ -163,7 +173,6 @@ def wire(parts: Opened, *, mirror: bool = False) -> Service:
         metrics=metrics,
         may_receive=lambda: adoption.beating,
     )
-    return Service(receiver, adoption, supervisor, locks, mirror_of(parts) if mirror else None)
 
 
 def _supervisor(parts: Opened, held: HeldLaunches, adoption: Adoption, refusals: Refusals) -> Supervisor:
@@ -249,6 +258,7 @@ async def _run(service: Service, stop: asyncio.Event, metrics: Metrics) -> None:
         others = [
             root.create_task(service.supervisor.run(stop), name="supervisor"),
             root.create_task(service.locks.run(), name="build locks"),
+            root.create_task(service.stop_requests.run(service.supervisor.stop), name="stop requests"),
             root.create_task(watch_loop_lag(metrics), name="loop lag"),
         ]
         await service.receiver.run(stop)

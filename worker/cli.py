@@ -19,6 +19,7 @@ import typer
 from worker import __version__
 from worker.cli_dlq import dlq
 from worker.cli_doctor import doctor
+from worker.cli_jobs import add_to
 from worker.errors import Problem, SettingsError
 from worker.launch_config import LaunchConfig, read_launch_config
 from worker.settings import Settings, export_aws_variables, load_settings, partition_of
@@ -40,6 +41,7 @@ ConfigFile = Annotated[
 ]
 app.add_typer(dlq, name="dlq")
 app.command()(doctor)
+add_to(app)
 
 
 def main() -> None:

@@ -219,11 +219,11 @@ class Supervisor:
             _log.warning("summary_not_posted", launch_id=held.launch_id, error=str(error))
 
     async def stop(self, launch_id: str, reason: str) -> bool:
-        """Stop a job for a reason that is told at its end; False: it had ended, or is not ours.
+        """Stop a launch for a reason that is told at its end; False: it had ended, or is not ours.
 
         The reason is durable before the stop, so that no crash can turn it into a stop from outside."""
         held = next((held for held in self._held if held.launch_id == launch_id), None)
-        if held is not None and held.record.is_between_attempts:
+        if held is not None and held.record.state is LaunchState.WAITING:
             return await self._submission.cancel(held, reason)
         if held is None or held.record.state is not LaunchState.ACCEPTED or has_ended(held.record.facts):
             return False
