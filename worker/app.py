@@ -13,6 +13,7 @@ from worker.delivery.posting import Posting
 from worker.image_building import image_building
 from worker.intake.lease import Leases
 from worker.intake.mirror import Mirror
+from worker.intake.queue_watch import QueueWatch
 from worker.intake.receiver import Receiver
 from worker.intake.refusal import Refusals
 from worker.intake.sweeps import Sweeps
@@ -60,6 +61,7 @@ class Service:
     supervisor: Supervisor
     locks: BuildLocks
     stop_requests: StopRequests
+    queue_watch: QueueWatch
     mirror: Mirror | None
     """None: somebody else fills the queue."""
 
@@ -158,7 +160,8 @@ def wire(parts: Opened, *, mirror: bool = False) -> Service:
     receiver = _receiver(parts, pipeline, adoption)
     stop_requests = StopRequests(parts.ledger, held, settings.heartbeat)
     mirroring = mirror_of(parts) if mirror else None
-    return Service(receiver, adoption, supervisor, locks, stop_requests, mirroring)
+    queue_watch = QueueWatch(parts.queue, metrics)
+    return Service(receiver, adoption, supervisor, locks, stop_requests, queue_watch, mirroring)
 
 
 def _receiver(parts: Opened, pipeline: Pipeline, adoption: Adoption) -> Receiver:
@@ -259,6 +262,7 @@ async def _run(service: Service, stop: asyncio.Event, metrics: Metrics) -> None:
             root.create_task(service.supervisor.run(stop), name="supervisor"),
             root.create_task(service.locks.run(), name="build locks"),
             root.create_task(service.stop_requests.run(service.supervisor.stop), name="stop requests"),
+            root.create_task(service.queue_watch.run(), name="queue depth"),
             root.create_task(watch_loop_lag(metrics), name="loop lag"),
         ]
         await service.receiver.run(stop)

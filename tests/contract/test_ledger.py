@@ -16,8 +16,10 @@ from tests.fakes.ledger import MemoryLedger
 from worker.launch.log_state import LogBatch, LogState, StreamPosition
 from worker.launch.record import Failure, JobFacts, LaunchRecord, LaunchState, RunRef
 from worker.ledger.dynamodb import DynamoDbLedger, create_table_request
+from worker.ledger.measured import MeasuredLedger
 from worker.ledger.port import Ledger, StopRequest, WorkerBeat
 from worker.ledger.sqlite import open_sqlite_ledger
+from worker.ops.metrics import Metrics
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +36,12 @@ async def open_dynamodb_ledger(url: str) -> AsyncIterator[DynamoDbLedger]:
         yield DynamoDbLedger(client, table)
 
 
-@pytest.fixture(params=["memory", "sqlite", "dynamodb"])
+@pytest.fixture(params=["memory", "measured", "sqlite", "dynamodb"])
 async def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Ledger]:
     if request.param == "memory":
         yield MemoryLedger()
+    elif request.param == "measured":
+        yield MeasuredLedger(MemoryLedger(), Metrics())
     elif request.param == "sqlite":
         async with open_sqlite_ledger(tmp_path / "ledger.db") as sqlite:
             yield sqlite
