@@ -24,12 +24,13 @@ HEADER = """\
 
 `launch-worker run` and `launch-worker mirror` serve them at `/metrics` on `LAUNCH_HTTP_HOST` and `LAUNCH_HTTP_PORT`,
 in Prometheus' text format. A counter's series ends in `_total`; a histogram has `_bucket`, `_sum` and `_count`. Every
-worker tells of itself: sum over workers. Only `launch_queue_messages` and `launch_queue_backed_up_seconds` are about what
-all share: take the largest. SQS tells the age of its oldest message to CloudWatch only (`ApproximateAgeOfOldestMessage`).
+worker tells of itself: sum over workers. Only `launch_queue_messages` and `launch_queue_backed_up_seconds` are about
+what all share: take the largest. SQS tells the age of its oldest message to CloudWatch only
+(`ApproximateAgeOfOldestMessage`).
 
 `deploy/grafana/launch-worker.json` is a dashboard for Grafana (import it, choose the data source),
-`deploy/grafana/alerts.yml` has alert rules for Prometheus. `tests/unit/test_metrics_page.py` renders this table from the
-code and compares all three with what is exported.
+`deploy/grafana/alerts.yml` has alert rules for Prometheus. `tests/unit/test_metrics_page.py` renders this table from
+the code and compares all three with what is exported.
 """
 
 

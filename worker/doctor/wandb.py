@@ -69,7 +69,7 @@ async def _server(api: WandbApi, settings: Settings) -> list[Check]:
     return [
         ok("W&B login", f"{viewer.get('username') or viewer.get('entity')} at {settings.wandb_base_url}"),
         ok("W&B features", ", ".join(sorted(features)) or "none told: an older server"),
-        *await _queues(api, settings, {viewer.get("entity", ""), *teams}),
+        *await _queues(api, settings, viewer.get("entity") or "", teams),
     ]
 
 
@@ -82,28 +82,26 @@ def _refused(error: WandbRefused | None, settings: Settings) -> Check:
     )
 
 
-async def _queues(api: WandbApi, settings: Settings, entities: set[str]) -> list[Check]:
-    """Entity and queues that `mirror` reads."""
-    if not settings.entity:
-        return [skipped("W&B queues", "LAUNCH_ENTITY is not set: no launch queue is mirrored")]
-    if settings.entity not in entities:
+async def _queues(api: WandbApi, settings: Settings, own: str, teams: Sequence[str]) -> list[Check]:
+    """Entity and queues that `mirror` reads; `own`: the entity of the key's account."""
+    entities = {own, *teams}
+    name = settings.entity or own
+    if name not in entities:
         return [
             failed(
                 "W&B entity",
-                f"the key's account is not in {settings.entity!r}, but in {', '.join(sorted(entities - {''}))}",
+                f"the key's account is not in {name!r}, but in {', '.join(sorted(entities - {''}))}",
                 "correct LAUNCH_ENTITY, or add the account to the team",
             )
         ]
-    entity = ok("W&B entity", settings.entity)
+    entity = ok("W&B entity", name)
     if not settings.wandb_queues:
-        return [entity, skipped("W&B queues", "LAUNCH_WANDB_QUEUES is not set")]
-    data = await api.graphql(
-        "ProjectRunQueues", _QUEUES, {"entity": settings.entity, "projectName": QUEUE_PROJECT}
-    )
+        return [entity, skipped("W&B queues", "LAUNCH_WANDB_QUEUES is not set: no launch queue is mirrored")]
+    data = await api.graphql("ProjectRunQueues", _QUEUES, {"entity": name, "projectName": QUEUE_PROJECT})
     known = {queue["name"] for queue in (data.get("project") or {}).get("runQueues") or ()}
-    missing = [name for name in settings.wandb_queues if name not in known]
+    missing = [queue for queue in settings.wandb_queues if queue not in known]
     if missing:
-        what = f"{settings.entity} has no launch queue {', '.join(missing)}"
+        what = f"{name} has no launch queue {', '.join(missing)}"
         has = f" ({', '.join(sorted(known))} exist)" if known else ""
         return [
             entity,
