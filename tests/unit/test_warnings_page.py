@@ -9,12 +9,13 @@ from pathlib import Path
 import worker
 
 PAGE = Path(__file__).parents[2] / "docs" / "warnings.md"
+_HAND_OVER = frozenset({"_ridden_out", "_tell_once"})
+"""Methods whose first argument is the event that they log."""
 _LEVELS = frozenset({"warning", "error", "exception", "critical"})
 
 
 def logged() -> set[str]:
-    """Names of log events of these levels. A name is a literal where it is logged, or where it is handed over as
-    `event`."""
+    """Names of log events of these levels. A name is a literal where it is logged, or handed over."""
     names: set[str] = set()
     for path in Path(worker.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -22,6 +23,7 @@ def logged() -> set[str]:
                 continue
             of_log = "log" in ast.unparse(node.func.value) and node.func.attr in _LEVELS
             first = node.args[0] if node.args else None
+            of_log = of_log or node.func.attr in _HAND_OVER
             if of_log and isinstance(first, ast.Constant):
                 names.add(str(first.value))
     return names
