@@ -15,7 +15,7 @@ from tests.fakes.aws_server import AwsServer, serving_aws
 from tests.unit.launches import message
 from worker.doctor.check import Check, Verdict
 from worker.doctor.examination import all_well, examine
-from worker.ledger.dynamodb import create_table_request, ensure_ttl
+from worker.ledger.dynamodb import create_table_request
 from worker.local.aws import ACCOUNT
 from worker.local.stack import LocalServices, running_stack
 from worker.settings import load_settings
@@ -67,7 +67,6 @@ async def stack() -> AsyncIterator[LocalServices]:
             nobody = json.dumps({**TRUST, "Statement": []})
             await iam.create_role(RoleName="untrusting", AssumeRolePolicyDocument=nobody)
         async with session.client("dynamodb", endpoint_url=url) as dynamodb:
-            await ensure_ttl(dynamodb, services.table)
             await dynamodb.create_table(**create_table_request("forgets-nothing"))
             await dynamodb.create_table(
                 TableName="bare",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
 from worker.clients.aws import AwsClients, Caller
@@ -37,7 +38,7 @@ def region_check(aws: AwsClients, settings: Settings) -> Check:
             f"LAUNCH_REGISTRY is in {registry_region}, the worker in {region}: SageMaker pulls in its own Region only",
             f"push to a repository in {region}, or set AWS_REGION={registry_region}",
         )
-    if settings.allowed_regions and region not in settings.allowed_regions:
+    if settings.allowed_regions and not any(fnmatchcase(region, glob) for glob in settings.allowed_regions):
         return failed(
             "region",
             f"{region} is not in LAUNCH_ALLOWED_REGIONS: every launch would be refused",

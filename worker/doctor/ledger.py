@@ -34,7 +34,7 @@ async def ledger_checks(aws: AwsClients, settings: Settings) -> Sequence[Check]:
 async def _answers(aws: AwsClients, settings: Settings, detail: str) -> Check:
     async with open_ledger(settings.ledger, aws.dynamodb) as ledger:
         beats = await ledger.beats()
-    return ok("ledger", f"{settings.ledger}: {len(beats)} workers are noted; {detail}")
+    return ok("ledger", f"{settings.ledger}: heartbeats of {len(beats)} worker(s); {detail}")
 
 
 async def _table(aws: AwsClients, settings: Settings) -> list[Check]:

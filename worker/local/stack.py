@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import aiodocker
 
-from worker.ledger.dynamodb import create_table_request
+from worker.ledger.dynamodb import create_table_request, ensure_ttl
 from worker.local.aws import ACCESS_KEY, ACCOUNT, REGION, LocalAws, running_aws
 from worker.local.ecr import LocalEcr, running_ecr
 from worker.local.executor import Executor
@@ -185,6 +185,7 @@ async def _create_resources(aws: LocalAws, *, with_repository: bool) -> dict[str
         s3 = await enter(session.client("s3", endpoint_url=url))
         urls = {**await _create_queues(sqs, ""), **await _create_queues(sqs, ".fifo")}
         await dynamodb.create_table(**create_table_request(TABLE))
+        await ensure_ttl(dynamodb, TABLE)
         await s3.create_bucket(Bucket=NAME)
         if with_repository:
             ecr = await enter(session.client("ecr", endpoint_url=url))
