@@ -168,7 +168,8 @@ class Building:
             context = folder / "context.tar"
             facts = await write_context(checkout.path, recipe, context)
             _log.info("build_started", tag=tag, context_bytes=facts.bytes, files=facts.files)
-            with effect("build_image"):
+            timed = self._metrics.build_seconds.time()
+            with effect("build_image"), self._metrics.building.track_inprogress(), timed:
                 await self._builder.build(
                     context,
                     tag=local_tag,

@@ -18,6 +18,8 @@ import typer
 
 from worker import __version__
 from worker.cli_dlq import dlq
+from worker.cli_doctor import doctor
+from worker.cli_jobs import add_to
 from worker.errors import Problem, SettingsError
 from worker.launch_config import LaunchConfig, read_launch_config
 from worker.settings import Settings, export_aws_variables, load_settings, partition_of
@@ -38,6 +40,8 @@ ConfigFile = Annotated[
     typer.Option("--config", "-c", help="W&B's launch-config.yaml; environment and --env-file win over it."),
 ]
 app.add_typer(dlq, name="dlq")
+app.command()(doctor)
+add_to(app)
 
 
 def main() -> None:

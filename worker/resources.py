@@ -18,6 +18,7 @@ from worker.clients.wandb_api import WandbApi, wandb_api
 from worker.errors import SettingsError, Unreachable
 from worker.intake.sqs import LaunchQueue, queue_facts
 from worker.launch.redaction import KnownSecrets
+from worker.ledger.measured import MeasuredLedger
 from worker.ledger.membership import new_worker_id
 from worker.ledger.opening import open_ledger
 from worker.ledger.port import Ledger
@@ -97,7 +98,7 @@ async def opened(settings: Settings, secrets: KnownSecrets) -> AsyncIterator[Ope
             if wandb
             else await enter(offline_runs(settings.wandb_dir, project=project)),
             queue=LaunchQueue(aws.sqs, await queue_facts(aws.sqs, settings.queue_url, settings.dlq_url)),
-            ledger=await enter(open_ledger(settings.ledger, aws.dynamodb)),
+            ledger=MeasuredLedger(await enter(open_ledger(settings.ledger, aws.dynamodb)), metrics),
             docker=await _open_docker(stack, settings),
             work_dir=await asyncio.to_thread(_work_dir, settings),
             prices=await asyncio.to_thread(read_prices, settings.prices),

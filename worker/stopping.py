@@ -10,6 +10,7 @@ from worker.launch.record import LaunchState
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ops.logging import get_logger
 from worker.pending import PendingJobs
+from worker.stop_requests import StopRequests
 from worker.submission import Submission
 from worker.tracking.heartbeats import CompanionHeartbeats
 from worker.tracking.run_stops import RunStops
@@ -33,6 +34,7 @@ class Stopping:
         heartbeats: CompanionHeartbeats,
         run_stops: RunStops | None,
         pending: PendingJobs,
+        requests: StopRequests,
     ) -> None:
         """`run_stops`: None while W&B is offline."""
         self._held = held
@@ -41,12 +43,14 @@ class Stopping:
         self._heartbeats = heartbeats
         self._run_stops = run_stops
         self._pending = pending
+        self._requests = requests
 
     async def run(self) -> None:
         """Until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._heartbeats.run(self.stop), name="companion heartbeats")
             tasks.create_task(self._pending.run(self.stop), name="pending jobs")
+            tasks.create_task(self._requests.run(self.stop), name="stop requests")
             tasks.create_task(self._go_on(), name="stops begun")
             if self._run_stops is not None:
                 tasks.create_task(self._run_stops.run(self.stop), name="stops of runs")
@@ -69,11 +73,11 @@ class Stopping:
                 tries += 1
 
     async def stop(self, launch_id: str, reason: str) -> bool:
-        """Stop a job for a reason that is told at its end; False: it had ended, is being stopped, or is not ours.
+        """Stop a launch for a reason that is told at its end; False: it had ended, is being stopped, or is not ours.
 
         The reason is durable before the stop, so that no crash can turn it into a stop from outside."""
         held = next((held for held in self._held if held.launch_id == launch_id), None)
-        if held is not None and held.record.is_between_attempts:
+        if held is not None and held.record.state is LaunchState.WAITING:
             return await self._submission.cancel(held, reason)
         if held is None or held.record.state is not LaunchState.ACCEPTED or has_ended(held.record.facts):
             return False

@@ -87,8 +87,8 @@ class Submission:
                     continue
 
     async def cancel(self, held: HeldLaunch, reason: str) -> bool:
-        """Make no further attempt of a launch that waits for one; False: it does not."""
-        if not held.record.is_between_attempts or held.record.given_up:
+        """Submit a launch that waits no more, if that has not happened already; False: it does not wait."""
+        if held.record.state is not LaunchState.WAITING or held.record.given_up:
             return False
         held.update(stop_reason=reason, not_before=0.0)
         await self._held.save([held])
@@ -122,8 +122,11 @@ class Submission:
     async def _step(self, held: HeldLaunch) -> None:
         if held.record.failure is not None:  # adopted from a worker that could not tell it any more
             await self._tell_refusal(held)
-        elif held.record.stop_reason:
+        elif held.record.stop_reason and held.record.is_between_attempts:
             await self._give_up(held, held.record.stop_reason)
+        elif held.record.stop_reason:
+            told = f"Stopped before it became a job: {held.record.stop_reason} To run it, send it again."
+            raise Never(told, code="LW-STOPPED", stage=Stage.RUN)
         else:
             await self._create(held)
 

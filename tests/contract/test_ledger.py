@@ -16,8 +16,10 @@ from tests.fakes.ledger import MemoryLedger
 from worker.launch.log_state import LogBatch, LogState, StreamPosition
 from worker.launch.record import Failure, JobFacts, LaunchRecord, LaunchState, RunRef
 from worker.ledger.dynamodb import DynamoDbLedger, create_table_request
-from worker.ledger.port import Ledger, WorkerBeat
+from worker.ledger.measured import MeasuredLedger
+from worker.ledger.port import Ledger, StopRequest, WorkerBeat
 from worker.ledger.sqlite import open_sqlite_ledger
+from worker.ops.metrics import Metrics
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +36,12 @@ async def open_dynamodb_ledger(url: str) -> AsyncIterator[DynamoDbLedger]:
         yield DynamoDbLedger(client, table)
 
 
-@pytest.fixture(params=["memory", "sqlite", "dynamodb"])
+@pytest.fixture(params=["memory", "measured", "sqlite", "dynamodb"])
 async def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Ledger]:
     if request.param == "memory":
         yield MemoryLedger()
+    elif request.param == "measured":
+        yield MeasuredLedger(MemoryLedger(), Metrics())
     elif request.param == "sqlite":
         async with open_sqlite_ledger(tmp_path / "ledger.db") as sqlite:
             yield sqlite
@@ -293,3 +297,37 @@ class TestLocks:
     async def test_of_ten_takers_one_holds(self, ledger: Ledger) -> None:
         holders = await asyncio.gather(*(ledger.lock("image", f"w{n}") for n in range(10)))
         assert len(set(holders)) == 1
+
+
+async def test_all_open_records_are_listed_whoever_holds_them_and_all_others_when_asked(
+    ledger: Ledger,
+) -> None:
+    await ledger.create(a_record("aaaa", owner="w1"))
+    await ledger.create(a_record("bbbb", owner=""))
+    await ledger.create(a_record("cccc", owner="w2", state=LaunchState.FINISHED))
+    await ledger.beat(WorkerBeat("w1", 1, "default", "host", 1.0))
+    await ledger.ask_stop(StopRequest("aaaa", "why", 2.0))
+    assert {record.launch_id for record in await ledger.records(over=False)} == {"aaaa", "bbbb"}
+    assert {record.launch_id for record in await ledger.records(over=True)} == {"aaaa", "bbbb", "cccc"}
+
+
+async def test_a_request_to_stop_stays_until_it_is_taken_back(ledger: Ledger) -> None:
+    assert await ledger.stop_requests() == []
+    await ledger.ask_stop(StopRequest("aaaa", "wrong data", 2.0))
+    await ledger.ask_stop(StopRequest("bbbb", "ü", 3.5))
+    await ledger.ask_stop(StopRequest("aaaa", "too dear", 4.0))
+    assert {(r.launch_id, r.reason, r.asked_at) for r in await ledger.stop_requests()} == {
+        ("aaaa", "too dear", 4.0),
+        ("bbbb", "ü", 3.5),
+    }
+    await ledger.forget_stop("aaaa")
+    await ledger.forget_stop("aaaa")
+    assert [request.launch_id for request in await ledger.stop_requests()] == ["bbbb"]
+
+
+async def test_a_request_to_stop_is_no_launch_and_no_worker(ledger: Ledger) -> None:
+    await ledger.ask_stop(StopRequest("aaaa", "why", 2.0))
+    assert await ledger.read("aaaa") is None
+    assert await ledger.records(over=True) == []
+    assert await ledger.beats() == []
+    assert await ledger.open_records("") == []

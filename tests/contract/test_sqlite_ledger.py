@@ -16,7 +16,8 @@ import pytest
 from worker.errors import SettingsError, Unreachable
 from worker.launch.record import LaunchRecord, LaunchState, RunRef
 from worker.ledger.port import WorkerBeat
-from worker.ledger.sqlite import PURGE_BATCH, PURGE_INTERVAL, SCHEMA_VERSION, open_sqlite_ledger
+from worker.ledger.sqlite import PURGE_BATCH, PURGE_INTERVAL, open_sqlite_ledger
+from worker.ledger.sqlite_file import SCHEMA_VERSION
 
 BEAT = WorkerBeat("w1", 1, "default", "host", 0.0)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from worker.launch.record import LaunchRecord, record_from_json, record_to_json
-from worker.ledger.port import WorkerBeat
+from worker.ledger.port import StopRequest, WorkerBeat
 
 
 class MemoryLedger:
@@ -24,6 +24,7 @@ class MemoryLedger:
         self._records: dict[str, str] = {}
         self._beats: dict[str, WorkerBeat] = {}
         self._locks: dict[str, str] = {}
+        self._stops: dict[str, StopRequest] = {}
 
     async def read(self, launch_id: str) -> LaunchRecord | None:
         await self._turn()
@@ -85,6 +86,22 @@ class MemoryLedger:
         await self._turn()
         if self._locks.get(name) == worker:
             del self._locks[name]
+
+    async def records(self, *, over: bool) -> list[LaunchRecord]:
+        await self._turn()
+        return [record for record in map(record_from_json, self._records.values()) if over or record.is_open]
+
+    async def ask_stop(self, request: StopRequest) -> None:
+        await self._turn()
+        self._stops[request.launch_id] = request
+
+    async def stop_requests(self) -> list[StopRequest]:
+        await self._turn()
+        return list(self._stops.values())
+
+    async def forget_stop(self, launch_id: str) -> None:
+        await self._turn()
+        self._stops.pop(launch_id, None)
 
     async def _turn(self) -> None:
         await asyncio.sleep(0)

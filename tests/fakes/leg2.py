@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 from tests.fakes.companion import FakeCompanion
 from tests.fakes.launch_queue import FakeLaunchQueue, no_unstarted_runs
+from tests.fakes.ledger import MemoryLedger
 from worker.intake.refusal import Refusals
 from worker.job_story import JobStory
 from worker.ledger.held import HeldLaunches
 from worker.pending import PendingJobs
+from worker.stop_requests import StopRequests
 from worker.stopping import Stopping
 from worker.submission import Submission
 from worker.tracking.heartbeats import CompanionHeartbeats
@@ -49,6 +51,7 @@ def stopping_of(
             is_current=is_current,
         ),
         run_stops=None,
+        requests=StopRequests(MemoryLedger(), held, interval),
         pending=PendingJobs(
             held=held,
             sagemaker=sagemaker,

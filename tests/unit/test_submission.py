@@ -821,3 +821,29 @@ async def test_who_waits_is_cancelled_when_the_worker_leaves() -> None:
         await asyncio.sleep(1)
         bench.submission.abandon()
     assert settled.cancelled()
+
+
+async def test_a_launch_that_is_stopped_while_it_waits_is_refused_and_never_submitted() -> None:
+    bench = Bench(max_jobs=0)
+    async with bench.running():
+        held, settled = await bench.add(new())
+        assert await bench.submission.cancel(held, "Anna stopped it.")
+        await settled
+    stored = await bench.stored()
+    assert stored.failure is not None
+    assert (stored.state, stored.failure.code) == (LaunchState.REFUSED, "LW-STOPPED")
+    assert "Anna stopped it." in stored.failure.reason
+    assert bench.sagemaker.requests == []
+
+
+async def test_a_launch_whose_job_was_made_unseen_is_not_refused_when_it_is_stopped() -> None:
+    bench = Bench(max_jobs=0)
+    bench.sagemaker.jobs["job-1"] = JobFacts("InProgress", "Training")
+    bench.sagemaker.existing_errors = [Unreachable("no answer")]
+    async with bench.running():
+        held, settled = await bench.add(new())
+        await bench.submission.cancel(held, "Anna stopped it.")
+        await settled
+    stored = await bench.stored()
+    assert (stored.state, stored.stop_reason) == (LaunchState.ACCEPTED, "Anna stopped it.")
+    assert bench.accepted == ["launch-1"]

@@ -127,9 +127,9 @@ async def test_a_launch_taken_over_is_not_stopped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "status"), [(LaunchState.WAITING, ""), (LaunchState.ACCEPTED, "Completed")]
+    ("state", "status"), [(LaunchState.REFUSED, ""), (LaunchState.ACCEPTED, "Completed")]
 )
-async def test_there_is_nothing_to_stop_before_and_after(state: LaunchState, status: str) -> None:
+async def test_there_is_nothing_to_stop_once_it_is_over(state: LaunchState, status: str) -> None:
     bench = await bench_of(state, status)
     assert not await bench.stopping.stop("a", "Stop was pressed.")
     assert not await bench.stopping.stop("other", "Stop was pressed.")

@@ -202,6 +202,21 @@ async def parameters_client(region: str = "") -> AsyncIterator[SSMClient]:
 
 
 @contextlib.asynccontextmanager
+async def iam_client(region: str) -> AsyncIterator[Any]:
+    """A client of IAM, for `doctor`: the worker itself asks IAM nothing."""
+    async with aioboto3.Session(region_name=region).client("iam", config=client_config()) as client:
+        yield client
+
+
+@contextlib.asynccontextmanager
+async def quotas_client(region: str) -> AsyncIterator[Any]:
+    """A client of Service Quotas, for `doctor`."""
+    session = aioboto3.Session(region_name=region)
+    async with session.client("service-quotas", config=client_config()) as client:
+        yield client
+
+
+@contextlib.asynccontextmanager
 async def aws_clients(region: str = "") -> AsyncIterator[AwsClients]:
     """Open the clients. Endpoints come from AWS's own variables (`AWS_ENDPOINT_URL…`).
 
@@ -251,9 +266,11 @@ class Caller:
 
     account: str
     partition: str
+    arn: str = ""
+    """Of the user, or of the session of a role."""
 
 
 async def caller_identity(sts: STSClient) -> Caller:
     """Account and partition of the worker's credentials. Needs no IAM permission."""
     answer = await call("GetCallerIdentity", sts.get_caller_identity)
-    return Caller(account=answer["Account"], partition=answer["Arn"].split(":")[1])
+    return Caller(account=answer["Account"], partition=answer["Arn"].split(":")[1], arn=answer["Arn"])

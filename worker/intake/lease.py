@@ -50,11 +50,13 @@ class Leases:
         the receive, not from when work begins."""
         lease = Lease(message, received_at, received_at + self._length, on_lost)
         self._held[message.receipt_handle] = lease
+        self._metrics.leases.set(len(self._held))
         return lease
 
     def end(self, lease: Lease) -> None:
         """Stop renewing; the message has been settled."""
         self._held.pop(lease.message.receipt_handle, None)
+        self._metrics.leases.set(len(self._held))
 
     async def renew_forever(self) -> None:
         """Until cancelled. Jitter keeps many workers from renewing in step."""
@@ -94,5 +96,6 @@ class Leases:
         if self._held.pop(lease.message.receipt_handle, None) is not None:
             _log.warning("lease_lost", message_id=lease.message.message_id, why=why)
             lease.lost = True
+            self._metrics.leases.set(len(self._held))
             self._metrics.leases_lost.inc()
             lease.on_lost()

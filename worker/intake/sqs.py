@@ -51,6 +51,16 @@ class SqsMessage:
     group_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class QueueDepth:
+    """Messages of the queue, approximately."""
+
+    waiting: int
+    in_work: int
+    """Received by some worker, under a lease or waiting for their next try."""
+    delayed: int
+
+
 class LaunchQueue:
     """Receives, hides, deletes and dead-letters launch messages."""
 
@@ -107,6 +117,25 @@ class LaunchQueue:
             messages[int(entry["Id"])].receipt_handle
             for entry in answer.get("Failed", [])
             if entry["Code"].rpartition(".")[2] in _LOST_CODES
+        )
+
+    async def counts(self) -> QueueDepth:
+        """How many messages there are, as SQS knows it (eventually consistent)."""
+        answer = await call(
+            "GetQueueAttributes",
+            lambda: self._client.get_queue_attributes(
+                QueueUrl=self.facts.url,
+                AttributeNames=[
+                    "ApproximateNumberOfMessages",
+                    "ApproximateNumberOfMessagesNotVisible",
+                    "ApproximateNumberOfMessagesDelayed",
+                ],
+            ),
+        )
+        counts = {str(name): int(value) for name, value in answer["Attributes"].items()}
+        prefix = "ApproximateNumberOfMessages"
+        return QueueDepth(
+            counts.get(prefix, 0), counts.get(f"{prefix}NotVisible", 0), counts.get(f"{prefix}Delayed", 0)
         )
 
     async def delete(self, message: SqsMessage) -> None:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
-
-import aiohttp
-from botocore.exceptions import BotoCoreError, ClientError
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from worker.aio import backoff
-from worker.clients.aws import translate
-from worker.errors import SettingsError, Throttled
+from worker.errors import Throttled
 from worker.launch.record import LaunchRecord
+from worker.ledger.dynamodb_errors import (
+    CONFLICT,
+    LOST,
+    PASSING,
+    WRITTEN,
+    Cancelled,
+    ConditionFailed,
+    translated,
+)
 from worker.ledger.dynamodb_items import (
     INDEX,
     MAX_ITEM_BYTES,
     RELEASED,
+    STOPS,
     WORKERS,
     Item,
     Write,
@@ -26,9 +32,11 @@ from worker.ledger.dynamodb_items import (
     check_size,
     key,
     record_of,
+    stop_item,
+    stop_of,
     transactions,
 )
-from worker.ledger.port import WorkerBeat
+from worker.ledger.port import StopRequest, WorkerBeat
 
 if TYPE_CHECKING:
     from types_aiobotocore_dynamodb import DynamoDBClient
@@ -39,11 +47,6 @@ MAX_TRIES = 6
 
 _IS_OURS = "#owner = :owner AND #epoch = :epoch"
 _IS_OURS_NAMES = {"#owner": "owner", "#epoch": "epoch"}
-
-_WRITTEN, _LOST, _CONFLICT = "None", "ConditionalCheckFailed", "TransactionConflict"
-_PASSING = frozenset({_CONFLICT, "ThrottlingError", "ProvisionedThroughputExceeded", "RequestLimitExceeded"})
-"""Why a transaction was cancelled (API reference, TransactWriteItems): reasons that pass by themselves."""
-_CONFLICT_CODES = frozenset({"TransactionConflictException", "TransactionInProgressException"})
 
 
 def create_table_request(table: str) -> CreateTableInputTypeDef:
@@ -68,11 +71,11 @@ def create_table_request(table: str) -> CreateTableInputTypeDef:
 
 async def ensure_ttl(client: DynamoDBClient, table: str) -> None:
     """Let DynamoDB remove items whose `expires` has passed; nothing happens if it already does."""
-    with _translated("DescribeTimeToLive", table):
+    with translated("DescribeTimeToLive", table):
         answer = await client.describe_time_to_live(TableName=table)
     if answer["TimeToLiveDescription"].get("TimeToLiveStatus") in ("ENABLED", "ENABLING"):
         return
-    with _translated("UpdateTimeToLive", table):
+    with translated("UpdateTimeToLive", table):
         await client.update_time_to_live(
             TableName=table, TimeToLiveSpecification={"Enabled": True, "AttributeName": "expires"}
         )
@@ -89,7 +92,7 @@ class DynamoDbLedger:
         self._table = table
 
     async def read(self, launch_id: str) -> LaunchRecord | None:
-        with _translated("GetItem", self._table):
+        with translated("GetItem", self._table):
             answer = await self._client.get_item(
                 TableName=self._table, Key=key("launch", launch_id), ConsistentRead=True
             )
@@ -99,14 +102,14 @@ class DynamoDbLedger:
         write = Write.of(record)
         check_size(write)
         try:
-            with _translated("PutItem", self._table):
+            with translated("PutItem", self._table):
                 await self._client.put_item(
                     TableName=self._table,
                     Item=write.item,
                     ConditionExpression="attribute_not_exists(pk)",
                     ReturnValuesOnConditionCheckFailure="ALL_OLD",
                 )
-        except _ConditionFailed as refused:
+        except ConditionFailed as refused:
             return record_of(refused.item)
         return None
 
@@ -122,7 +125,7 @@ class DynamoDbLedger:
         }
         unchanged = "attribute_exists(#holder)" if is_open else "attribute_not_exists(#holder)"
         try:
-            with _translated("UpdateItem", self._table):
+            with translated("UpdateItem", self._table):
                 answer = await self._client.update_item(
                     TableName=self._table,
                     Key=key("launch", seen.launch_id),
@@ -133,7 +136,7 @@ class DynamoDbLedger:
                     ExpressionAttributeValues=values,
                     ReturnValues="ALL_NEW",
                 )
-        except _ConditionFailed:
+        except ConditionFailed:
             return None
         return record_of(answer["Attributes"])
 
@@ -152,19 +155,19 @@ class DynamoDbLedger:
         return [record_of(item) for item in await self._held_by(owner or RELEASED)]
 
     async def beat(self, beat: WorkerBeat) -> None:
-        with _translated("PutItem", self._table):
+        with translated("PutItem", self._table):
             await self._client.put_item(TableName=self._table, Item=beat_item(beat))
 
     async def beats(self) -> list[WorkerBeat]:
         return [beat_of(item) for item in await self._held_by(WORKERS)]
 
     async def forget_worker(self, worker: str) -> None:
-        with _translated("DeleteItem", self._table):
+        with translated("DeleteItem", self._table):
             await self._client.delete_item(TableName=self._table, Key=key("worker", worker))
 
     async def lock(self, name: str, worker: str, *, held_by: str = "") -> str:
         try:
-            with _translated("PutItem", self._table):
+            with translated("PutItem", self._table):
                 await self._client.put_item(
                     TableName=self._table,
                     Item=key("lock", name) | {"owner": {"S": worker}},
@@ -173,12 +176,12 @@ class DynamoDbLedger:
                     ExpressionAttributeValues={":worker": {"S": worker}, ":dead": {"S": held_by or worker}},
                     ReturnValuesOnConditionCheckFailure="ALL_OLD",
                 )
-        except _ConditionFailed as refused:
+        except ConditionFailed as refused:
             return str(refused.item["owner"]["S"])
         return worker
 
     async def unlock(self, name: str, worker: str) -> None:
-        with contextlib.suppress(_ConditionFailed), _translated("DeleteItem", self._table):
+        with contextlib.suppress(ConditionFailed), translated("DeleteItem", self._table):
             await self._client.delete_item(
                 TableName=self._table,
                 Key=key("lock", name),
@@ -186,6 +189,34 @@ class DynamoDbLedger:
                 ExpressionAttributeNames={"#owner": "owner"},
                 ExpressionAttributeValues={":worker": {"S": worker}},
             )
+
+    async def records(self, *, over: bool) -> list[LaunchRecord]:
+        """As the port says: a Scan of the sparse index, which has the open records only, or of the whole table."""
+        where: Any = {} if over else {"IndexName": INDEX}
+        items: list[Item] = []
+        while True:
+            with translated("Scan", self._table):
+                answer = await self._client.scan(
+                    TableName=self._table,
+                    FilterExpression="begins_with(pk, :launch)",
+                    ExpressionAttributeValues={":launch": key("launch", "")["pk"]},
+                    **where,
+                )
+            items += answer["Items"]
+            if "LastEvaluatedKey" not in answer:
+                return [record_of(item) for item in items]
+            where = {**where, "ExclusiveStartKey": answer["LastEvaluatedKey"]}
+
+    async def ask_stop(self, request: StopRequest) -> None:
+        with translated("PutItem", self._table):
+            await self._client.put_item(TableName=self._table, Item=stop_item(request))
+
+    async def stop_requests(self) -> list[StopRequest]:
+        return [stop_of(item) for item in await self._held_by(STOPS)]
+
+    async def forget_stop(self, launch_id: str) -> None:
+        with translated("DeleteItem", self._table):
+            await self._client.delete_item(TableName=self._table, Key=key("stop", launch_id))
 
     async def _save_batch(self, batch: Sequence[Write], owner: str) -> set[str]:
         """Write a batch; a lost record leaves it and the rest is tried again. Returns the lost launch ids."""
@@ -195,11 +226,11 @@ class DynamoDbLedger:
             reasons = await self._try_batch(pending, owner)
             if not reasons:
                 return lost
-            lost |= {launch_id for launch_id, reason in reasons.items() if reason == _LOST}
+            lost |= {launch_id for launch_id, reason in reasons.items() if reason == LOST}
             pending = [write for write in pending if write.launch_id not in lost]
             if not pending:
                 return lost
-            if not _PASSING.isdisjoint(reasons.values()):
+            if not PASSING.isdisjoint(reasons.values()):
                 await asyncio.sleep(backoff(tries, base=0.05, cap=1.0))
         raise Throttled(f"DynamoDB table {self._table}: conflicts or throttling, {MAX_TRIES} times in a row")
 
@@ -208,20 +239,20 @@ class DynamoDbLedger:
         puts = [self._put_if_ours(write, owner) for write in batch]
         try:
             if len(puts) == 1:  # half the price of a transaction
-                with _translated("PutItem", self._table):
+                with translated("PutItem", self._table):
                     await self._client.put_item(**puts[0])
             else:
-                with _translated("TransactWriteItems", self._table):
+                with translated("TransactWriteItems", self._table):
                     await self._client.transact_write_items(TransactItems=[{"Put": put} for put in puts])
-        except _ConditionFailed:
-            return {batch[0].launch_id: _LOST}
+        except ConditionFailed:
+            return {batch[0].launch_id: LOST}
         except Throttled:
-            return {write.launch_id: _CONFLICT for write in batch}
-        except _Cancelled as cancelled:
+            return {write.launch_id: CONFLICT for write in batch}
+        except Cancelled as cancelled:
             return {
                 write.launch_id: reason
                 for write, reason in zip(batch, cancelled.reasons, strict=True)
-                if reason != _WRITTEN
+                if reason != WRITTEN
             }
         return {}
 
@@ -238,7 +269,7 @@ class DynamoDbLedger:
         items: list[Item] = []
         page: Any = {}
         while True:
-            with _translated("Query", self._table):
+            with translated("Query", self._table):
                 answer = await self._client.query(
                     TableName=self._table,
                     IndexName=INDEX,
@@ -251,56 +282,3 @@ class DynamoDbLedger:
             if "LastEvaluatedKey" not in answer:
                 return items
             page = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
-
-
-class _ConditionFailed(Exception):
-    """The stored item did not meet the condition; it comes along where the call asked for it."""
-
-    def __init__(self, item: Item) -> None:
-        super().__init__("ConditionalCheckFailedException")
-        self.item = item
-
-
-class _Cancelled(Exception):
-    """A transaction was cancelled; one reason code an item, in order."""
-
-    def __init__(self, reasons: Sequence[str]) -> None:
-        super().__init__("TransactionCanceledException")
-        self.reasons = reasons
-
-
-@contextlib.contextmanager
-def _translated(operation: str, table: str) -> Iterator[None]:
-    try:
-        yield
-    except ClientError as error:
-        raise _translate_client_error(operation, table, error) from error
-    except (BotoCoreError, aiohttp.ClientError, OSError) as error:
-        raise translate(operation, error) from error
-
-
-def _translate_client_error(operation: str, table: str, error: ClientError) -> Exception:
-    answer = cast("Mapping[str, Any]", error.response)
-    code = str(answer.get("Error", {}).get("Code", ""))
-    if code == "ConditionalCheckFailedException":
-        return _ConditionFailed(answer.get("Item", {}))
-    if code == "TransactionCanceledException":
-        reasons = [str(reason.get("Code", _WRITTEN)) for reason in answer.get("CancellationReasons", ())]
-        if reasons and _PASSING.union((_WRITTEN, _LOST)).issuperset(reasons):
-            return _Cancelled(reasons)
-    if code in _CONFLICT_CODES:
-        return Throttled(f"{operation}: another transaction holds the item")
-    if code == "ResourceNotFoundException":
-        return SettingsError(f"LAUNCH_LEDGER: DynamoDB has no table {table!r} here; {_creation(table)}")
-    if code == "ValidationException" and operation == "Query":  # its parameters are constant
-        return SettingsError(f"LAUNCH_LEDGER: table {table!r} has no index {INDEX!r}; {_creation(table)}")
-    return translate(operation, error)
-
-
-def _creation(table: str) -> str:
-    return (
-        f"create it with: aws dynamodb create-table --table-name {table} --billing-mode PAY_PER_REQUEST "
-        "--attribute-definitions AttributeName=pk,AttributeType=S AttributeName=holder,AttributeType=S "
-        "--key-schema AttributeName=pk,KeyType=HASH --global-secondary-indexes "
-        f"'IndexName={INDEX},KeySchema=[{{AttributeName=holder,KeyType=HASH}}],Projection={{ProjectionType=ALL}}'"
-    )

@@ -5,6 +5,7 @@ Items (partition key `pk`):
 * `launch#<id>`    `body` (the record as JSON), `owner`, `epoch`; `holder` while open; `expires` once it is not
 * `worker#<id>`    `body` (the heartbeat as JSON), `holder` = `#workers`
 * `lock#<name>`    `owner`
+* `stop#<id>`      `body` (the request to stop as JSON), `holder` = `#stops`; `expires`
 
 `holder` is the key of the sparse index `holder-index`: the owner of an open record, `-` for released ones.
 `expires` is the table's TTL attribute, epoch seconds.
@@ -21,13 +22,16 @@ from pydantic import TypeAdapter
 
 from worker.errors import Never
 from worker.launch.record import LaunchRecord, record_from_json, record_to_json
-from worker.ledger.port import WorkerBeat
+from worker.ledger.port import STOP_TTL, StopRequest, WorkerBeat
 
 INDEX = "holder-index"
 RELEASED = "-"
 """`holder` of open records that nobody owns: a key of an index cannot be empty."""
 WORKERS = "#workers"
 """`holder` of all heartbeats."""
+
+STOPS = "#stops"
+"""`holder` of all requests to stop."""
 
 MAX_ITEM_BYTES = 400 * 1024 - 1024
 """Attribute names and values of one item: DynamoDB's 400 KB (developer guide, 'Quotas'), less room for the name of a
@@ -38,6 +42,7 @@ MAX_TRANSACTION_BYTES = 500_000
 while it is sent (aiohttp warns of it), and JSON in JSON is larger on the wire."""
 
 _BEAT = TypeAdapter(WorkerBeat)
+_STOP = TypeAdapter(StopRequest)
 
 Item = Mapping[str, Any]
 """One item in DynamoDB's own notation, `{"name": {"S": "text"}}`."""
@@ -91,7 +96,7 @@ def check_size(write: Write) -> None:
         )
 
 
-def key(kind: Literal["launch", "worker", "lock"], name: str) -> dict[str, Any]:
+def key(kind: Literal["launch", "worker", "lock", "stop"], name: str) -> dict[str, Any]:
     """The primary key of an item."""
     return {"pk": {"S": f"{kind}#{name}"}}
 
@@ -126,3 +131,17 @@ def beat_item(beat: WorkerBeat) -> Item:
 def beat_of(item: Item) -> WorkerBeat:
     """The heartbeat in an item made by `beat_item`."""
     return _BEAT.validate_json(item["body"]["S"])
+
+
+def stop_item(request: StopRequest) -> Item:
+    """The item of a request to stop."""
+    return key("stop", request.launch_id) | {
+        "body": {"S": _STOP.dump_json(request).decode()},
+        "holder": {"S": STOPS},
+        "expires": {"N": str(math.ceil(request.asked_at + STOP_TTL))},
+    }
+
+
+def stop_of(item: Item) -> StopRequest:
+    """The request in an item made by `stop_item`."""
+    return _STOP.validate_json(item["body"]["S"])

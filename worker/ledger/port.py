@@ -29,6 +29,21 @@ class WorkerBeat:
     """Epoch seconds."""
 
 
+STOP_TTL = 14 * 24 * 3600.0
+"""Seconds a request to stop is kept if nobody takes it back."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequest:
+    """Somebody beside the owner of a launch wants it stopped. Only the owner writes its record, so this is a note."""
+
+    launch_id: str
+    reason: str
+    """As it is told at the launch's end."""
+    asked_at: float
+    """Epoch seconds."""
+
+
 class Ledger(Protocol):
     """What must survive a worker. Raises `Unreachable` or `Throttled` when the store does not answer."""
 
@@ -78,4 +93,21 @@ class Ledger(Protocol):
 
     async def unlock(self, name: str, worker: str) -> None:
         """Give a lock back; nothing happens if `worker` does not hold it."""
+        ...
+
+    async def records(self, *, over: bool) -> list[LaunchRecord]:
+        """The records of all launches that are open; with `over` those of finished and refused ones as well. For
+        people, now and then: it reads the whole store. May lag as `open_records` does."""
+        ...
+
+    async def ask_stop(self, request: StopRequest) -> None:
+        """Leave a note for whoever owns the launch, now or later; a newer one takes the place of an older."""
+        ...
+
+    async def stop_requests(self) -> list[StopRequest]:
+        """All notes. May lag as `open_records` does."""
+        ...
+
+    async def forget_stop(self, launch_id: str) -> None:
+        """Take a note back; nothing happens if there is none."""
         ...

@@ -8,47 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import aiosqlite
 
-from worker.aio import backoff
-from worker.errors import SettingsError, Unreachable, WorkerError
 from worker.launch.record import LaunchRecord, record_from_json, record_to_json
-from worker.ledger.port import WorkerBeat
-
-SCHEMA_VERSION = 1
-"""Kept in `PRAGMA user_version`. A file with a newer one was written by a newer worker and is refused."""
+from worker.ledger.port import STOP_TTL, StopRequest, WorkerBeat
+from worker.ledger.sqlite_file import prepare_patiently, translated
 
 PURGE_INTERVAL = 3600.0
 """Seconds between two removals of expired records."""
 PURGE_BATCH = 500
 """Records removed at once, so that a heartbeat never waits long for it."""
-
-_SCHEMA = (
-    """CREATE TABLE launches (
-        launch_id TEXT PRIMARY KEY, owner TEXT NOT NULL, epoch INTEGER NOT NULL, open INTEGER NOT NULL,
-        expires_at REAL NOT NULL, body TEXT NOT NULL)""",
-    "CREATE INDEX launches_open ON launches (owner) WHERE open = 1",
-    "CREATE INDEX launches_expiry ON launches (expires_at) WHERE open = 0 AND expires_at > 0",
-    """CREATE TABLE workers (
-        worker TEXT PRIMARY KEY, version INTEGER NOT NULL, deployment TEXT NOT NULL, host TEXT NOT NULL,
-        started_at REAL NOT NULL)""",
-    "CREATE TABLE locks (name TEXT PRIMARY KEY, worker TEXT NOT NULL)",
-    f"PRAGMA user_version = {SCHEMA_VERSION}",
-)
-
-_PASSING_CODES = frozenset(
-    {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL}
-)
-"""Primary result codes after which a later try may succeed (https://www.sqlite.org/rescode.html)."""
 
 
 @contextlib.asynccontextmanager
@@ -59,13 +36,13 @@ async def open_sqlite_ledger(
 
     `busy_timeout`: seconds to wait for other processes' writes; `now`: epoch seconds. Raises `SettingsError` when
     the file cannot be used, `Unreachable` when another process keeps it locked."""
-    with _translated(path):
+    with translated(path):
         # Not by aiosqlite.connect: its thread reports a failure to a loop that may be gone by then.
         file = sqlite3.connect(path, timeout=busy_timeout, isolation_level=None, check_same_thread=False)
     connection = await aiosqlite.Connection(lambda: file, iter_chunk_size=64)
     try:
-        with _translated(path):
-            await _prepare_patiently(connection, path, busy_timeout)
+        with translated(path):
+            await prepare_patiently(connection, path, busy_timeout)
         ledger = SqliteLedger(connection, path, now)
         await ledger.remove_expired()
         yield ledger
@@ -185,6 +162,29 @@ class SqliteLedger:
         async with self._transaction():
             await self._run("DELETE FROM locks WHERE name = ? AND worker = ?", name, worker)
 
+    async def records(self, *, over: bool) -> list[LaunchRecord]:
+        async with self._exclusive():
+            rows = await self._run("SELECT owner, epoch, body FROM launches WHERE open = 1 OR ?", over)
+        return [_record(*row) for row in rows]
+
+    async def ask_stop(self, request: StopRequest) -> None:
+        async with self._transaction():
+            await self._run(
+                "INSERT OR REPLACE INTO stops (launch_id, reason, asked_at) VALUES (?, ?, ?)",
+                request.launch_id,
+                request.reason,
+                request.asked_at,
+            )
+
+    async def stop_requests(self) -> list[StopRequest]:
+        async with self._exclusive():
+            rows = await self._run("SELECT launch_id, reason, asked_at FROM stops")
+        return [StopRequest(*row) for row in rows]
+
+    async def forget_stop(self, launch_id: str) -> None:
+        async with self._transaction():
+            await self._run("DELETE FROM stops WHERE launch_id = ?", launch_id)
+
     async def remove_expired(self) -> None:
         """Remove some finished and refused records whose time is over; `beat` does so now and then."""
         async with self._transaction():
@@ -194,6 +194,7 @@ class SqliteLedger:
                 PURGE_BATCH,
             )
             await self._connection.executemany("DELETE FROM launches WHERE launch_id = ?", rows)
+            await self._run("DELETE FROM stops WHERE asked_at < ?", self._now() - STOP_TTL)
         if len(rows) < PURGE_BATCH:
             self._purge_at = self._now() + PURGE_INTERVAL
 
@@ -207,7 +208,7 @@ class SqliteLedger:
     @contextlib.asynccontextmanager
     async def _exclusive(self) -> AsyncIterator[None]:
         async with self._turn:
-            with _translated(self._path):
+            with translated(self._path):
                 yield
 
     @contextlib.asynccontextmanager
@@ -231,58 +232,3 @@ def _claim_key(record: LaunchRecord) -> tuple[str, int, bool]:
 def _record(owner: str, epoch: int, body: str) -> LaunchRecord:
     # A claim changes the columns only: they win over the body.
     return replace(record_from_json(body), owner=owner, epoch=epoch)
-
-
-async def _prepare_patiently(connection: aiosqlite.Connection, path: Path, patience: float) -> None:
-    """`_prepare`, again while locked: SQLite's busy handler does not cover the change to WAL."""
-    deadline = time.monotonic() + patience
-    for tries in itertools.count():
-        try:
-            await _prepare(connection, path)
-        except sqlite3.OperationalError as error:
-            await connection.rollback()
-            if _primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
-                raise
-            await asyncio.sleep(backoff(tries, base=0.01, cap=0.2))
-        else:
-            return
-
-
-async def _prepare(connection: aiosqlite.Connection, path: Path) -> None:
-    if await _schema_version(connection) > SCHEMA_VERSION:
-        raise SettingsError(
-            f"LAUNCH_LEDGER: {path} was written by a newer launch-worker; upgrade this one or name another file"
-        )
-    ((mode,),) = await connection.execute_fetchall("PRAGMA journal_mode = WAL")
-    if mode != "wal":
-        raise SettingsError(f"LAUNCH_LEDGER: {path} cannot use WAL; put it on a local disk")
-    await connection.execute("PRAGMA synchronous = FULL")
-    if await _schema_version(connection) == 0:
-        await connection.execute("BEGIN IMMEDIATE")
-        if await _schema_version(connection) == 0:  # nobody else was faster
-            for statement in _SCHEMA:
-                await connection.execute(statement)
-        await connection.commit()
-
-
-async def _schema_version(connection: aiosqlite.Connection) -> int:
-    ((version,),) = await connection.execute_fetchall("PRAGMA user_version")
-    return int(version)
-
-
-def _primary_code(error: sqlite3.Error) -> int:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
-
-
-def _translate(path: Path, error: sqlite3.Error) -> WorkerError:
-    if _primary_code(error) in _PASSING_CODES:
-        return Unreachable(f"the ledger {path} does not answer: {error}")
-    return SettingsError(f"LAUNCH_LEDGER: {path} cannot be used: {error}; is it a ledger on a writable disk?")
-
-
-@contextlib.contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise _translate(path, error) from error

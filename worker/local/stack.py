@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Literal
 
 import aiodocker
 
-from worker.ledger.dynamodb import create_table_request
+from worker.ledger.dynamodb import create_table_request, ensure_ttl
 from worker.local.aws import ACCESS_KEY, ACCOUNT, REGION, LocalAws, running_aws
 from worker.local.ecr import LocalEcr, running_ecr
 from worker.local.executor import Executor
 from worker.local.executor_docker import DockerExecutor, DockerNotRunning, docker_engine
 from worker.local.executor_process import ProcessExecutor
+from worker.local.iam import aws_like_iam
 from worker.local.logs import aws_like_logs
 from worker.local.registry_process import RegistryNotRunning
 from worker.local.sagemaker import JobLogs, LocalSageMaker, running_sagemaker
@@ -119,6 +120,7 @@ async def running_stack(
     async with contextlib.AsyncExitStack() as stack:
         aws = await stack.enter_async_context(running_aws(aws_port))
         stack.enter_context(aws_like_logs())
+        stack.enter_context(aws_like_iam())
         wandb = await stack.enter_async_context(running_wandb_double(wandb_port, ENTITY))
         wandb.queue(ENTITY, QUEUE).resource = "sagemaker"
         docker, ecr, missing = await _docker_and_registry(stack, registry_port, executor)
@@ -183,6 +185,7 @@ async def _create_resources(aws: LocalAws, *, with_repository: bool) -> dict[str
         s3 = await enter(session.client("s3", endpoint_url=url))
         urls = {**await _create_queues(sqs, ""), **await _create_queues(sqs, ".fifo")}
         await dynamodb.create_table(**create_table_request(TABLE))
+        await ensure_ttl(dynamodb, TABLE)
         await s3.create_bucket(Bucket=NAME)
         if with_repository:
             ecr = await enter(session.client("ecr", endpoint_url=url))

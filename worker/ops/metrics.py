@@ -64,6 +64,7 @@ class Metrics:
         self.ownership_lost = Counter(
             "launch_ownership_lost", "Launches another worker took over.", registry=registry
         )
+        self._count_services(registry)
         self.loop_lag = Histogram(
             "launch_loop_lag_seconds",
             "How late the event loop comes back to a task.",
@@ -73,6 +74,12 @@ class Metrics:
 
     def _count_logs(self, registry: CollectorRegistry) -> None:
         self.log_events = Counter("launch_log_events", "CloudWatch events read.", registry=registry)
+        self.log_sweep_seconds = Histogram(
+            "launch_log_sweep_seconds",
+            "Duration of one look at the logs of all jobs: how far the log feed lags at the least.",
+            buckets=(0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60),
+            registry=registry,
+        )
         self.log_lines = Counter(
             "launch_log_lines", "Console lines that W&B has acknowledged.", registry=registry
         )
@@ -95,6 +102,34 @@ class Metrics:
         )
         self.wandb_posts = Counter(
             "launch_wandb_posts", "W&B requests by status.", ["status"], registry=registry
+        )
+
+    def _count_services(self, registry: CollectorRegistry) -> None:
+        self.queue_messages = Gauge(
+            "launch_queue_messages",
+            "Messages in the queue as SQS tells, by state: waiting, in_work, delayed.",
+            ["state"],
+            registry=registry,
+        )
+        self.queue_backed_up = Gauge(
+            "launch_queue_backed_up_seconds",
+            "For how long the queue has not been seen without a waiting message.",
+            registry=registry,
+        )
+        self.leases = Gauge("launch_leases", "SQS leases that this worker holds.", registry=registry)
+        self.building = Gauge("launch_building", "Images being built now.", registry=registry)
+        self.build_seconds = Histogram(
+            "launch_build_seconds",
+            "Duration of image builds, pushed or failed.",
+            buckets=(5, 15, 30, 60, 120, 300, 600, 1800, 3600),
+            registry=registry,
+        )
+        self.ledger_seconds = Histogram(
+            "launch_ledger_seconds",
+            "Duration of operations of the ledger.",
+            ["operation"],
+            buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
+            registry=registry,
         )
 
     def _count_mirror(self, registry: CollectorRegistry) -> None:

@@ -60,6 +60,17 @@ class GitClient:
 
         Raises `Never` (`LW-GIT-…`), `Unreachable`, `Throttled` or `Again`; in no text is a login. `SettingsError` when
         the worker's logins cannot be read."""
+        fetch = await self._prepared(remote, scratch, limits)
+        commit = await fetch.write(remote, version, tree)
+        await run_stoppable(lambda check_stop: _look_over(tree, limits, check_stop))
+        return commit
+
+    async def look_up(self, remote: GitRemote, version: str, *, scratch: Path, limits: SourceLimits) -> str:
+        """Ask the remote (`git ls-remote`) for the id of a branch or tag, and fetch nothing. A commit id is given
+        back as it is, once the remote has answered; raises as `fetch`."""
+        return await (await self._prepared(remote, scratch, limits)).look_up(remote, version)
+
+    async def _prepared(self, remote: GitRemote, scratch: Path, limits: SourceLimits) -> _Fetch:
         logins = await run_to_end(self._credentials.read)
         configuration = await run_to_end(lambda: write_store(remote, logins, scratch / "credentials"))
         if self._allowed_hosts:
@@ -67,7 +78,7 @@ class GitClient:
         git = GitCommand(self._environ, max_file_bytes=limits.source_max_bytes, configuration=configuration)
         if not await _has_ssh_command(git, scratch):
             git = git.configured(_QUIET_SSH)
-        fetch = _Fetch(
+        return _Fetch(
             git=git,
             scratch=scratch,
             limits=limits,
@@ -77,9 +88,6 @@ class GitClient:
             repositories=itertools.count(),
             submodules=itertools.count(),
         )
-        commit = await fetch.write(remote, version, tree)
-        await run_stoppable(lambda check_stop: _look_over(tree, limits, check_stop))
-        return commit
 
     async def apply(self, patch: Path, tree: Path, *, limits: SourceLimits) -> None:
         """Apply the patch file to the files in `tree`, which is no repository; nothing outside is written.
@@ -123,12 +131,7 @@ class _Fetch:
 
     async def write(self, remote: GitRemote, version: str, tree: Path, depth: int = 0) -> str:
         """Write one repository's commit, and those of its submodules, into `tree`."""
-        if self.allowed_hosts and not any(fnmatchcase(remote.host, glob) for glob in self.allowed_hosts):
-            allowed = ", ".join(self.allowed_hosts)
-            raise Never(f"{remote.origin}: the host is not allowed; use one of {allowed}", code=HOST_CODE)
-        folder = self.scratch / f"repository-{next(self.repositories)}"
-        folder.mkdir()
-        repository = GitRepository(self.git, remote, folder)
+        repository = self._repository(remote)
         modules: Mapping[str, Submodule] = {}
         try:
             commit = await repository.fetch(version)
@@ -137,16 +140,32 @@ class _Fetch:
                 modules = await repository.read_modules(commit)
             await repository.check_out(commit, tree)
         except GitFailed as failure:
-            secrets = secrets_of(remote, self.logins)
-            raise explain_failure(
-                failure.messages, remote, version=version, limits=self.limits, secrets=secrets
-            ) from None
+            raise self._explained(failure, remote, version) from None
         for path, pinned in listing.submodules.items():
             try:
                 await self._write_submodule(remote, modules.get(path), pinned, tree / path, depth + 1)
             except Never as error:
                 raise Never(f"Submodule {path[:200]!r}: {error}", code=error.code) from error
         return commit
+
+    async def look_up(self, remote: GitRemote, version: str) -> str:
+        """What `version` is on the remote."""
+        try:
+            return await self._repository(remote).look_up(version)
+        except GitFailed as failure:
+            raise self._explained(failure, remote, version) from None
+
+    def _repository(self, remote: GitRemote) -> GitRepository:
+        if self.allowed_hosts and not any(fnmatchcase(remote.host, glob) for glob in self.allowed_hosts):
+            allowed = ", ".join(self.allowed_hosts)
+            raise Never(f"{remote.origin}: the host is not allowed; use one of {allowed}", code=HOST_CODE)
+        folder = self.scratch / f"repository-{next(self.repositories)}"
+        folder.mkdir()
+        return GitRepository(self.git, remote, folder)
+
+    def _explained(self, failure: GitFailed, remote: GitRemote, version: str) -> Exception:
+        secrets = secrets_of(remote, self.logins)
+        return explain_failure(failure.messages, remote, version=version, limits=self.limits, secrets=secrets)
 
     async def _write_submodule(
         self, parent: GitRemote, module: Submodule | None, commit: str, folder: Path, depth: int

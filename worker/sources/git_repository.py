@@ -50,6 +50,15 @@ class GitRepository:
             return await self._fetch_commit(await self._complete(version.lower()))
         raise self._unknown(version)
 
+    async def look_up(self, version: str) -> str:
+        """The id that the remote has for `version`, as `fetch` would take it; nothing is fetched."""
+        found = await self._look_up(version)
+        if found is not None:
+            return found[1]
+        if _SHORT_ID.fullmatch(version) or _FULL_ID.fullmatch(version):
+            return version
+        raise self._unknown(version)
+
     async def list_tree(self, commit: str, budget: Budget) -> TreeListing:
         """What the commit holds; raises `Never` when that is more than `budget` has left."""
         listing = TreeListing(budget)

@@ -107,6 +107,7 @@ class LogFeed:
         """Everything new behind each stream's position, oldest first; bounded, so that memory is.
 
         Streams at like positions share a call: a silent one must not make busy ones be read again."""
+        started = time.monotonic()
         by_position = sorted(positions, key=lambda stream: (-positions[stream].timestamp, stream))
         events: list[LogEvent] = []
         missing: set[str] = set()
@@ -122,6 +123,7 @@ class LogFeed:
                 cut_at |= dict.fromkeys(group, 0 if reading.split else read_until)
             events += _fresh(found, positions)
         self._metrics.log_events.inc(len(events))
+        self._metrics.log_sweep_seconds.observe(time.monotonic() - started)
         return Sweep(tuple(events), cut_at, frozenset(missing))
 
     async def pages(

@@ -1,0 +1,331 @@
+"""`launch-worker doctor` against the local stack: nothing wrong, and each of many faults planted alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from tests.fakes.aws_errors import AwsError
+from tests.fakes.aws_server import AwsServer, serving_aws
+from tests.unit.launches import message
+from worker.doctor.check import Check, Verdict
+from worker.doctor.examination import all_well, examine
+from worker.ledger.dynamodb import create_table_request
+from worker.local.aws import ACCOUNT
+from worker.local.stack import LocalServices, running_stack
+from worker.settings import load_settings
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.docker]
+
+ROLE = f"arn:aws:iam::{ACCOUNT}:role/launch-training"
+TRUST = {
+    "Version": "2012-10-17",
+    "Statement": [
+        {"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    ],
+}
+MANIFEST = {
+    "schemaVersion": 2,
+    "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+    "config": {
+        "mediaType": "application/vnd.docker.container.image.v1+json",
+        "size": 1,
+        "digest": "sha256:1",
+    },
+    "layers": [],
+}
+INSTANCE = "ml.m5.large"
+
+
+@dataclass
+class Clinic:
+    """The stack, and what a worker on it would be given."""
+
+    services: LocalServices
+    fake: AwsServer
+    environment: dict[str, str]
+    body: dict[str, Any]
+
+    async def examine(self, monkeypatch: pytest.MonkeyPatch, *, with_message: bool = True) -> list[Check]:
+        for name, value in self.environment.items():
+            monkeypatch.setenv(name, value)
+        body = json.dumps(self.body) if with_message else None
+        return list(await examine(load_settings(None, self.environment), body, lambda _: None))
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def stack() -> AsyncIterator[LocalServices]:
+    async with running_stack(executor="process") as services:
+        session, url = services.aws.session(), services.aws_endpoint
+        async with session.client("iam", endpoint_url=url) as iam:
+            await iam.create_role(RoleName="launch-training", AssumeRolePolicyDocument=json.dumps(TRUST))
+            nobody = json.dumps({**TRUST, "Statement": []})
+            await iam.create_role(RoleName="untrusting", AssumeRolePolicyDocument=nobody)
+        async with session.client("dynamodb", endpoint_url=url) as dynamodb:
+            await dynamodb.create_table(**create_table_request("forgets-nothing"))
+            await dynamodb.create_table(
+                TableName="bare",
+                BillingMode="PAY_PER_REQUEST",
+                AttributeDefinitions=[{"AttributeName": "pk", "AttributeType": "S"}],
+                KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}],
+            )
+        async with session.client("sqs", endpoint_url=url) as sqs:
+            await sqs.create_queue(QueueName="no-redrive")
+            policy = {
+                "deadLetterTargetArn": f"arn:aws:sqs:us-east-1:{ACCOUNT}:launches-dlq",
+                "maxReceiveCount": 3,
+            }
+            await sqs.create_queue(QueueName="hasty", Attributes={"RedrivePolicy": json.dumps(policy)})
+            await sqs.create_queue(QueueName="forgetful", Attributes={"MessageRetentionPeriod": "3600"})
+        async with session.client("ecr", endpoint_url=url) as ecr:
+            await ecr.create_repository(repositoryName="train")
+            await ecr.put_image(repositoryName="train", imageTag="1", imageManifest=json.dumps(MANIFEST))
+        services.wandb.queue("acme", "gpu")
+        yield services
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def clinic(stack: LocalServices, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Clinic]:
+    """A stack without a fault."""
+    body = message(docker={"docker_image": f"{ACCOUNT}.dkr.ecr.us-east-1.amazonaws.com/train:1"})
+    arguments = body["runSpec"]["resource_args"]["sagemaker"]
+    arguments["RoleArn"] = ROLE
+    arguments["OutputDataConfig"] = {"S3OutputPath": "s3://launch-dev/out"}
+    arguments["ResourceConfig"] = {"InstanceType": INSTANCE, "InstanceCount": 1, "VolumeSizeInGB": 10}
+    async with serving_aws(monkeypatch) as fake:
+        fake.answers["ListServiceQuotas"] = lambda _: {
+            "Quotas": [{"QuotaName": f"{INSTANCE} for training job usage", "Value": 4.0}]
+        }
+        environment = {
+            **stack.environment,
+            "AWS_ENDPOINT_URL_SERVICE_QUOTAS": fake.url,
+            "LAUNCH_WANDB_QUEUES": "gpu",
+            "LAUNCH_BUILD_LOW_WATER": "1",
+        }
+        yield Clinic(stack, fake, environment, body)
+
+
+def only(found: list[Check]) -> Check:
+    assert len(found) == 1, found
+    return found[0]
+
+
+def crosses(checks: list[Check]) -> list[Check]:
+    return [check for check in checks if check.verdict is Verdict.FAILED]
+
+
+async def test_a_stack_without_fault_has_no_cross(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = await clinic.examine(monkeypatch)
+    assert crosses(checks) == []
+    assert all_well(checks)
+    names = [check.name for check in checks]
+    wanted = ["settings", "credentials", "region", "clock", "queue", "visibility", "redrive", "dead letters"]
+    assert names[:8] == wanted
+    for name in (
+        "ledger", "ledger expiry", "registry login", "registry", "docker", "disk", "IAM", "execution role",
+        "log group", "W&B login", "W&B features", "W&B entity", "W&B queues", "message", "image", "quota", "output",
+    ):  # fmt: skip
+        assert name in names
+
+
+async def test_looking_changes_nothing(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, url = clinic.services.aws.session(), clinic.services.aws_endpoint
+    async with (
+        session.client("sqs", endpoint_url=url) as sqs,
+        session.client("dynamodb", endpoint_url=url) as dynamodb,
+    ):
+        await sqs.send_message(QueueUrl=clinic.services.queue_url, MessageBody="waiting")
+        await clinic.examine(monkeypatch)
+        (received,) = (
+            await sqs.receive_message(
+                QueueUrl=clinic.services.queue_url, MessageSystemAttributeNames=["ApproximateReceiveCount"]
+            )
+        )["Messages"]
+        assert received["Attributes"]["ApproximateReceiveCount"] == "1"
+        await sqs.purge_queue(QueueUrl=clinic.services.queue_url)
+        assert (await dynamodb.scan(TableName=clinic.services.table))["Count"] == 0
+    assert clinic.services.sagemaker.jobs._jobs == {}
+
+
+ROUNDS: list[tuple[dict[str, str], dict[str, str]]] = [
+    (  # variables, and for each check that must fail a part of the remedy that must be named
+        {
+            "LAUNCH_QUEUE_URL": "",
+            "LAUNCH_LEDGER": "dynamodb://gone",
+            "LAUNCH_REGISTRY": "{registry}-gone",
+            "WANDB_API_KEY": "",
+            "LAUNCH_ALLOWED_REGIONS": "eu-west-1",
+        },
+        {
+            "region": "add us-east-1",
+            "queue": "give the URL",
+            "ledger": "create",
+            "registry": "create-repository",
+            "W&B login": "WANDB_API_KEY",
+        },
+    ),
+    (
+        {
+            "LAUNCH_QUEUE_URL": "{aws}/123456789012/gone",
+            "LAUNCH_LEDGER": "dynamodb://bare",
+            "LAUNCH_REGISTRY": "123456789012.dkr.ecr.eu-west-1.amazonaws.com/train",
+            "WANDB_BASE_URL": "http://127.0.0.1:1",
+            "DOCKER_HOST": "tcp://127.0.0.1:1",
+        },
+        {
+            "region": "AWS_REGION=eu-west-1",
+            "queue": "correct LAUNCH_QUEUE_URL",
+            "ledger": "add it",
+            "docker": "start docker",
+            "W&B login": "WANDB_BASE_URL",
+        },
+    ),
+    (
+        {
+            "LAUNCH_QUEUE_URL": "{aws}/123456789012/no-redrive",
+            "LAUNCH_LEDGER": "sqlite:////nowhere/ledger.db",
+            "LAUNCH_BUILD_LOW_WATER": str(10**18),
+            "LAUNCH_ENTITY": "strangers",
+            "LAUNCH_LEASE": "5",
+        },
+        {
+            "visibility": "heartbeats",
+            "dead letters": "redrive policy",
+            "ledger": "mkdir",
+            "disk": "make room",
+            "W&B entity": "LAUNCH_ENTITY",
+        },
+    ),
+    (
+        {
+            "LAUNCH_QUEUE_URL": "{aws}/123456789012/hasty",
+            "LAUNCH_DLQ_URL": "{aws}/123456789012/gone",
+            "LAUNCH_LEDGER": "sqlite:////dev/shm/ledger.db",
+            "LAUNCH_WANDB_QUEUES": "gpu,tpu",
+        },
+        {
+            "redrive": "1000",
+            "dead letters": "create it",
+            "ledger": "volume",
+            "W&B queues": "LAUNCH_WANDB_QUEUES",
+        },
+    ),
+    (
+        {
+            "LAUNCH_QUEUE_URL": "{aws}/123456789012/forgetful",
+            "LAUNCH_DLQ_URL": "{aws}/123456789012/launches-dlq",
+            "LAUNCH_LEDGER": "dynamodb://forgets-nothing",
+        },
+        {"queue": "MessageRetentionPeriod", "ledger expiry": "update-time-to-live"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "expected"), ROUNDS)
+async def test_planted_faults_of_the_settings_are_found_and_nothing_else(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch, changes: Mapping[str, str], expected: Mapping[str, str]
+) -> None:
+    stack = clinic.services
+    clinic.environment |= {
+        variable: value.format(aws=stack.aws_endpoint, registry=stack.registry)
+        for variable, value in changes.items()
+    }
+    found = {
+        check.name: check.remedy for check in crosses(await clinic.examine(monkeypatch, with_message=False))
+    }
+    assert found.keys() == expected.keys()
+    assert [name for name, remedy in expected.items() if remedy not in found[name]] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            {
+                "RoleArn": f"arn:aws:iam::{ACCOUNT}:role/gone",
+                "OutputDataConfig": {"S3OutputPath": "s3://gone-bucket/x"},
+                "ResourceConfig": {"InstanceType": INSTANCE, "InstanceCount": 5, "VolumeSizeInGB": 10},
+            },
+            {"execution role": "create the role", "output": "create it", "quota": "Service Quotas"},
+        ),
+        ({"RoleArn": f"arn:aws:iam::{ACCOUNT}:role/untrusting"}, {"execution role": "trust policy"}),
+        ({"StoppingCondition": {"MaxRuntimeInSeconds": 0}}, {"message": ""}),
+    ],
+)
+async def test_planted_faults_of_a_message_are_found_and_nothing_else(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch, arguments: Mapping[str, Any], expected: Mapping[str, str]
+) -> None:
+    clinic.body["runSpec"]["resource_args"]["sagemaker"] |= arguments
+    found = {check.name: check.remedy for check in crosses(await clinic.examine(monkeypatch))}
+    assert found.keys() == expected.keys()
+    assert [name for name, remedy in expected.items() if remedy not in found[name]] == []
+
+
+async def test_an_image_that_is_not_in_ecr_is_found(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+    clinic.body["runSpec"]["docker"]["docker_image"] = f"{clinic.services.registry}:gone"
+    found = only(crosses(await clinic.examine(monkeypatch)))
+    assert (found.name, "push it first" in found.remedy) == ("image", True)
+
+
+@pytest.mark.parametrize(
+    ("uri", "remedy"),
+    [("s3://launch-dev/gone.tar.gz", "upload"), ("https://127.0.0.1:1/acme/nlp.git", "")],
+)
+async def test_a_source_that_is_not_there_is_found(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch, uri: str, remedy: str
+) -> None:
+    spec = clinic.body["runSpec"]
+    del spec["docker"]
+    spec |= {"uri": uri, "overrides": {"entry_point": ["python", "train.py"]}}
+    found = only(crosses(await clinic.examine(monkeypatch)))
+    assert (found.name, remedy in found.remedy) == ("source", True)
+
+
+async def test_a_wandb_key_that_is_refused_is_found(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+    clinic.services.wandb.fault("Viewer", status=401)
+    found = only(crosses(await clinic.examine(monkeypatch, with_message=False)))
+    assert (found.name, "WANDB_API_KEY" in found.remedy) == ("W&B login", True)
+
+
+@pytest.mark.parametrize(
+    ("service", "operation", "action"),
+    [
+        ("SAGEMAKER", "StopTrainingJob", "sagemaker:StopTrainingJob"),
+        ("CLOUDWATCH_LOGS", "FilterLogEvents", "logs:FilterLogEvents"),
+    ],
+)
+async def test_an_action_that_is_denied_is_found(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch, service: str, operation: str, action: str
+) -> None:
+    clinic.environment[f"AWS_ENDPOINT_URL_{service}"] = clinic.fake.url
+    clinic.fake.answers |= {name: lambda _: {} for name in ("ListTrainingJobs", "DescribeTrainingJob")}
+    clinic.fake.answers |= {
+        "DescribeLogStreams": lambda _: {"logStreams": []},
+        "FilterLogEvents": lambda _: {},
+    }
+    clinic.fake.answers["StopTrainingJob"] = lambda _: {}
+    clinic.fake.fail_next(operation, AwsError("AccessDeniedException", "no", status=400))
+    found = only(crosses(await clinic.examine(monkeypatch, with_message=False)))
+    assert (found.name, action in found.remedy) == (f"IAM {action}", True)
+
+
+async def test_credentials_that_are_refused_are_found_and_the_rest_is_left_out(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clinic.environment["AWS_ENDPOINT_URL_STS"] = clinic.fake.url
+    clinic.fake.fail_next("", AwsError("InvalidClientTokenId", "no such key", status=403))
+    checks = await clinic.examine(monkeypatch)
+    assert [check.name for check in crosses(checks)] == ["credentials"]
+    assert {"queue", "ledger", "IAM"} <= {c.name for c in checks if c.verdict is Verdict.SKIPPED}
+    assert "W&B login" in {c.name for c in checks if c.verdict is Verdict.OK}
+
+
+async def test_no_secret_is_in_a_finding(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = await clinic.examine(monkeypatch)
+    key = clinic.environment["WANDB_API_KEY"]
+    assert not any(key in f"{check.detail} {check.remedy}" for check in checks)

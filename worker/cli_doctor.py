@@ -1,0 +1,88 @@
+"""The command `launch-worker doctor`.
+
+Imports stand inside the command, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from worker.errors import SettingsError
+from worker.launch_config import read_launch_config
+from worker.settings import export_aws_variables, load_settings
+from worker.terminal import EnvFile, exit_codes, read_file
+
+if TYPE_CHECKING:
+    from worker.doctor.check import Check
+
+_MARKS = {"ok": ("✓", "green"), "failed": ("✗", "bold red"), "skipped": ("-", "dim")}
+_NAME_WIDTH = 16
+
+
+def doctor(
+    message: Annotated[
+        str,
+        typer.Option("--message", "-m", metavar="FILE|-", help="Check this launch as well; starts nothing."),
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="W&B's launch-config.yaml, as for `run`.")
+    ] = None,
+    env_file: EnvFile = Path(".env"),
+) -> None:
+    """Look at all that a worker needs, and say what is wrong and what to do; changes nothing. Exit 1 on a cross.
+
+    Settings, credentials, clock, queue, ledger, registry, docker, each IAM action, roles, W&B; with --message also
+    the image, the source, the quota and the output of a launch."""
+    from worker.doctor.check import failed, failures
+    from worker.doctor.examination import all_well, examine
+
+    console = Console(highlight=False, soft_wrap=True)
+
+    def tell(check: Check) -> None:
+        if not as_json:
+            console.print(line(check))
+
+    with exit_codes():
+        body = read_file(message) if message else None
+        try:
+            read = read_launch_config(config, default=True)
+            settings = load_settings(env_file, beneath=read.variables)
+        except SettingsError as error:
+            checks = [
+                failed("settings", text, "see .env.example for each variable")
+                for text in str(error).split("\n")
+            ] or failures("settings", error)
+            for check in checks:
+                tell(check)
+        else:
+            export_aws_variables(env_file)
+            checks = list(asyncio.run(examine(settings, body, tell)))
+        if as_json:
+            typer.echo(json.dumps([_as_json(check) for check in checks], indent=2, ensure_ascii=False))
+        raise typer.Exit(0 if all_well(checks) else 1)
+
+
+def line(check: Check) -> Text:
+    """One finding for people: mark, name, detail, and below it what to do."""
+    mark, style = _MARKS[check.verdict]
+    text = Text.assemble(
+        (mark, style), f" {check.name:<{_NAME_WIDTH}} ", (check.detail, "" if check.remedy else style)
+    )
+    if check.verdict == "ok":
+        text = Text.assemble((mark, style), f" {check.name:<{_NAME_WIDTH}} {check.detail}")
+    if check.remedy:
+        text.append(f"\n  {'':<{_NAME_WIDTH}} → {check.remedy}", "yellow")
+    return text
+
+
+def _as_json(check: Check) -> dict[str, str]:
+    values = {"name": check.name, "verdict": str(check.verdict), "detail": check.detail}
+    return {**values, "remedy": check.remedy} if check.remedy else values

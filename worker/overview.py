@@ -1,0 +1,227 @@
+"""What runs, and by whom: read from the ledger, on any machine with the settings; and stopping it from there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from worker.clients.aws import AwsClients, aws_clients
+from worker.clients.aws_role import TargetRole, with_role
+from worker.errors import WorkerError
+from worker.launch.record import LaunchRecord, LaunchState
+from worker.ledger.opening import open_ledger
+from worker.ledger.port import Ledger, StopRequest, WorkerBeat
+from worker.ops.metrics import Metrics
+from worker.ops.rates import Rates
+from worker.settings import Settings
+from worker.training.sagemaker import SageMaker
+from worker.training.status import ended_at, ending
+
+SHORTEST_PREFIX = 4
+"""Characters of a launch id that may stand for it."""
+
+
+class NoSuchLaunch(WorkerError):
+    """Nothing in the ledger has that name, or more than one thing has."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLine:
+    """A worker as `workers` shows it."""
+
+    beat: WorkerBeat
+    alive: bool | None
+    """Its heartbeat has changed while we looked; None: we did not look twice."""
+    launches: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """How a launch is being stopped."""
+
+    record: LaunchRecord
+    by_owner: bool
+    """Its worker lives and does it; False: SageMaker was asked from here, or nobody has it yet."""
+    note: str
+
+
+class Overview:
+    """The ledger as people ask for it."""
+
+    def __init__(self, ledger: Ledger, aws: AwsClients, settings: Settings) -> None:
+        self._ledger = ledger
+        self._aws = aws
+        self._settings = settings
+
+    async def launches(self, *, over: bool, states: Collection[str] = ()) -> list[LaunchRecord]:
+        """Newest last; `over`: those that have ended as well; `states`: only these (a `LaunchState`, a job's state)."""
+        wanted = {state.lower() for state in states}
+        records = await self._ledger.records(over=over)
+        kept = [r for r in records if not wanted or wanted & {r.state.value, *_job_states(r)}]
+        return sorted(kept, key=lambda record: (record.created_at, record.launch_id))
+
+    async def find(self, name: str) -> LaunchRecord:
+        """A launch by its id, run id, training job or name, or by the beginning of its id. Raises `NoSuchLaunch`."""
+        if record := await self._ledger.read(name):
+            return record
+        records = await self._ledger.records(over=True)
+        exact = [r for r in records if name in _names(r)]
+        begun = [r for r in records if len(name) >= SHORTEST_PREFIX and r.launch_id.startswith(name)]
+        found = exact or begun
+        # Of several that had one name the one that still runs is meant.
+        running = [record for record in found if record.is_open]
+        found = running if len(running) == 1 else found
+        if not found:
+            raise NoSuchLaunch(
+                f"no launch {name!r} in {self._settings.ledger}; `launch-worker jobs --all` lists them"
+            )
+        if len(found) > 1:
+            ids = ", ".join(sorted(record.launch_id for record in found)[:5])
+            raise NoSuchLaunch(f"{name!r} is the name of {len(found)} launches; say which: {ids}")
+        return found[0]
+
+    async def workers(self, *, look: float) -> list[WorkerLine]:
+        """All workers that the ledger knows; a living one beats within `look` seconds (0: do not wait to see)."""
+        before = {beat.worker: beat for beat in await self._ledger.beats()}
+        counts = _owned(await self._ledger.records(over=False))
+        changed = await self._changed(before, look) if look else set()
+        now = {beat.worker: beat for beat in await self._ledger.beats()}
+        ids = sorted(
+            now.keys() | counts.keys() - {""}, key=lambda worker: now.get(worker, _gone(worker)).started_at
+        )
+        return [
+            WorkerLine(
+                now.get(worker, _gone(worker)), worker in changed if look else None, counts.get(worker, 0)
+            )
+            for worker in ids
+        ]
+
+    async def stop(self, record: LaunchRecord, reason: str, *, look: float) -> Stopping:
+        """Leave the wish for the launch's owner, who keeps the reason; where no worker lives, ask SageMaker from here.
+
+        `look`: seconds that a living worker takes to beat. Raises what SageMaker and the ledger raise."""
+        if not record.is_open:
+            return Stopping(record, False, f"it is over already: {end_words(record)}")
+        await self._ledger.ask_stop(StopRequest(record.launch_id, reason, time.time()))
+        before = {beat.worker: beat for beat in await self._ledger.beats()}
+        alive = await self._changed(before, look, until_any=True)
+        if alive:
+            return Stopping(record, True, f"told {record.owner or 'the next worker to take it'}")
+        if record.state is not LaunchState.ACCEPTED:
+            return Stopping(record, False, "no worker lives; the next one that starts will not submit it")
+        sagemaker = SageMaker(self._aws.sagemaker, Rates(Metrics(), {}))
+        asked = await sagemaker.stop(record.job_name)
+        what = "SageMaker was asked from here" if asked else "SageMaker says that it had ended"
+        return Stopping(record, False, f"no worker lives: {what}; the next worker that starts tells the end")
+
+    async def _changed(
+        self, before: dict[str, WorkerBeat], look: float, *, until_any: bool = False
+    ) -> set[str]:
+        """The workers whose heartbeat changes within `look` seconds."""
+        changed: set[str] = set()
+        deadline = time.monotonic() + look
+        while len(changed) < len(before) and time.monotonic() < deadline:
+            await asyncio.sleep(min(1.0, look))
+            for beat in await self._ledger.beats():
+                known = before.get(beat.worker)
+                if known is None or known.version != beat.version:
+                    changed.add(beat.worker)
+            if changed and until_any:
+                break
+        return changed
+
+
+@contextlib.asynccontextmanager
+async def open_overview(settings: Settings) -> AsyncIterator[tuple[Overview, AwsClients]]:
+    """Open ledger and clients; SageMaker and logs as LAUNCH_ASSUME_ROLE says. Raises `SettingsError`."""
+    async with contextlib.AsyncExitStack() as stack:
+        aws = await stack.enter_async_context(aws_clients(settings.aws_region))
+        if settings.assume_role:
+            role = TargetRole(settings.assume_role, settings.assume_role_external_id)
+            aws = await stack.enter_async_context(with_role(aws, role))
+        ledger = await stack.enter_async_context(open_ledger(settings.ledger, aws.dynamodb))
+        yield Overview(ledger, aws, settings), aws
+
+
+def end_words(record: LaunchRecord) -> str:
+    """How a launch that is over ended."""
+    if record.failure is not None:
+        return f"refused ({record.failure.code}): {record.failure.reason}"
+    end = ending(record.facts, stop_reason=record.stop_reason, given_up=record.given_up)
+    return f"{end.end}: {end.reason}"
+
+
+def waits_for(record: LaunchRecord) -> str:
+    """What a launch waits for, or how it ended; empty while its job runs."""
+    if record.state is LaunchState.INTENT:
+        return "source and image" if not record.image else "its request"
+    if record.state is LaunchState.WAITING:
+        return record.waits_for or ("a further attempt" if record.is_between_attempts else "its turn")
+    return "" if record.is_open and record.failure is None else end_words(record)
+
+
+def described(record: LaunchRecord, now: float, prices: dict[str, float] | None = None) -> dict[str, Any]:
+    """A launch as `jobs --json` shows it. Times are epoch seconds, `age` is seconds."""
+    facts = record.facts
+    until = record.finished_at or ended_at(facts) or now
+    values: dict[str, Any] = {
+        "launchId": record.launch_id,
+        "name": record.name,
+        "run": f"{record.run.entity}/{record.run.project}/{record.run.run_id}",
+        "job": record.job_name,
+        "state": record.state.value,
+        "status": facts.status,
+        "secondaryStatus": facts.secondary_status,
+        "instanceType": record.instance_type,
+        "instanceCount": record.instance_count,
+        "attempt": record.attempt,
+        "age": round(max(0.0, until - record.created_at), 1) if record.created_at else None,
+        "waitsFor": waits_for(record),
+        "lines": record.log.next_line,
+        "worker": record.owner,
+        "stopReason": record.stop_reason,
+    }
+    cost = _cost(record, now, prices or {})
+    return values if cost is None else {**values, "cost": round(cost, 4)}
+
+
+def _cost(record: LaunchRecord, now: float, prices: dict[str, float]) -> float | None:
+    """So far, by the prices of an instance hour; None: nobody has told the price."""
+    price = prices.get(record.instance_type)
+    if price is None:
+        return None
+    facts = record.facts
+    seconds = facts.billable_seconds
+    if seconds is None:
+        seconds = int((ended_at(facts) or now) - facts.started_at) if facts.started_at else 0
+    return price * record.instance_count * seconds / 3600
+
+
+def _job_states(record: LaunchRecord) -> set[str]:
+    return {record.facts.status.lower(), record.facts.secondary_status.lower()} - {""}
+
+
+def _names(record: LaunchRecord) -> Sequence[str]:
+    return [
+        record.run.run_id,
+        f"{record.run.entity}/{record.run.project}/{record.run.run_id}",
+        record.job_name,
+        record.name,
+        *(attempt.job_name for attempt in record.attempts),
+    ]
+
+
+def _owned(records: Sequence[LaunchRecord]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for record in records:
+        counts[record.owner] = counts.get(record.owner, 0) + 1
+    return counts
+
+
+def _gone(worker: str) -> WorkerBeat:
+    """A worker that still owns launches and has no heartbeat."""
+    return WorkerBeat(worker, 0, "", "", 0.0)

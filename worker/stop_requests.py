@@ -1,0 +1,55 @@
+"""Requests to stop a launch that do not come from its worker (`launch-worker stop`): the owner hears of them.
+
+Only the owner may write a launch's record, so that the reason of a stop is kept by the one that tells its end. A
+request stays until its launch is over: a worker that dies in between leaves it to the next owner, and a launch whose
+image is still being built is stopped when it comes to wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from worker.errors import WorkerError
+from worker.ledger.held import HeldLaunch, HeldLaunches
+from worker.ledger.port import Ledger, StopRequest
+from worker.ops.logging import get_logger
+from worker.training.status import has_ended
+
+_log = get_logger()
+
+StopLaunch = Callable[[str, str], Awaitable[bool]]
+"""Launch id and reason; False: nothing was left to stop."""
+
+
+class StopRequests:
+    """One look at all requests each `interval` seconds."""
+
+    def __init__(self, ledger: Ledger, held: HeldLaunches, interval: float) -> None:
+        self._ledger = ledger
+        self._held = held
+        self._interval = interval
+
+    async def run(self, stop: StopLaunch) -> None:
+        """Until cancelled."""
+        while True:
+            await asyncio.sleep(self._interval)
+            try:
+                for request in await self._ledger.stop_requests():
+                    await self._serve(request, stop)
+            except WorkerError as error:
+                _log.warning("stop_requests_failed", error=str(error))
+
+    async def _serve(self, request: StopRequest, stop: StopLaunch) -> None:
+        held = next((held for held in self._held if held.launch_id == request.launch_id), None)
+        if held is None:
+            record = await self._ledger.read(request.launch_id)
+            if record is None or not record.is_open:
+                await self._ledger.forget_stop(request.launch_id)
+        elif _can_be_stopped(held):
+            await stop(request.launch_id, request.reason)
+
+
+def _can_be_stopped(held: HeldLaunch) -> bool:
+    facts = held.record.facts
+    return facts.status != "Stopping" and not has_ended(facts)

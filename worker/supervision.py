@@ -1,0 +1,150 @@
+"""The composition of leg 2: what follows jobs, delivers their logs, and tells their ends. `app` starts it."""
+
+from __future__ import annotations
+
+from worker.delivery.closing import Closing
+from worker.delivery.loop import LogDelivery
+from worker.delivery.posting import Posting
+from worker.intake.refusal import Refusals
+from worker.intake.unstarted import UnstartedRuns
+from worker.job_story import JobStory
+from worker.job_watch import JobWatch
+from worker.ledger.adoption import Adoption
+from worker.ledger.held import HeldLaunches
+from worker.pending import PendingJobs
+from worker.persistence import Persistence
+from worker.resources import Opened
+from worker.retrying import Retrying
+from worker.stop_requests import StopRequests
+from worker.stopping import Stopping
+from worker.submission import Submission
+from worker.supervisor import Supervisor
+from worker.tracking.heartbeats import CompanionHeartbeats
+from worker.tracking.run_stops import RunStops
+from worker.training.log_end import log_end
+from worker.training.log_feed import LogFeed
+from worker.training.sagemaker import SageMaker
+from worker.training.status_feed import StatusFeed
+
+
+def supervisor_of(parts: Opened, held: HeldLaunches, adoption: Adoption, refusals: Refusals) -> Supervisor:
+    settings = parts.settings
+    sagemaker = SageMaker(parts.aws.sagemaker, parts.rates)
+    persistence = Persistence(parts.metrics, settings.log_give_up)
+    feed = LogFeed(parts.aws.logs, parts.rates, parts.metrics, now=parts.aws.clock.now)
+    story = _job_story(parts, sagemaker, refusals, feed)
+    heartbeats = CompanionHeartbeats(
+        parts.companion,
+        interval=settings.companion_heartbeat,
+        running=lambda: (launch.record for launch in held),
+        is_current=lambda: adoption.is_current,
+    )
+    submission = Submission(
+        held=held,
+        sagemaker=sagemaker,
+        refusals=refusals,
+        metrics=parts.metrics,
+        api_key=parts.api_key,
+        hand_over_key=settings.container_api_key == "environment",
+        max_jobs=settings.max_jobs,
+        max_wait=settings.max_wait,
+        is_current=lambda: adoption.is_current,
+    )
+    return Supervisor(
+        persistence=persistence,
+        held=held,
+        adoption=adoption,
+        submission=submission,
+        watch=_job_watch(parts, held, sagemaker, persistence),
+        delivery=_delivery(parts, held, feed, heartbeats),
+        companion=parts.companion,
+        story=story,
+        retrying=Retrying(
+            held=held,
+            sagemaker=sagemaker,
+            refusals=refusals,
+            metrics=parts.metrics,
+            deployment=settings.deployment,
+            pause=settings.retry_pause,
+        ),
+        stopping=Stopping(
+            held=held,
+            submission=submission,
+            sagemaker=sagemaker,
+            heartbeats=heartbeats,
+            run_stops=_run_stops(parts, held, adoption),
+            requests=StopRequests(parts.ledger, held, settings.heartbeat),
+            pending=PendingJobs(
+                held=held,
+                sagemaker=sagemaker,
+                story=story,
+                refusals=refusals,
+                interval=settings.companion_heartbeat,
+                start_timeout=settings.start_timeout,
+                alert_after=settings.alert_after,
+                is_current=lambda: adoption.is_current,
+                now=parts.aws.clock.now,
+            ),
+        ),
+        metrics=parts.metrics,
+    )
+
+
+def _job_watch(parts: Opened, held: HeldLaunches, sagemaker: SageMaker, persistence: Persistence) -> JobWatch:
+    return JobWatch(
+        held=held,
+        sagemaker=sagemaker,
+        # An hour back: AWS's clock need not agree with ours.
+        status_feed=StatusFeed(parts.aws.sagemaker, parts.rates, since=parts.aws.clock.now() - 3600),
+        interval=parts.settings.status_interval,
+        persistence=persistence,
+    )
+
+
+def _job_story(parts: Opened, sagemaker: SageMaker, refusals: Refusals, feed: LogFeed) -> JobStory:
+    settings = parts.settings
+    return JobStory(
+        region=parts.aws.region,
+        companion=parts.companion,
+        sagemaker=sagemaker,
+        unstarted=UnstartedRuns(
+            parts.wandb, refusals, lambda record: log_end(feed, record), grace=settings.init_grace
+        ),
+        prices=parts.prices,
+        alerts=settings.alerts,
+    )
+
+
+def _run_stops(parts: Opened, held: HeldLaunches, adoption: Adoption) -> RunStops | None:
+    """None: offline, nobody can press Stop."""
+    if parts.wandb is None:
+        return None
+    return RunStops(
+        parts.wandb,
+        interval=parts.settings.companion_heartbeat,
+        timeout=parts.settings.stopped_run_timeout,
+        running=lambda: (launch.record for launch in held),
+        is_current=lambda: adoption.is_current,
+    )
+
+
+def _delivery(
+    parts: Opened, held: HeldLaunches, feed: LogFeed, heartbeats: CompanionHeartbeats
+) -> LogDelivery:
+    posting = Posting(
+        held=held,
+        feed=feed,
+        companion=parts.companion,
+        metrics=parts.metrics,
+        give_up_after=parts.settings.log_give_up,
+        on_stop=heartbeats.pressed,
+    )
+    return LogDelivery(
+        feed=feed,
+        held=held,
+        posting=posting,
+        closing=Closing(feed=feed, posting=posting, companion=parts.companion),
+        interval=parts.settings.log_interval,
+        quiet=parts.settings.log_quiet,
+        drain_limit=parts.settings.log_drain_limit,
+    )
