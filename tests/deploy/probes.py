@@ -16,6 +16,7 @@ from worker.clients.api_key import KeyPlaces
 from worker.clients.aws import AwsClients
 from worker.clients.aws_role import TargetRole, with_role
 from worker.images.registry import EcrRegistry
+from worker.intake.dead_letter_queue import DeadLetterQueue
 from worker.intake.sqs import LaunchQueue, QueueFacts, SqsMessage, queue_facts
 from worker.launch.record import LaunchRecord
 from worker.ledger.dynamodb import DynamoDbLedger
@@ -122,6 +123,11 @@ async def list_training_jobs(field: Field) -> None:
     await StatusFeed(field.aws.sagemaker, quick_rates(), since=0).changes()
 
 
+async def list_tags(field: Field) -> None:
+    described = await field.admin.sagemaker.describe_training_job(TrainingJobName=await field.a_job())
+    await field.sagemaker.tags(described["TrainingJobArn"])
+
+
 async def stop_training_job(field: Field) -> None:
     await field.sagemaker.stop(await field.a_job())
 
@@ -164,6 +170,14 @@ async def refuse(field: Field) -> None:
 
 async def send(field: Field) -> None:
     await field.queue.send("{}", "launch")
+
+
+async def look_at_dead_letters(field: Field) -> None:
+    letters = DeadLetterQueue(field.aws.sqs, field.services.dlq_url)
+    await LaunchQueue(field.admin.sqs, field.facts).copy_to_dlq("{}", "launch", {})
+    found = await letters.look()
+    await letters.release(found.letters[1:])
+    await letters.delete(found.letters[0])
 
 
 async def read_ledger(field: Field) -> None:
@@ -241,6 +255,7 @@ PROBES: Mapping[str, Callable[[Field], Awaitable[None]]] = {
     "iam:PassRole": create_training_job,
     "sagemaker:DescribeTrainingJob": describe_training_job,
     "sagemaker:ListTrainingJobs": list_training_jobs,
+    "sagemaker:ListTags": list_tags,
     "sagemaker:StopTrainingJob": stop_training_job,
     "logs:DescribeLogStreams": describe_log_streams,
     "logs:FilterLogEvents": filter_log_events,
@@ -261,6 +276,12 @@ PROBES: Mapping[str, Callable[[Field], Awaitable[None]]] = {
 }
 SENDING = {"sqs:SendMessage": send}
 """Where a policy sends to the queue itself."""
+DEAD_LETTERS = dict.fromkeys(
+    ("sqs:ReceiveMessage", "sqs:ChangeMessageVisibility", "sqs:DeleteMessage"), look_at_dead_letters
+)
+"""Where a policy reads the dead-letter queue."""
+OF_POLICY = {"mirror.json": SENDING, "sender.json": SENDING, "operator.json": {**SENDING, **DEAD_LETTERS}}
+"""Policies that use an action in another way than the worker does."""
 NOT_TRIED = {
     "ecr:BatchCheckLayerAvailability",
     "ecr:InitiateLayerUpload",

@@ -10,13 +10,20 @@ import pytest_asyncio
 
 from tests.deploy.enforcement import Permission, Role, enforced, new_role
 from tests.deploy.policies import ROOT, actions, policy, policy_files, without
-from tests.deploy.probes import NOT_TRIED, PROBES, SENDING, Field
+from tests.deploy.probes import NOT_TRIED, OF_POLICY, PROBES, Field
 from tests.e2e.bench import open_clients
 from worker.clients.aws import aws_clients
 from worker.errors import WorkerError
 from worker.local.stack import running_stack
 
-POLICIES = ["worker.json", "worker-builds.json", "mirror.json", "sender.json", "assumed-role.json"]
+POLICIES = [
+    "worker.json",
+    "worker-builds.json",
+    "mirror.json",
+    "sender.json",
+    "operator.json",
+    "assumed-role.json",
+]
 OPTIONAL = policy_files("optional")
 TRIED = [
     (name, action)
@@ -56,9 +63,7 @@ async def test_no_action_can_be_taken_away(
     field: tuple[Field, Role], refused: list[Permission], name: str, action: str
 ) -> None:
     on, role = field
-    probe = PROBES[action]
-    if name in ("mirror.json", "sender.json"):
-        probe = SENDING.get(action, probe)
+    probe = OF_POLICY.get(name, {}).get(action, PROBES[action])
     role.allow(policy(name))
     await probe(on)
     assert refused == []
