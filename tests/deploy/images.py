@@ -1,0 +1,126 @@
+"""The worker's image, built with the project's own Dockerfile where nothing can be pulled and no index answers.
+
+Its base is put together from Debian packages (worker/local/images.py), and its wheels are fetched beforehand."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import shutil
+import sys
+import tarfile
+from pathlib import Path
+
+import aiodocker
+import pip
+
+from tests.conftest import ENVIRON
+from tests.deploy.policies import ROOT
+from worker.local.images import (
+    _download,
+    _has_image,
+    _make_image,
+    _python_version,
+    _with_dependencies,
+)
+
+STATE = ROOT / ".state"
+BASE = "launch-local/debian-python:1"
+"""Python, git, ssh and an init, as SYSTEM_PACKAGES would install them."""
+BUILD_BASE = "launch-local/debian-python-pip:1"
+_SYSTEM = ("git", "openssh-client", "tini", "busybox-static", "ca-certificates")
+
+
+async def ensure_bases(daemon: aiodocker.Docker) -> None:
+    """Make both base images unless the daemon has them."""
+    if not await _has_image(daemon, BASE):
+        version = await _python_version()
+        python = (f"python{version}-minimal", f"libpython{version}-stdlib")
+        debs = await _download(
+            await _with_dependencies((*python, *_SYSTEM)), STATE / "debs" / "debian-python"
+        )
+        links = {"usr/bin/python3": f"python{version}"}
+        await _make_image(daemon, BASE, debs, command=["python3"], links=links)
+    if not await _has_image(daemon, BUILD_BASE):
+        context = io.BytesIO()
+        with tarfile.open(fileobj=context, mode="w") as packed:
+            packed.add(Path(pip.__file__).parent, "pip")
+            dockerfile = f"FROM {BASE}\nCOPY pip /usr/lib/python3/dist-packages/pip\n".encode()
+            member = tarfile.TarInfo("Dockerfile")
+            member.size = len(dockerfile)
+            packed.addfile(member, io.BytesIO(dockerfile))
+        context.seek(0)
+        await daemon.images.build(fileobj=context, encoding="identity", tag=BUILD_BASE, rm=True)
+
+
+async def wheelhouse(*extras: str) -> Path:
+    """A folder with the wheels of all dependencies, kept as long as the pins are the same."""
+    name = f".[{','.join(extras)}]" if extras else "."
+    digest = hashlib.sha256(
+        b"".join((ROOT / file).read_bytes() for file in ("constraints.txt", "pyproject.toml")) + name.encode()
+    )
+    folder = STATE / "wheelhouse" / digest.hexdigest()[:16]
+    if not (folder / "complete").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"),
+            *("--dest", str(folder), "--constraint", "constraints.txt", name, "setuptools>=77"),
+            cwd=ROOT,
+        )
+        assert await process.wait() == 0
+        (folder / "complete").touch()
+    return folder
+
+
+def lay_out(folder: Path, wheels: Path) -> None:
+    """The files of the checkout that an image, or docker-compose, is made of; and the wheels."""
+    for name in (
+        ".dockerignore",
+        "docker-compose.yml",
+        "pyproject.toml",
+        "constraints.txt",
+        "README.md",
+        "LICENSE",
+    ):
+        shutil.copy(ROOT / name, folder / name)
+    for name in ("worker", "deploy"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "wheelhouse").mkdir()
+    for wheel in wheels.glob("*.whl"):
+        (folder / "wheelhouse" / wheel.name).hardlink_to(wheel)
+
+
+ARGUMENTS = {
+    "BASE_IMAGE": BASE,
+    "BUILD_IMAGE": BUILD_BASE,
+    "BUILD_PACKAGES": "",
+    "SYSTEM_PACKAGES": "",
+    "DEV_PACKAGES": "",
+}
+"""Of deploy/Dockerfile, where the base images have everything and nothing can be installed."""
+
+
+async def build_image(context: Path, tag: str, *, target: str = "worker", extras: str = "") -> None:
+    """`docker build -f deploy/Dockerfile` of a folder that was laid out."""
+    given = {**ARGUMENTS, "EXTRAS": f"[{extras}]" if extras else ""}
+    arguments = [part for name, value in given.items() for part in ("--build-arg", f"{name}={value}")]
+    await docker(
+        "build", "-q", "-f", "deploy/Dockerfile", "-t", tag, "--target", target, *arguments, ".", cwd=context
+    )
+
+
+async def docker(*arguments: str, cwd: Path = ROOT, check: bool = True) -> str:
+    """What a docker command prints. Its classic builder: BuildKit of newer commands is a package of its own."""
+    process = await asyncio.create_subprocess_exec(
+        "docker",
+        *arguments,
+        cwd=cwd,
+        env={**ENVIRON, "DOCKER_BUILDKIT": "0"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    text = output.decode(errors="replace")
+    assert process.returncode == 0 or not check, f"docker {arguments[0]}: {text}"
+    return text
