@@ -1,4 +1,4 @@
-"""Workers under the policies of deploy/iam: what they may do is enough."""
+"""Workers under the policies of deploy/iam, and under the one of W&B's guide."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.deploy.enforcement import Permission, enforced, new_role
 from tests.deploy.policies import policy
-from tests.e2e.audit import audit
+from tests.e2e.audit import audit, ended
 from tests.e2e.bench import Bench
 from tests.e2e.code import code_bench
 from tests.e2e.launches import numbered
@@ -76,3 +76,59 @@ async def test_builds(shared_bench: Bench) -> None:
             await code.audit(case)
             await bench.end_workers()
         assert refused == []
+
+
+def _guides_policy(bench: Bench) -> dict[str, Any]:
+    """W&B's guide's, with `SageMaker` in its ARNs in lower case, since nothing at all could be done without that; and
+    what a worker needs of SQS. Its logs:DescribeLogStreams is on a SageMaker ARN, as in the guide."""
+    jobs = ["logs:DescribeLogStreams", "sagemaker:AddTags", "sagemaker:CreateTrainingJob"]
+    role = "arn:aws:iam::123456789012:role/launch-training"
+    return {
+        "Version": "2012-10-17",
+        "Statement": [
+            *(
+                statement
+                for statement in filled("worker.json", bench)["Statement"]
+                if all(action.startswith("sqs:") for action in statement["Action"])
+            ),
+            {
+                "Effect": "Allow",
+                "Action": [*jobs, "sagemaker:DescribeTrainingJob"],
+                "Resource": "arn:aws:sagemaker:us-east-1:123456789012:*",
+            },
+            {"Effect": "Allow", "Action": ["iam:PassRole"], "Resource": role},
+        ],
+    }
+
+
+async def test_with_only_the_guides_policy(bench: Bench) -> None:
+    """Jobs are submitted, followed and ended; each missing action is told once, with its cost."""
+    document = _guides_policy(bench)
+    with under(document, bench) as refused:
+        worker = await bench.started(log_drain_limit="1")
+        done, failed = bench.launch(numbered(2)), bench.launch(numbered(2), tail="exit 3")
+        pressed = bench.launch(numbered(1), tail="sleep 6")
+        await bench.send(done, failed, pressed, "{}")
+        await worker.wait_for("companion_opened", training_job=pressed.job_name)
+        bench.press_stop(pressed)
+        await ended(bench, done, failed, pressed)
+        assert len(await bench.dead_letters(1)) == 1
+    ends = {event["training_job"]: event["end"] for event in worker.events("job_finished")}
+    assert ends == {done.job_name: "completed", failed.job_name: "failed", pressed.job_name: "completed"}
+    told = [event["action"] for event in worker.events("permission_missing")]
+    assert sorted(told) == [
+        "logs:DescribeLogStreams",
+        "sagemaker:ListTrainingJobs",
+        "sagemaker:StopTrainingJob",
+    ]
+    assert {permission.action for permission in refused} == set(told)
+    for event in worker.events("permission_missing"):
+        assert event["level"] == "warning"
+        assert event["cost"]
+    for case in (done, failed, pressed):
+        record = await bench.record(case)
+        assert record is not None
+        assert "DescribeLogStreams" in record.log.undelivered
+        assert len(bench.jobs(case)) == 1
+    assert not worker.events("log_round_failed")
+    assert not worker.events("status_feed_failed")
