@@ -10,10 +10,13 @@ import io
 import shutil
 import sys
 import tarfile
+from importlib import metadata
 from pathlib import Path
 
 import aiodocker
 import pip
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.conftest import ENVIRON
 from tests.deploy.policies import ROOT
@@ -56,16 +59,13 @@ async def ensure_bases(daemon: aiodocker.Docker) -> None:
 
 async def wheelhouse(*extras: str) -> Path:
     """A folder with the wheels of all dependencies, kept as long as the pins are the same."""
-    name = f".[{','.join(extras)}]" if extras else "."
-    digest = hashlib.sha256(
-        b"".join((ROOT / file).read_bytes() for file in ("constraints.txt", "pyproject.toml")) + name.encode()
-    )
-    folder = STATE / "wheelhouse" / digest.hexdigest()[:16]
+    wanted = sorted(_pinned("launch-worker", frozenset(extras)))
+    folder = STATE / "wheelhouse" / hashlib.sha256(" ".join(wanted).encode()).hexdigest()[:16]
     if not (folder / "complete").exists():
         shutil.rmtree(folder, ignore_errors=True)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"),
-            *("--dest", str(folder), "--constraint", "constraints.txt", name, "setuptools>=77"),
+            *("--dest", str(folder), "--no-deps", *wanted, "setuptools>=77"),
             cwd=ROOT,
         )
         assert await process.wait() == 0
@@ -124,3 +124,24 @@ async def docker(*arguments: str, cwd: Path = ROOT, check: bool = True) -> str:
     text = output.decode(errors="replace")
     assert process.returncode == 0 or not check, f"docker {arguments[0]}: {text}"
     return text
+
+
+def _pinned(name: str, extras: frozenset[str]) -> set[str]:
+    """`name==version` of all that a distribution needs, as installed here: nothing has to be resolved again."""
+    found: set[str] = set()
+    todo, seen = [(name, extras)], set()
+    while todo:
+        name, extras = todo.pop()
+        if (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        here = metadata.distribution(name)
+        if name != "launch-worker":
+            found.add(f"{name}=={here.version}")
+        for text in here.requires or ():
+            needed = Requirement(text)
+            if needed.marker is None or any(
+                needed.marker.evaluate({"extra": extra}) for extra in ("", *extras)
+            ):
+                todo.append((canonicalize_name(needed.name), frozenset(needed.extras)))
+    return found

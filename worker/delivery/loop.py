@@ -54,6 +54,7 @@ class LogDelivery:
         self._drain_limit = drain_limit
         self._logs: dict[str, JobLog] = {}
         self._permissions = MissingPermissions()
+        self._has_read = False
         held.when_lost(self._forget)
 
     def follow(self, held: HeldLaunch) -> None:
@@ -106,6 +107,7 @@ class LogDelivery:
         by_stream = {stream: log for log in logs for stream in log.positions}
         asked_at, asked_ms = time.monotonic(), self._feed.now_ms()
         sweep = await self._feed.sweep({stream: log.positions[stream] for stream, log in by_stream.items()})
+        self._has_read = self._has_read or bool(by_stream)
         for stream in sweep.missing:
             del by_stream[stream].positions[stream]
         news: dict[JobLog, list[LogEvent]] = {}
@@ -150,13 +152,14 @@ class LogDelivery:
         on_delivered: Callable[[HeldLaunch], None],
     ) -> None:
         """CloudWatch cannot be read, or not any more: jobs that ended long ago do not wait for it for ever, and hardly
-        where it is the worker's policy that forbids it."""
+        where the worker's policy has never let it read one."""
         persistence = self._posting.persistence
         for log in self._logs.values():
             since = max(failing_since, log.ended_at or failing_since)
             if not log.is_read or log.given_up:
                 continue
-            forbidden = isinstance(error, NotPermitted) and log.ended_at is not None
+            # What was permitted once, somebody may have taken away by mistake, and give back.
+            forbidden = isinstance(error, NotPermitted) and log.ended_at is not None and not self._has_read
             if forbidden and time.monotonic() - since >= self._drain_limit:
                 persistence.without_log(log.held, str(error))
                 log.given_up = True

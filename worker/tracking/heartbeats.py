@@ -6,9 +6,11 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
+from worker.clients.aws import NotPermitted
 from worker.errors import MustRestart
 from worker.launch.record import LaunchRecord, LaunchState
 from worker.ops.logging import get_logger
+from worker.ops.permissions import MissingPermissions
 from worker.tracking.port import Companion
 
 _AT_ONCE = 20
@@ -35,6 +37,7 @@ class CompanionHeartbeats:
         """`running`: the launches this worker holds; `is_current`: no other worker can have taken them over; `now`:
         epoch seconds by AWS's clock."""
         self._now = now
+        self._permissions = MissingPermissions()
         self._companion = companion
         self._interval = interval
         self._start_timeout = start_timeout
@@ -66,6 +69,9 @@ class CompanionHeartbeats:
                 await stop(record.launch_id, reason)
         except MustRestart:
             raise
+        except NotPermitted as error:
+            cost = "Stop in W&B and LAUNCH_START_TIMEOUT have no effect: jobs end by themselves or by their time limit"
+            self._permissions.tell("sagemaker:StopTrainingJob", cost=cost, error=error)
         except Exception as error:  # one run's unforeseen trouble ends no other
             _log.warning("companion_heartbeat_failed", launch_id=record.launch_id, error=str(error))
 

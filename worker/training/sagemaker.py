@@ -8,10 +8,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from worker.aio import effect
-from worker.clients.aws import AwsRefused, NotPermitted, call
+from worker.clients.aws import AwsRefused, call
 from worker.errors import Again, Never, Stage
 from worker.launch.record import JobFacts
-from worker.ops.permissions import MissingPermissions
 from worker.training.quota import Quota, quota_of, waits_for
 from worker.training.status import job_facts
 
@@ -74,7 +73,6 @@ class SageMaker:
     def __init__(self, client: SageMakerClient, rates: Rates) -> None:
         self._client = client
         self._rates = rates
-        self._permissions = MissingPermissions()
 
     async def create_or_adopt(
         self, request: Mapping[str, Any], *, still: Callable[[], None] = lambda: None
@@ -171,8 +169,7 @@ class SageMaker:
             request["NextToken"] = answer["NextToken"]
 
     async def stop(self, name: str) -> bool:
-        """Ask for a stop: SIGTERM, and 120 s to end. False if the job had ended or is stopping already, or where the
-        worker may not stop jobs."""
+        """Ask for a stop: SIGTERM, and 120 s to end. False if the job had ended or is stopping already."""
         try:
             with effect("stop_training_job"):
                 await call(
@@ -184,10 +181,6 @@ class SageMaker:
             if error.aws_code in _GONE_CODES:
                 return False
             raise
-        except NotPermitted as error:
-            cost = "Stop in W&B and LAUNCH_START_TIMEOUT have no effect: jobs end by themselves or by their time limit"
-            self._permissions.tell("sagemaker:StopTrainingJob", cost=cost, error=error)
-            return False
         return True
 
     async def _describe(self, name: str) -> Mapping[str, Any]:
