@@ -31,6 +31,8 @@ from worker.local.images import (
 STATE = ROOT / ".state"
 BASE = "launch-local/debian-python:1"
 """Python, git, ssh and an init, as SYSTEM_PACKAGES would install them."""
+DEV_BASE = "launch-local/debian-python-registry:1"
+"""And a registry, as DEV_PACKAGES would install it."""
 BUILD_BASE = "launch-local/debian-python-pip:1"
 _SYSTEM = ("git", "openssh-client", "tini", "busybox-static", "ca-certificates")
 
@@ -45,16 +47,33 @@ async def ensure_bases(daemon: aiodocker.Docker) -> None:
         )
         links = {"usr/bin/python3": f"python{version}"}
         await _make_image(daemon, BASE, debs, command=["python3"], links=links)
+    if not await _has_image(daemon, DEV_BASE):
+        debs = await _download(["docker-registry"], STATE / "debs" / "docker-registry")
+        context = io.BytesIO()
+        with tarfile.open(fileobj=context, mode="w") as packed:
+            registry = await asyncio.create_subprocess_exec(
+                *("dpkg-deb", "--fsys-tarfile", str(debs[0])), stdout=asyncio.subprocess.PIPE
+            )
+            content, _ = await registry.communicate()
+            _pack(packed, "registry.tar", content)
+            _pack(packed, "Dockerfile", f"FROM {BASE}\nADD registry.tar /\n".encode())
+        context.seek(0)
+        await daemon.images.build(fileobj=context, encoding="identity", tag=DEV_BASE, rm=True)
     if not await _has_image(daemon, BUILD_BASE):
         context = io.BytesIO()
         with tarfile.open(fileobj=context, mode="w") as packed:
             packed.add(Path(pip.__file__).parent, "pip")
-            dockerfile = f"FROM {BASE}\nCOPY pip /usr/lib/python3/dist-packages/pip\n".encode()
-            member = tarfile.TarInfo("Dockerfile")
-            member.size = len(dockerfile)
-            packed.addfile(member, io.BytesIO(dockerfile))
+            _pack(
+                packed, "Dockerfile", f"FROM {BASE}\nCOPY pip /usr/lib/python3/dist-packages/pip\n".encode()
+            )
         context.seek(0)
         await daemon.images.build(fileobj=context, encoding="identity", tag=BUILD_BASE, rm=True)
+
+
+def _pack(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
 
 
 async def wheelhouse(*extras: str) -> Path:
@@ -104,6 +123,8 @@ ARGUMENTS = {
 async def build_image(context: Path, tag: str, *, target: str = "worker", extras: str = "") -> None:
     """`docker build -f deploy/Dockerfile` of a folder that was laid out."""
     given = {**ARGUMENTS, "EXTRAS": f"[{extras}]" if extras else ""}
+    if target == "dev":
+        given["BASE_IMAGE"] = DEV_BASE
     arguments = [part for name, value in given.items() for part in ("--build-arg", f"{name}={value}")]
     await docker(
         "build", "-q", "-f", "deploy/Dockerfile", "-t", tag, "--target", target, *arguments, ".", cwd=context
