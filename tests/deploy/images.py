@@ -55,8 +55,12 @@ async def ensure_bases(daemon: aiodocker.Docker) -> None:
                 *("dpkg-deb", "--fsys-tarfile", str(debs[0])), stdout=asyncio.subprocess.PIPE
             )
             content, _ = await registry.communicate()
-            _pack(packed, "registry.tar", content)
-            _pack(packed, "Dockerfile", f"FROM {BASE}\nADD registry.tar /\n".encode())
+            with tarfile.open(fileobj=io.BytesIO(content)) as package:
+                program = package.extractfile("./usr/bin/docker-registry")
+                assert program is not None
+                _pack(packed, "docker-registry", program.read(), 0o755)
+            dockerfile = f"FROM {BASE}\nCOPY docker-registry /usr/bin/docker-registry\n"
+            _pack(packed, "Dockerfile", dockerfile.encode())
         context.seek(0)
         await daemon.images.build(fileobj=context, encoding="identity", tag=DEV_BASE, rm=True)
     if not await _has_image(daemon, BUILD_BASE):
@@ -70,9 +74,9 @@ async def ensure_bases(daemon: aiodocker.Docker) -> None:
         await daemon.images.build(fileobj=context, encoding="identity", tag=BUILD_BASE, rm=True)
 
 
-def _pack(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+def _pack(archive: tarfile.TarFile, name: str, content: bytes, mode: int = 0o644) -> None:
     member = tarfile.TarInfo(name)
-    member.size = len(content)
+    member.size, member.mode = len(content), mode
     archive.addfile(member, io.BytesIO(content))
 
 
