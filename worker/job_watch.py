@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from worker.aio import backoff
+from worker.clients.aws import NotPermitted
 from worker.errors import Again, WorkerError
 from worker.launch.record import LaunchState
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ops.logging import get_logger
+from worker.ops.permissions import MissingPermissions
 from worker.persistence import Persistence
 from worker.training.sagemaker import SageMaker
 from worker.training.status import has_ended
@@ -19,6 +21,9 @@ from worker.training.status_feed import StatusFeed
 _LOOK_ANYWAY = 600.0
 """Seconds after which a running job is looked at although the status feed told nothing."""
 _LOOKS_AT_ONCE = 5
+_LOOK_WITHOUT_FEED = 6
+"""Intervals between two looks at one job where the feed is not permitted: with five jobs at once and the usual
+interval of 5 s, one DescribeTrainingJob a second of the account's five."""
 
 _log = get_logger()
 
@@ -44,6 +49,7 @@ class JobWatch:
         self._status_feed = status_feed
         self._interval = interval
         self._persistence = persistence
+        self._permissions = MissingPermissions()
         self._tasks: asyncio.TaskGroup
         self._on_look: OnLook
         self._tell: Tell
@@ -77,10 +83,15 @@ class JobWatch:
     async def _changes(self) -> None:
         if not self._running():
             return
-        changes = await self._status_feed.changes()
-        running = (
-            self._running()
-        )  # also those that were accepted while it looked: it may not tell of them again
+        try:
+            changes = await self._status_feed.changes()
+        except NotPermitted as error:
+            cost = "each job is asked for by itself (DescribeTrainingJob), so that its end is seen later"
+            self._permissions.tell("sagemaker:ListTrainingJobs", cost=cost, error=error)
+            self._look_at_overdue(self._running().values(), _LOOK_WITHOUT_FEED * self._interval)
+            return
+        # Also those that were accepted while it looked: it may not tell of them again.
+        running = self._running()
         for name, summary in changes.items():
             held = running.get(name)
             if held is None:
@@ -89,8 +100,13 @@ class JobWatch:
             if (summary.status, summary.secondary_status) != known:
                 self._start_look(held)
         # The feed tells every change; this is for the one that a wrong clock or a lost answer has hidden.
-        overdue = [held for held in running.values() if time.monotonic() - held.looked_at > _LOOK_ANYWAY]
-        for held in overdue[:_LOOKS_AT_ONCE]:
+        self._look_at_overdue(running.values(), _LOOK_ANYWAY)
+
+    def _look_at_overdue(self, running: Iterable[HeldLaunch], after: float) -> None:
+        """Some of the jobs that were not looked at for `after` seconds, the longest unseen first."""
+        now = time.monotonic()
+        overdue = [held for held in running if now - held.looked_at > after]
+        for held in sorted(overdue, key=lambda held: held.looked_at)[:_LOOKS_AT_ONCE]:
             self._start_look(held)
 
     def _running(self) -> dict[str, HeldLaunch]:

@@ -115,8 +115,17 @@ class Persistence:
             lines=log.next_line,
             error=why,
         )
+        self._note(held, f"{what}: {why}")
+
+    def without_log(self, held: HeldLaunch, why: str) -> None:
+        """The worker may not read it, which was told once for all jobs; the record says so of this one."""
+        self._metrics.given_up.labels("log_reading").inc()
+        self._note(held, f"log_reading: {why}")
+
+    def _note(self, held: HeldLaunch, undelivered: str) -> None:
+        log = held.record.log
         if not log.undelivered:
-            held.update(log=replace(log, undelivered=f"{what}: {why}"[:1000]))
+            held.update(log=replace(log, undelivered=undelivered[:1000]))
 
 
 def _pause(error: Exception, tries: int, cap: float) -> float:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 
 from worker.aio import backoff
+from worker.clients.aws import NotPermitted
 from worker.errors import MustRestart
 from worker.launch.record import LaunchState
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ops.logging import get_logger
+from worker.ops.permissions import MissingPermissions
 from worker.pending import PendingJobs
 from worker.stop_requests import StopRequests
 from worker.submission import Submission
@@ -44,6 +46,7 @@ class Stopping:
         self._run_stops = run_stops
         self._pending = pending
         self._requests = requests
+        self._permissions = MissingPermissions()
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -97,4 +100,11 @@ class Stopping:
         # Each time: the write of an earlier try may have failed.
         await self._held.save([held])
         _log.info("job_stopping", launch_id=held.launch_id, training_job=name, reason=held.record.stop_reason)
-        return not held.lost and await self._sagemaker.stop(name)
+        if held.lost:
+            return False
+        try:
+            return await self._sagemaker.stop(name)
+        except NotPermitted as error:  # the policy will not change while this worker runs: nothing to repeat
+            cost = "Stop in W&B and LAUNCH_START_TIMEOUT have no effect: jobs end by themselves or by their time limit"
+            self._permissions.tell("sagemaker:StopTrainingJob", cost=cost, error=error)
+            return False

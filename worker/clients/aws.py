@@ -90,6 +90,10 @@ class AwsDenied(Again):
     """The worker's credentials or its IAM policy do not allow the call. Somebody can mend that, so: again."""
 
 
+class NotPermitted(AwsDenied):
+    """The IAM policy lacks the action; the credentials are good."""
+
+
 def translate(operation: str, error: Exception) -> WorkerError:
     """The `WorkerError` that says what to do about an error of aiobotocore; the original goes along as its cause."""
     if isinstance(error, ClientError):
@@ -113,7 +117,7 @@ def _translate_client_error(operation: str, error: ClientError) -> WorkerError:
     if code in _CREDENTIAL_CODES:
         return AwsDenied(f"{operation}: {code}: {message}; the credentials expired or the clock is wrong")
     if code in _DENIED_CODES or status == 403:
-        return AwsDenied(f"{operation}: {code}: {message}; allow it in the worker's IAM policy")
+        return NotPermitted(f"{operation}: {code}: {message}; allow it in the worker's IAM policy")
     if status >= 500 or code in {"InternalFailure", "InternalError", "ServiceUnavailable"}:
         return Unreachable(f"{operation}: AWS failed with {status} {code}: {message}")
     return AwsRefused(operation, code, message)

@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from worker.aio import backoff
+from worker.clients.aws import NotPermitted
 from worker.delivery.closing import Closing
 from worker.delivery.job_log import AssignedBatch, JobLog
 from worker.delivery.posting import Posting
 from worker.errors import Again, WorkerError
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ops.logging import get_logger
+from worker.ops.permissions import MissingPermissions
 from worker.training import cursor
 from worker.training.cursor import LogEvent
 from worker.training.log_feed import LogFeed, Sweep
@@ -51,6 +53,8 @@ class LogDelivery:
         self._quiet = quiet
         self._drain_limit = drain_limit
         self._logs: dict[str, JobLog] = {}
+        self._permissions = MissingPermissions()
+        self._has_read = False
         held.when_lost(self._forget)
 
     def follow(self, held: HeldLaunch) -> None:
@@ -85,7 +89,7 @@ class LogDelivery:
                     pause = (error.retry_after if isinstance(error, Again) else None) or backoff(
                         tries, cap=30
                     )
-                    _log.warning("log_round_failed", error=str(error), again_in=round(pause, 1))
+                    self._tell(error, pause)
                     tries += 1
                     await asyncio.sleep(pause)
                     continue
@@ -103,6 +107,7 @@ class LogDelivery:
         by_stream = {stream: log for log in logs for stream in log.positions}
         asked_at, asked_ms = time.monotonic(), self._feed.now_ms()
         sweep = await self._feed.sweep({stream: log.positions[stream] for stream, log in by_stream.items()})
+        self._has_read = self._has_read or bool(by_stream)
         for stream in sweep.missing:
             del by_stream[stream].positions[stream]
         news: dict[JobLog, list[LogEvent]] = {}
@@ -133,6 +138,14 @@ class LogDelivery:
             log.closing = True
             tasks.create_task(self._close_one(log, on_delivered), name=f"close {log.held.record.job_name}")
 
+    def _tell(self, error: WorkerError, pause: float) -> None:
+        if isinstance(error, NotPermitted):
+            action = f"logs:{str(error).partition(':')[0]}"
+            cost = "jobs run and end, without their log in W&B"
+            self._permissions.tell(action, cost=cost, error=error)
+        else:
+            _log.warning("log_round_failed", error=str(error), again_in=round(pause, 1))
+
     def _give_up(
         self,
         error: WorkerError,
@@ -140,11 +153,19 @@ class LogDelivery:
         tasks: asyncio.TaskGroup,
         on_delivered: Callable[[HeldLaunch], None],
     ) -> None:
-        """CloudWatch cannot be read, or not any more: jobs that ended long ago do not wait for it for ever."""
+        """CloudWatch cannot be read, or not any more: jobs that ended long ago do not wait for it for ever, and hardly
+        where the worker's policy has never let it read one."""
         persistence = self._posting.persistence
         for log in self._logs.values():
             since = max(failing_since, log.ended_at or failing_since)
-            if log.is_read and not log.given_up and persistence.is_over(log.held.record, since):
+            if not log.is_read or log.given_up:
+                continue
+            # What was permitted once, somebody may have taken away by mistake, and give back.
+            forbidden = isinstance(error, NotPermitted) and log.ended_at is not None and not self._has_read
+            if forbidden and time.monotonic() - since >= self._drain_limit:
+                persistence.without_log(log.held, str(error))
+                log.given_up = True
+            elif persistence.is_over(log.held.record, since):
                 persistence.give_up(log.held, "log_reading", str(error))
                 log.given_up = True
         self._close((), tasks, on_delivered)

@@ -309,6 +309,22 @@ async def test_a_console_that_cannot_be_compared_is_told(worker: Delivering, log
     assert "launch_log_unreconciled_total 1.0" in worker.metrics.text().decode()
 
 
+async def test_a_log_that_could_never_be_read_holds_up_no_end(logs: CloudWatchLogs) -> None:
+    """The policy does not allow it: the launch ends after the usual longest wait for late lines."""
+    worker = Delivering(logs, give_up_after=24 * HOUR)
+    held = await worker.follow()
+    worker.client.before_call = lambda: logs.failures.append(
+        AwsError("AccessDeniedException", "not allowed", status=403)
+    )
+    async with worker.running():
+        await asyncio.sleep(HOUR)
+        assert not worker.delivered, "never while the job runs"
+        started = aws_now()
+        await worker.end(held, limit=HOUR)
+        assert 300 <= aws_now() - started <= 400
+    assert "AccessDenied" in held.record.log.undelivered
+
+
 async def test_a_log_that_cannot_be_read_any_more_is_given_up_long_after_the_end(
     logs: CloudWatchLogs,
 ) -> None:

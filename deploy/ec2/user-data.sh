@@ -1,0 +1,59 @@
+#!/bin/sh
+# User data of an EC2 instance that runs the worker, in the steps of W&B's guide: an Amazon Linux 2023 or Debian instance
+# with the worker's role as instance profile. A t2.micro (1 vCPU, 1 GiB) is enough for ready images; for builds take
+# m6i.large or larger with 100 GiB of disk, and set BUILDS=yes. docs/deploy.md has the command that starts it.
+set -eu
+
+IMAGE=123456789012.dkr.ecr.eu-west-1.amazonaws.com/launch-worker:1 # built with deploy/Dockerfile
+QUEUE_URL=https://sqs.eu-west-1.amazonaws.com/123456789012/launch-launches
+WANDB_SECRET=arn:aws:secretsmanager:eu-west-1:123456789012:secret:wandb-key-AbCdEf
+REGION=eu-west-1
+# One worker on this instance: its ledger may lie on its disk. More than one: dynamodb://TABLE.
+LEDGER=sqlite:////var/lib/launch-worker/ledger.db
+BUILDS=no
+REGISTRY= # with builds: the ECR repository for images
+REGISTRY_TO_PULL_FROM=${IMAGE%%/*}
+
+if command -v dnf >/dev/null 2>&1; then
+  dnf install -y docker awscli-2 iptables-nft
+else
+  apt-get update && apt-get install -y --no-install-recommends docker.io awscli iptables
+fi
+systemctl enable --now docker
+
+# Who may reach the worker's files: nobody but itself (10001 is its user in the image).
+install -d -m 0700 -o 10001 -g 10001 /var/lib/launch-worker /var/lib/launch-work
+umask 077
+cat >/etc/launch-worker.env <<SETTINGS
+AWS_REGION=$REGION
+LAUNCH_QUEUE_URL=$QUEUE_URL
+LAUNCH_LEDGER=$LEDGER
+LAUNCH_WANDB_API_KEY_SOURCE=secretsmanager:$WANDB_SECRET
+LAUNCH_SHUTDOWN_GRACE=100s
+SETTINGS
+# What differs with builds: the daemon's socket, which is as good as root on this instance.
+if [ "$BUILDS" = yes ]; then
+  echo "LAUNCH_REGISTRY=$REGISTRY" >>/etc/launch-worker.env
+  options="--volume=/var/run/docker.sock:/var/run/docker.sock --group-add=$(stat -c %g /var/run/docker.sock)"
+else
+  echo "LAUNCH_BUILDER=none" >>/etc/launch-worker.env
+  options=
+fi
+cat >/etc/default/launch-worker <<SETTINGS
+IMAGE=$IMAGE
+REGION=$REGION
+REGISTRY=$REGISTRY_TO_PULL_FROM
+OPTIONS=$options
+SETTINGS
+
+# @UNIT@ and @FIREWALL@: the files beside this one; `deploy/ec2/render` puts them in.
+cat >/etc/systemd/system/launch-worker.service <<'UNIT'
+@UNIT@
+UNIT
+cat >/usr/local/sbin/block-build-metadata <<'FIREWALL'
+@FIREWALL@
+FIREWALL
+chmod 0755 /usr/local/sbin/block-build-metadata
+
+systemctl daemon-reload
+systemctl enable --now launch-worker

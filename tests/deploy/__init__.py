@@ -1,0 +1,1 @@
+"""What `deploy/` promises: policies, templates, the image, and the ways to run it."""

@@ -1,0 +1,197 @@
+"""moto with IAM: who calls is told by signed credentials, and what he may is read from the policies of his role.
+
+moto itself knows neither the resources of most services nor conditions, and asks for nothing but the call's own action.
+So it does what it does well (keys, sessions, signatures), and here stands which permissions a call needs, on which
+resource and in which circumstances (service authorization reference).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from moto import settings as moto_settings
+from moto.core.authorization import ActionAuthenticatorMixin
+from moto.iam.access_control import IAMRequestBase
+from moto.iam.models import iam_backends
+from moto.sagemaker.models import sagemaker_backends
+from moto.sts.models import sts_backends
+
+from tests.deploy.calls import iam_actions
+from worker.local.aws import ACCESS_KEY, ACCOUNT, REGION, replaced
+
+
+@dataclass(frozen=True)
+class Permission:
+    """What a call needs: an action on a resource, in circumstances."""
+
+    action: str
+    resource: str
+    context: Mapping[str, str] = field(default_factory=dict)
+
+    def is_given_by(self, statement: Mapping[str, Any]) -> bool:
+        """By a statement that allows; policies of ours deny nothing."""
+        return (
+            self.action in statement["Action"]
+            and any(fnmatch.fnmatchcase(self.resource, pattern) for pattern in _list(statement["Resource"]))
+            and all(
+                any(fnmatch.fnmatchcase(self.context.get(key, ""), str(value)) for value in _list(values))
+                for condition in statement.get("Condition", {}).values()
+                for key, values in condition.items()
+            )
+        )
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def permissions(service: str, operation: str, request: Mapping[str, Any]) -> list[Permission]:
+    """What a call needs. Raises `KeyError` for one that the worker does not make."""
+    resource = _resource(service, operation, request)
+    needed = []
+    for action in iam_actions(f"{service}:{operation}"):
+        if action == "iam:PassRole":
+            context = {"iam:PassedToService": "sagemaker.amazonaws.com"}
+            needed.append(Permission(action, request["RoleArn"], context))
+        elif action != "sagemaker:AddTags" or request.get("Tags"):
+            needed.append(Permission(action, resource, _circumstances(operation, request)))
+    return needed
+
+
+def _resource(service: str, operation: str, request: Mapping[str, Any]) -> str:
+    """The ARN that a call is about; `*`: it has none."""
+    named: dict[str, Callable[[], str]] = {
+        "sqs": lambda: _queue(request),
+        "sagemaker": lambda: _training_job(operation, request),
+        "logs": lambda: f"{_arn('logs', 'log-group')}:{request['logGroupName']}:log-stream:",
+        "dynamodb": lambda: _table(request),
+        "ecr": lambda: _repository(operation, request),
+        "s3": lambda: f"arn:aws:s3:::{request['path']}",
+        "secretsmanager": lambda: f"{_arn('secretsmanager', 'secret')}:{request['SecretId']}-AbCdEf",
+        "ssm": lambda: f"{_arn('ssm', 'parameter')}/{request['Name'].lstrip('/')}",
+        "sts": lambda: str(request.get("RoleArn", "*")),
+    }
+    return named[service]()
+
+
+def _arn(service: str, kind: str) -> str:
+    return f"arn:aws:{service}:{REGION}:{ACCOUNT}:{kind}"
+
+
+def _queue(request: Mapping[str, Any]) -> str:
+    name = request.get("QueueName") or request["QueueUrl"].rpartition("/")[2]
+    return _arn("sqs", name)
+
+
+def _training_job(operation: str, request: Mapping[str, Any]) -> str:
+    if operation == "ListTrainingJobs":
+        return "*"
+    return request.get("ResourceArn") or f"{_arn('sagemaker', 'training-job')}/{request['TrainingJobName']}"
+
+
+def _table(request: Mapping[str, Any]) -> str:
+    items = request.get("TransactItems", [])
+    tables = {request["TableName"]} if not items else {item["Put"]["TableName"] for item in items}
+    (table,) = tables
+    index = f"/index/{request['IndexName']}" if "IndexName" in request else ""
+    return f"{_arn('dynamodb', 'table')}/{table}{index}"
+
+
+def _repository(operation: str, request: Mapping[str, Any]) -> str:
+    if operation == "GetAuthorizationToken":
+        return "*"
+    name = request.get("repositoryName") or request["repositoryNames"][0]
+    return f"{_arn('ecr', 'repository')}/{name}"
+
+
+def _circumstances(operation: str, request: Mapping[str, Any]) -> dict[str, str]:
+    """Condition keys: the tags of the job that is to be stopped."""
+    if operation != "StopTrainingJob":
+        return {}
+    job = sagemaker_backends[ACCOUNT][REGION].training_jobs.get(request["TrainingJobName"])
+    return {f"aws:ResourceTag/{tag['Key']}": tag["Value"] for tag in (job.tags or [])} if job else {}
+
+
+@dataclass(frozen=True)
+class Role:
+    """A role and a session of it."""
+
+    name: str
+    environment: Mapping[str, str]
+    """AWS's variables with the session's credentials."""
+
+    def allow(self, policy: Mapping[str, Any]) -> None:
+        """Replace what the role may do."""
+        iam = iam_backends[ACCOUNT]["aws"]
+        if policy["Statement"]:
+            iam.put_role_policy(self.name, "only", json.dumps(policy))
+        else:  # no policy may be empty
+            iam.delete_role_policy(self.name, "only")
+
+
+def new_role(name: str, policy: Mapping[str, Any]) -> Role:
+    """A role with one policy, and a session of it."""
+    statement = {"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "sts:AssumeRole"}
+    trust = {"Version": "2012-10-17", "Statement": [statement]}
+    role = iam_backends[ACCOUNT]["aws"].create_role(name, json.dumps(trust), "/", None, "", [], "3600")
+    session = sts_backends[ACCOUNT]["aws"].assume_role(REGION, "worker", role.arn, "", 3600, "")
+    made = Role(
+        name,
+        {
+            "AWS_ACCESS_KEY_ID": session.access_key_id,
+            "AWS_SECRET_ACCESS_KEY": session.secret_access_key,
+            "AWS_SESSION_TOKEN": session.session_token,
+        },
+    )
+    made.allow(policy)
+    return made
+
+
+@contextlib.contextmanager
+def enforced() -> Iterator[list[Permission]]:
+    """IAM holds for everybody but the test's own clients; yields what was asked for and refused."""
+    refused: list[Permission] = []
+    authenticate = ActionAuthenticatorMixin._authenticate_and_authorize_action
+
+    def unless_local(self: Any, iam_request_cls: type, resource: str = "*") -> None:
+        if f"Credential={ACCESS_KEY}/" not in self.headers.get("Authorization", ""):
+            authenticate(self, iam_request_cls, resource)
+
+    def check_action_permitted(self: Any, resource: str) -> None:
+        service, _, operation = self._action.partition(":")
+        needed = permissions(service, operation, _request(service, self))
+        statements = [
+            statement
+            for policy in self._access_key.collect_policies()
+            for statement in json.loads(policy)["Statement"]
+        ]
+        for permission in needed:
+            if not any(permission.is_given_by(statement) for statement in statements):
+                refused.append(permission)
+                self._raise_access_denied()
+
+    before = moto_settings.INITIAL_NO_AUTH_ACTION_COUNT
+    moto_settings.INITIAL_NO_AUTH_ACTION_COUNT = 0
+    try:
+        with (
+            replaced(ActionAuthenticatorMixin, _authenticate_and_authorize_action=unless_local),
+            replaced(IAMRequestBase, check_action_permitted=check_action_permitted),
+        ):
+            yield refused
+    finally:
+        moto_settings.INITIAL_NO_AUTH_ACTION_COUNT = before
+
+
+def _request(service: str, request: Any) -> dict[str, Any]:
+    """The call's parameters, as far as a permission depends on them."""
+    if service == "s3":
+        return {"path": request._path.partition("?")[0].lstrip("/")}
+    if service == "sts":
+        return {key: value[0] if isinstance(value, list) else value for key, value in request._data.items()}
+    parsed: dict[str, Any] = json.loads(request._body or b"{}")
+    return parsed

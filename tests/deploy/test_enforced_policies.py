@@ -1,0 +1,103 @@
+"""Each policy lets the worker do its work, and without any one of its actions some of that work fails."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import pytest_asyncio
+
+from tests.deploy.enforcement import Permission, Role, enforced, new_role
+from tests.deploy.policies import ROOT, actions, policy, policy_files, without
+from tests.deploy.probes import NOT_TRIED, OF_POLICY, PROBES, Field
+from tests.e2e.bench import open_clients
+from worker.clients.aws import aws_clients
+from worker.errors import WorkerError
+from worker.local.stack import running_stack
+
+POLICIES = [
+    "worker.json",
+    "worker-builds.json",
+    "mirror.json",
+    "sender.json",
+    "operator.json",
+    "assumed-role.json",
+]
+OPTIONAL = policy_files("optional")
+TRIED = [
+    (name, action)
+    for name in [*POLICIES, *OPTIONAL]
+    for action in actions(policy(name))
+    if action not in NOT_TRIED and name != "optional/base-images.json"  # another account's repository
+]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def field() -> AsyncIterator[tuple[Field, Role]]:
+    async with running_stack(executor="process", stop_grace=1) as services, open_clients(services) as admin:
+        session, url = services.aws.session(), services.aws_endpoint
+        async with (
+            session.client("secretsmanager", endpoint_url=url) as secrets,
+            session.client("ssm", endpoint_url=url) as parameters,
+        ):
+            await secrets.create_secret(Name="wandb-key", SecretString="a" * 40)
+            await parameters.put_parameter(Name="/wandb/key", Value="a" * 40, Type="SecureString")
+        role = new_role("worker", policy("worker.json"))
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {**services.environment, **role.environment}.items():
+                patch.setenv(name, value)
+            async with aws_clients() as aws:
+                yield Field(services, aws, admin), role
+
+
+@pytest.fixture
+def refused() -> Iterator[list[Permission]]:
+    with enforced() as permissions:
+        yield permissions
+
+
+@pytest.mark.parametrize(("name", "action"), TRIED)
+@pytest.mark.asyncio(loop_scope="module")
+async def test_no_action_can_be_taken_away(
+    field: tuple[Field, Role], refused: list[Permission], name: str, action: str
+) -> None:
+    on, role = field
+    probe = OF_POLICY.get(name, {}).get(action, PROBES[action])
+    role.allow(policy(name))
+    await probe(on)
+    assert refused == []
+    role.allow(without(policy(name), action))
+    with pytest.raises(WorkerError, match=r"IAM policy|role needs|must be allowed"):
+        await probe(on)
+    assert refused[-1].action == action
+
+
+@pytest.mark.parametrize(
+    ("action", "changes"),
+    [
+        ("iam:PassRole", {"RoleArn": "arn:aws:iam::123456789012:role/admin"}),
+        ("sagemaker:StopTrainingJob", {"Tags": [{"Key": "LaunchWorker", "Value": "somebody else's"}]}),
+        ("sagemaker:StopTrainingJob", {"Tags": []}),
+    ],
+)
+@pytest.mark.asyncio(loop_scope="module")
+async def test_what_is_not_the_workers_is_out_of_its_reach(
+    field: tuple[Field, Role], refused: list[Permission], action: str, changes: dict[str, object]
+) -> None:
+    on, role = field
+    role.allow(policy("worker.json"))
+    with pytest.raises(WorkerError, match="IAM policy"):
+        if action == "iam:PassRole":
+            await on.sagemaker.create_or_adopt(on.job_request(**changes))
+        else:
+            await on.sagemaker.stop(await on.a_job(**changes))
+    assert refused[-1].action == action
+
+
+def test_every_action_is_tried_or_the_document_says_why_not() -> None:
+    everything = {action for name in [*POLICIES, *OPTIONAL] for action in actions(policy(name))}
+    assert everything == {*PROBES, *NOT_TRIED}
+    document = (ROOT / "docs" / "iam.md").read_text()
+    section = document.partition("## What cannot be tried here")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`(\w+:\w+)`", section)) == NOT_TRIED

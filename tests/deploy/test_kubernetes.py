@@ -1,0 +1,102 @@
+"""deploy/kubernetes: valid for Kubernetes, safe where it can be, and of settings that exist."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.deploy.kustomize import Resource, build
+from tests.deploy.policies import ROOT
+
+FOLDER = ROOT / "deploy" / "kubernetes"
+OVERLAYS = [FOLDER / "base", *sorted((FOLDER / "overlays").iterdir())]
+
+
+def _of_kind(resources: list[Resource], kind: str) -> Resource:
+    (found,) = [resource for resource in resources if resource["kind"] == kind]
+    return found
+
+
+@pytest.mark.parametrize("version", ["1.31", "1.37"])
+@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda folder: folder.name)
+def test_resources_are_valid(folder: Path, version: str, tmp_path: Path) -> None:
+    file = tmp_path / "resources.yaml"
+    file.write_text(yaml.safe_dump_all(build(folder)))
+    command = Path(sys.executable).with_name("kubernetes-validate")
+    ended = subprocess.run(
+        [command, "--strict", "--kubernetes-version", version, file],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda folder: folder.name)
+def test_kubectl_makes_the_same_of_them(folder: Path) -> None:
+    """Where there is a kubectl; Debian's is too old for this."""
+    if not shutil.which("kubectl"):
+        return
+    ended = subprocess.run(
+        ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert _sorted(list(yaml.safe_load_all(ended.stdout))) == _sorted(build(folder))
+
+
+def _sorted(value: Any) -> Any:
+    """Lists in one order: kustomize puts merged items in another place."""
+    if isinstance(value, dict):
+        return {key: _sorted(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return sorted(map(_sorted, value), key=lambda item: json.dumps(item, sort_keys=True))
+    return value
+
+
+@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda folder: folder.name)
+def test_pods_have_no_rights_they_do_not_need_and_time_to_drain(folder: Path) -> None:
+    resources = build(folder)
+    deployment = _of_kind(resources, "Deployment")["spec"]
+    pod = deployment["template"]["spec"]
+    worker = next(container for container in pod["containers"] if container["name"] == "worker")
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert worker["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    settings = _of_kind(resources, "ConfigMap")["data"]
+    grace = int(settings["LAUNCH_SHUTDOWN_GRACE"].removesuffix("s"))
+    assert grace < pod["terminationGracePeriodSeconds"]
+    known = (ROOT / ".env.example").read_text()
+    assert [name for name in settings if f"#{name}=" not in known] in ([], ["DOCKER_HOST"])
+    labels = deployment["template"]["metadata"]["labels"]
+    assert deployment["selector"]["matchLabels"] == labels
+    assert _of_kind(resources, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"] == labels
+    probes = {
+        worker[probe]["httpGet"]["path"] for probe in ("livenessProbe", "readinessProbe", "startupProbe")
+    }
+    assert probes == {"/healthz", "/readyz"}
+
+
+def test_only_the_daemon_of_builds_is_privileged() -> None:
+    privileged = {
+        (folder.name, container["name"])
+        for folder in OVERLAYS
+        for pod in [_of_kind(build(folder), "Deployment")["spec"]["template"]["spec"]]
+        for container in [*pod["containers"], *pod.get("initContainers", ())]
+        if container.get("securityContext", {}).get("privileged")
+    }
+    assert privileged == {("builds", "dockerd")}
+
+
+def test_no_secret_stands_in_them() -> None:
+    for path in FOLDER.rglob("*.yaml"):
+        assert not re.search(r"WANDB_API_KEY: |kind: Secret", path.read_text())

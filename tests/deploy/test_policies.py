@@ -1,0 +1,117 @@
+"""deploy/iam: well-formed in every partition, every call of the code is allowed, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.deploy.calls import DOCKER_PULL, DOCKER_PUSH, calls_in_sources, iam_actions
+from tests.deploy.policies import (
+    IAM,
+    PARTITIONS,
+    ROOT,
+    VALUES,
+    actions,
+    policy,
+    policy_files,
+    statements,
+)
+
+WORKER = [name for name in policy_files() if name != "execution-role.json"]
+"""Policies whose calls stand in our sources; the execution role is SageMaker's."""
+PERMISSIONS = [*policy_files(), *policy_files("optional")]
+DOCUMENT = (ROOT / "docs" / "iam.md").read_text()
+ROWS = re.findall(
+    r"^\| `(\w+:\w+)`",
+    DOCUMENT.partition("## Each action and the call that needs it")[2].partition("\n## ")[0],
+    re.MULTILINE,
+)
+"""The actions that the document explains."""
+
+
+@pytest.mark.parametrize("partition", PARTITIONS)
+def test_policies_are_free_of_lint(partition: str) -> None:
+    """Unknown actions, resources that do not fit them, conditions that they do not know (parliament)."""
+    documents = [policy(name, partition) for name in PERMISSIONS]
+    # parliament leaves files open and reads stdin, so it gets a process of its own.
+    program = (
+        "import json, sys, parliament\n"
+        "for text in json.load(sys.stdin):\n"
+        "    print(*(str(f) for f in parliament.analyze_policy_string(text).findings), sep='\\n', end='')\n"
+    )
+    # It knows the ARNs of the partition `aws` only; what follows a partition's name is the same everywhere.
+    texts = [json.dumps(document).replace(f"arn:{partition}:", "arn:aws:") for document in documents]
+    ended = subprocess.run(
+        [sys.executable, "-c", program], input=json.dumps(texts), capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == ""
+
+
+@pytest.mark.parametrize("name", [*PERMISSIONS, *policy_files("trust")])
+def test_policies_name_no_partition_region_or_account(name: str) -> None:
+    text = (IAM / name).read_text()
+    assert set(re.findall(r"arn:([^:]+):", text)) <= {"${PARTITION}"}
+    assert not re.search(r"\d{12}|[a-z]{2}-[a-z]+-\d", text)
+    used = set(re.findall(r"\$\{(\w+)\}", text)) - {"PARTITION", "REGION", "URL_SUFFIX"}
+    assert used <= set(VALUES)
+    for placeholder in used:
+        assert f"`{placeholder}`" in DOCUMENT, "docs/iam.md says what to put in"
+    assert f"iam/{name}" in DOCUMENT
+
+
+@pytest.mark.parametrize("name", [*PERMISSIONS, *policy_files("trust")])
+def test_every_statement_says_what_it_is_for(name: str) -> None:
+    for statement in policy(name)["Statement"]:
+        assert re.fullmatch(r"[A-Z][A-Za-z]{5,}", statement["Sid"])
+        assert statement["Effect"] == "Allow"
+        assert "*" not in "".join(statement["Action"])
+    names = [statement["Sid"] for statement in policy(name)["Statement"]]
+    assert len(names) == len(set(names))
+
+
+def test_every_call_of_the_code_is_allowed_and_nothing_else_is() -> None:
+    needed = {action for call in calls_in_sources() for action in iam_actions(call)}
+    needed |= {*DOCKER_PUSH, *DOCKER_PULL}
+    allowed = {
+        action
+        for statement in statements([*WORKER, *policy_files("optional")])
+        for action in statement["Action"]
+    }
+    # What AWS asks for by itself when a key is of the user's own: no call of ours has that name.
+    allowed -= {"kms:CreateGrant", "kms:Decrypt"}
+    assert allowed == needed - {"dynamodb:DescribeTimeToLive", "dynamodb:UpdateTimeToLive"}
+
+
+def test_a_call_that_is_not_named_after_its_action_is_still_in_the_sources() -> None:
+    """Else the table that says so is stale."""
+    assert calls_in_sources() >= {"sqs:ChangeMessageVisibilityBatch", "dynamodb:TransactWriteItems"}
+
+
+def test_only_what_has_no_narrower_resource_is_allowed_on_all_of_them() -> None:
+    everywhere = {
+        action
+        for statement in statements(PERMISSIONS)
+        if statement["Resource"] == "*"
+        for action in statement["Action"]
+    }
+    # None of them has a resource (service authorization reference).
+    assert everywhere == {
+        "sagemaker:ListTrainingJobs",
+        "ecr:GetAuthorizationToken",
+        "cloudwatch:PutMetricData",
+    }
+
+
+def test_a_worker_with_builds_may_do_what_one_without_may() -> None:
+    plain, with_builds = policy("worker.json")["Statement"], policy("worker-builds.json")["Statement"]
+    assert with_builds[: len(plain)] == plain
+    of_jobs = policy("assumed-role.json")["Statement"]
+    assert [statement for statement in plain if statement in of_jobs] == of_jobs
+
+
+def test_the_document_has_one_row_for_each_action() -> None:
+    assert sorted(ROWS) == sorted({action for name in PERMISSIONS for action in actions(policy(name))})
