@@ -78,14 +78,16 @@ REQUIRED: Mapping[str, st.SearchStrategy[Any]] = {
     "run": st.builds(RunRef, TEXT, TEXT, TEXT),
 }
 OPTIONAL: Mapping[str, st.SearchStrategy[Any]] = {
-    **dict.fromkeys(("owner", "item_id", "queue", "queue_entity", "message", "message_id"), TEXT),
+    **dict.fromkeys(
+        ("owner", "item_id", "queue", "queue_entity", "message", "message_id"), TEXT
+    ),
     **dict.fromkeys(
         ("name", "author", "commit", "job_artifact", "image", "job_name", "job_arn", "instance_type"), TEXT
     ),
     **dict.fromkeys(
         ("log_target", "stop_reason", "previous_job", "given_up", "waits_for", "agent_run"), TEXT
     ),
-    **dict.fromkeys(("epoch", "attempt", "tries", "instance_count", "opened"), COUNTS),
+    **dict.fromkeys(("epoch", "attempt", "tries", "instance_count", "opened", "priority"), COUNTS),
     **dict.fromkeys(("private_key", "reported"), st.booleans()),
     **dict.fromkeys(
         ("not_before", "created_at", "waiting_at", "waited", "accepted_at", "finished_at", "expires_at"),
