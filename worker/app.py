@@ -237,7 +237,9 @@ def _job_watch(parts: Opened, held: HeldLaunches, sagemaker: SageMaker, persiste
         held=held,
         sagemaker=sagemaker,
         # An hour back: AWS's clock need not agree with ours.
-        status_feed=StatusFeed(parts.aws.sagemaker, parts.rates, since=parts.aws.clock.now() - 3600),
+        status_feed=StatusFeed(
+            parts.aws.sagemaker, parts.rates, since=parts.aws.clock.now() - 3600, now=parts.aws.clock.now
+        ),
         interval=parts.settings.status_interval,
         persistence=persistence,
     )

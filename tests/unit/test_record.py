@@ -78,9 +78,7 @@ REQUIRED: Mapping[str, st.SearchStrategy[Any]] = {
     "run": st.builds(RunRef, TEXT, TEXT, TEXT),
 }
 OPTIONAL: Mapping[str, st.SearchStrategy[Any]] = {
-    **dict.fromkeys(
-        ("owner", "item_id", "queue", "queue_entity", "message", "message_id"), TEXT
-    ),
+    **dict.fromkeys(("owner", "item_id", "queue", "queue_entity", "message", "message_id"), TEXT),
     **dict.fromkeys(
         ("name", "author", "commit", "job_artifact", "image", "job_name", "job_arn", "instance_type"), TEXT
     ),
