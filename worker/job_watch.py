@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
@@ -15,12 +16,17 @@ from worker.ops.logging import get_logger
 from worker.ops.permissions import MissingPermissions
 from worker.persistence import Persistence
 from worker.training.sagemaker import SageMaker
-from worker.training.status import has_ended
+from worker.training.status import ENDED, has_ended
 from worker.training.status_feed import StatusFeed
+from worker.training.status_news import Summary, is_news, pace_of_looks
 
 _LOOK_ANYWAY = 600.0
-"""Seconds after which a running job is looked at although the status feed told nothing."""
-_LOOKS_AT_ONCE = 5
+"""Seconds after which a running job may be looked at although the status feed told nothing."""
+_ANYWAY_EVERY = 10.0
+"""Seconds between two such looks: a thousand quiet jobs must not use up DescribeTrainingJob."""
+_LOOKS_AT_ONCE = 20
+"""Jobs that are asked for the first time at once; of those behind them the ended ones come first."""
+_WITHOUT_FEED_AT_ONCE = 5
 _LOOK_WITHOUT_FEED = 6
 """Intervals between two looks at one job where the feed is not permitted: with five jobs at once and the usual
 interval of 5 s, one DescribeTrainingJob a second of the account's five."""
@@ -53,6 +59,13 @@ class JobWatch:
         self._tasks: asyncio.TaskGroup
         self._on_look: OnLook
         self._tell: Tell
+        self._wanted: dict[HeldLaunch, bool] = {}
+        """Jobs to look at, and whether the feed says that they have ended."""
+        self._asking: set[HeldLaunch] = set()
+        self._listed: dict[str, Summary] = {}
+        """Job name → the summary for which it was looked at last."""
+        self._looked_anyway_at = -math.inf
+        self._last_change_at = time.monotonic()
         self._describing: set[HeldLaunch] = set()
         self._changed_meanwhile: set[HeldLaunch] = set()
 
@@ -78,48 +91,71 @@ class JobWatch:
                 _log.warning("status_feed_failed", error=str(error))
                 await asyncio.sleep(pause or backoff(tries, cap=30))
                 tries += 1
-            await asyncio.sleep(self._interval)
+            since = time.monotonic() - self._last_change_at
+            await asyncio.sleep(self._interval * pace_of_looks((held.record for held in self._held), since))
 
     async def _changes(self) -> None:
         if not self._running():
+            self._listed.clear()
             return
         try:
             changes = await self._status_feed.changes()
         except NotPermitted as error:
             cost = "each job is asked for by itself (DescribeTrainingJob), so that its end is seen later"
             self._permissions.tell("sagemaker:ListTrainingJobs", cost=cost, error=error)
-            self._look_at_overdue(self._running().values(), _LOOK_WITHOUT_FEED * self._interval)
+            self._look_without_feed(self._running().values())
             return
         # Also those that were accepted while it looked: it may not tell of them again.
         running = self._running()
+        self._listed = {name: listed for name, listed in self._listed.items() if name in running}
         for name, summary in changes.items():
-            held = running.get(name)
-            if held is None:
+            held, looked_for = running.get(name), self._listed.get(name)
+            if held is None or not is_news(summary, held.record.facts, looked_for):
                 continue
-            known = (held.record.facts.status, held.record.facts.secondary_status)
-            if (summary.status, summary.secondary_status) != known:
-                self._start_look(held)
-        # The feed tells every change; this is for the one that a wrong clock or a lost answer has hidden.
-        self._look_at_overdue(running.values(), _LOOK_ANYWAY)
+            if summary != looked_for or held not in self._describing:
+                self._listed[name] = summary
+                self._last_change_at = time.monotonic()
+                self._want_look(held, ended=summary.status in ENDED)
+        self._look_anyway(running.values())
 
-    def _look_at_overdue(self, running: Iterable[HeldLaunch], after: float) -> None:
-        """Some of the jobs that were not looked at for `after` seconds, the longest unseen first."""
+    def _look_without_feed(self, running: Iterable[HeldLaunch]) -> None:
+        """Some of the jobs that were not looked at for a while, the longest unseen first."""
         now = time.monotonic()
-        overdue = [held for held in running if now - held.looked_at > after]
-        for held in sorted(overdue, key=lambda held: held.looked_at)[:_LOOKS_AT_ONCE]:
-            self._start_look(held)
+        overdue = [held for held in running if now - held.looked_at > _LOOK_WITHOUT_FEED * self._interval]
+        for held in sorted(overdue, key=lambda held: held.looked_at)[:_WITHOUT_FEED_AT_ONCE]:
+            self._want_look(held, ended=False)
 
     def _running(self) -> dict[str, HeldLaunch]:
         return {
             held.record.job_name: held for held in self._held if held.record.state is LaunchState.ACCEPTED
         }
 
-    def _start_look(self, held: HeldLaunch) -> None:
+    def _look_anyway(self, running: Iterable[HeldLaunch]) -> None:
+        """The feed tells every change; this is for the one that a wrong clock or a lost answer has hidden."""
+        now = time.monotonic()
+        if now - self._looked_anyway_at < _ANYWAY_EVERY:
+            return
+        oldest = min(running, key=lambda held: held.looked_at, default=None)
+        if oldest is not None and now - oldest.looked_at > _LOOK_ANYWAY:
+            self._looked_anyway_at = now
+            self._want_look(oldest, ended=False)
+
+    def _want_look(self, held: HeldLaunch, *, ended: bool) -> None:
         if held in self._describing:
             self._changed_meanwhile.add(held)
         elif not has_ended(held.record.facts):
-            self._describing.add(held)
-            self._tasks.create_task(self._look_at(held), name=f"describe {held.record.job_name}")
+            self._wanted[held] = ended or self._wanted.get(held, False)
+            self._start_looks()
+
+    def _start_looks(self) -> None:
+        """A thousand jobs may have changed while nobody looked: their ends are not to wait behind lesser news."""
+        while self._wanted and len(self._asking) < _LOOKS_AT_ONCE:
+            held = next((held for held, ended in self._wanted.items() if ended), next(iter(self._wanted)))
+            del self._wanted[held]
+            if not held.lost:
+                self._asking.add(held)
+                self._describing.add(held)
+                self._tasks.create_task(self._look_at(held), name=f"describe {held.record.job_name}")
 
     async def _look_at(self, held: HeldLaunch) -> None:
         """DescribeTrainingJob, and what follows from the answer."""
@@ -140,7 +176,12 @@ class JobWatch:
     async def _describe(self, held: HeldLaunch) -> None:
         held.looked_at = time.monotonic()
         before, name = held.record.facts, held.record.job_name
-        facts = await self._sagemaker.describe(name)
+        try:
+            facts = await self._sagemaker.describe(name)
+        finally:
+            # Also when it failed: a job that is tried again and again holds up no other.
+            self._asking.discard(held)
+            self._start_looks()
         if held.record.job_name != name:
             return  # the answer is about an earlier attempt
         if (facts.status, facts.secondary_status) == (before.status, before.secondary_status):

@@ -181,6 +181,7 @@ class Pipeline:
             request=plan.request,
             instance_type=plan.instance_type,
             instance_count=plan.instance_count,
+            priority=launch.priority,
             **self._facts.retry_rules.of(plan.instance_type, launch.retry, launch.instance_types),
             private_key=launch.api_key is not None,
             waiting_at=time.time(),

@@ -9,11 +9,11 @@ import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from worker.clients.api_key import ApiKey, KeyPlaces
 from worker.clients.aws import AwsClients, Caller, aws_clients, caller_identity
 from worker.clients.aws_role import TargetRole, with_role
-from worker.clients.docker import DockerEngine, docker_engine
 from worker.clients.wandb_api import WandbApi, wandb_api
 from worker.errors import SettingsError, Unreachable
 from worker.intake.sqs import LaunchQueue, queue_facts
@@ -34,6 +34,9 @@ from worker.tracking.offline import offline_runs
 from worker.tracking.port import Companion
 from worker.tracking.prices import Prices, parse_prices
 from worker.training.request import AccountFacts
+
+if TYPE_CHECKING:
+    from worker.clients.docker import DockerEngine
 
 _log = get_logger()
 
@@ -143,6 +146,8 @@ async def open_wandb(
 async def _open_docker(stack: contextlib.AsyncExitStack, settings: Settings) -> DockerEngine | None:
     if settings.builder == "none" or not settings.registry:
         return None
+    from worker.clients.docker import docker_engine  # noqa: PLC0415  # aiodocker is loaded where images are built
+
     try:
         return await stack.enter_async_context(docker_engine())
     except Unreachable as error:

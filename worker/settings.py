@@ -241,7 +241,10 @@ class Settings(BaseSettings):
         2.0, gt=0, description="Pause between two sweeps over the logs of all jobs."
     )
     status_interval: Seconds = Field(
-        5.0, gt=0, description="Pause between two looks at the states of all jobs."
+        5.0,
+        gt=0,
+        description="Pause between two looks at the states of all jobs: half of it while one starts or is ending, "
+        "twice when nothing has changed for five minutes.",
     )
     companion_heartbeat: Seconds = Field(
         30.0, gt=0, description="Sign of life of companion runs; its answer brings a Stop pressed in W&B."

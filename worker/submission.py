@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from traceback import format_exception
 
-from worker.aio import backoff, effect
+from worker.aio import backoff, effect, wait_for_event
 from worker.clients.api_key import ApiKey
 from worker.container_key import ContainerKey
 from worker.errors import Again, MustRestart, Never, Stage, Throttled, Unreachable, WorkerError
@@ -16,16 +16,12 @@ from worker.launch.record import Failure, LaunchState
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ops.logging import get_logger
 from worker.ops.metrics import Metrics
-from worker.submit_queue import NotAsked, SubmitQueue, waited_so_far
+from worker.submit_queue import HeartbeatLate, SubmitQueue, waited_so_far
 from worker.telling import RefusalTelling
 from worker.tracking.metric_definitions import definitions_of
 from worker.training.sagemaker import QuotaExceeded, QuotaTooSmall, SageMaker, TrainingJob
 
 _log = get_logger()
-
-
-class _HeartbeatLate(Again):
-    """Another worker may have the launch by now; the next heartbeat tells."""
 
 
 class Submission:
@@ -59,6 +55,8 @@ class Submission:
         self._looked_up: set[str] = set()
         """Launch ids that have no job, as far as each call that was made for them has had an answer."""
         self._wake = asyncio.Event()
+        self._ready = asyncio.Event()
+        """Some launch would have a turn."""
         self._on_accepted: Callable[[HeldLaunch], None]
         self._on_given_up: Callable[[HeldLaunch], None]
         held.when_lost(self._settle)
@@ -75,16 +73,28 @@ class Submission:
         `on_given_up` for each whose further attempt is not made."""
         self._on_accepted, self._on_given_up = on_accepted, on_given_up
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._take_turns(tasks), name="turns")
             while True:
                 # A worker that was frozen submits nothing that another one may have decided about meanwhile.
-                for held in self._queue.take_due(time.time()) if self._is_current() else ():
-                    tasks.create_task(self._submit(held), name=f"submit {held.record.job_name}")
+                if self._is_current():
+                    for held in self._queue.take_untold(time.time()):
+                        tasks.create_task(self._submit(held), name=f"end {held.record.job_name}")
+                    if self._queue.may_submit(time.time()):
+                        self._ready.set()
                 self._wake.clear()
-                try:
-                    async with asyncio.timeout(1.0):
-                        await self._wake.wait()
-                except TimeoutError:
-                    continue
+                await wait_for_event(self._wake, 1.0)
+
+    async def _take_turns(self, tasks: asyncio.TaskGroup) -> None:
+        """Each time that CreateTrainingJob may be called, the launch is chosen that is to be submitted then."""
+        while True:
+            await self._ready.wait()
+            await self._sagemaker.turn()
+            held = self._queue.take_next(time.time()) if self._is_current() else None
+            if held is None:
+                self._sagemaker.give_turn_back()
+                self._ready.clear()
+            else:
+                tasks.create_task(self._submit(held), name=f"submit {held.record.job_name}")
 
     async def cancel(self, held: HeldLaunch, reason: str) -> bool:
         """Submit a launch that waits no more, if that has not happened already; False: it does not wait."""
@@ -118,6 +128,7 @@ class Submission:
             await self._wait(held, error)
         finally:
             self._queue.done(held)
+            self._wake.set()
 
     async def _step(self, held: HeldLaunch) -> None:
         if held.record.failure is not None:  # adopted from a worker that could not tell it any more
@@ -146,13 +157,17 @@ class Submission:
         raise error
 
     async def _create(self, held: HeldLaunch) -> None:
-        request = await self._key.put_in(held)
         try:
-            job = await self._sagemaker.create_or_adopt(request, still=lambda: self._check(held))
+            request = await self._key.put_in(held)
+            self._check(held)
+        except Exception:
+            self._sagemaker.give_turn_back()
+            raise
+        try:
+            job = await self._sagemaker.create_or_adopt(request)
         except QuotaExceeded as error:
             # Of all quotas it may be the launch's own job, of a call without an answer, that has used it up.
-            asked = not isinstance(error, NotAsked)
-            if asked and held.launch_id not in self._looked_up and await self._accept_lost_answer(held):
+            if held.launch_id not in self._looked_up and await self._accept_lost_answer(held):
                 return
             self._queue.refused(held, error.reason, time.time())
             raise
@@ -165,7 +180,7 @@ class Submission:
     def _check(self, held: HeldLaunch) -> None:
         """Raise when CreateTrainingJob is not to be called any more, now that its turn has come."""
         if held.lost or not self._is_current():
-            raise _HeartbeatLate(
+            raise HeartbeatLate(
                 "this worker's heartbeat is late: another one may have the launch", retry_after=1
             )
         self._queue.check(held)
@@ -211,6 +226,9 @@ class Submission:
         if held.lost:
             return
         record, told = held.record, self._key.without_secrets(held, str(error))
+        if isinstance(error, Throttled) and error.retry_after is None:
+            self._queue.throttled(held)  # the rate knows: the next turn is the next try
+            return
         if isinstance(error, QuotaExceeded):
             waits = error.reason
         else:
@@ -218,21 +236,10 @@ class Submission:
                 record.tries, base=4, cap=120
             )
             held.update(tries=record.tries + 1, not_before=time.time() + pause)
-            waits = record.waits_for if isinstance(error, Throttled | _HeartbeatLate) else told
+            waits = record.waits_for if isinstance(error, Throttled | HeartbeatLate) else told
             _log.warning("submit_again", launch_id=held.launch_id, error=told, again_in=round(pause, 1))
         if waits != record.waits_for:
-            await self._tell_wait(held, waits, told)
-
-    async def _tell_wait(self, held: HeldLaunch, waits: str, told: str) -> None:
-        """Say on the queue item what the launch waits for: once, not at each try, nor by each worker."""
-        held.update(waits_for=waits)
-        _log.warning("launch_waits", launch_id=held.launch_id, reason=told)
-        try:
-            await self._held.save([held])
-        except WorkerError as error:  # at worst it is told twice
-            _log.warning("ledger_unreachable", error=str(error))
-        if not held.lost:
-            await self._refusals.warn(held.record.item_id, f"Waiting to be submitted: {told}", Stage.RUN)
+            await self._telling.tell_wait(held, waits, told)
 
     async def _accept_lost_answer(self, held: HeldLaunch) -> bool:
         """An earlier try may have made the job although its answer was lost: then it is running.

@@ -1,4 +1,8 @@
-"""Whose turn it is to be submitted: oldest first, as far as there is room, and one at a time where a quota is full."""
+"""Whose turn it is to be submitted: fair over W&B's queues, while there is room, one at a time where a quota is full.
+
+A launch is chosen when CreateTrainingJob may be called and not before: who comes later and is more urgent, or of
+another queue, does not stand behind all who came earlier.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,9 @@ from collections import Counter
 from collections.abc import Iterator
 
 from worker.aio import backoff
+from worker.errors import Again
 from worker.launch.record import LaunchRecord, LaunchState
+from worker.launch.turns import QueueKey, in_turn, queue_of
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ops.metrics import Metrics
 from worker.training.quota import WaitingLines, is_quota
@@ -16,13 +22,13 @@ from worker.training.status import has_ended
 _REASONS = ("quota", "room", "retry", "trouble", "turn")
 
 
-class NotAsked(QuotaExceeded):
-    """Another launch asks SageMaker for all that wait for the same machines."""
-
-
 def waited_so_far(record: LaunchRecord, now: float) -> float:
     """Seconds that a waiting launch has waited, in all its attempts."""
     return record.waited + now - record.waiting_at
+
+
+class HeartbeatLate(Again):
+    """Another worker may have the launch by now; the next heartbeat tells."""
 
 
 class SubmitQueue:
@@ -39,26 +45,55 @@ class SubmitQueue:
         """Kind of machine → launch id of the one that asks whether there is room again."""
         self._ruled_out: dict[str, set[str]] = {}
         """Launch id → instance types that it can never have."""
+        self._turns = 0
+        self._served: dict[QueueKey, int] = {}
+        """W&B queue → number of its last turn."""
 
-    def take_due(self, now: float) -> list[HeldLaunch]:
-        """Those whose turn has come; each is out of the queue until `done`."""
-        waiting = sorted(self._waiting(), key=lambda held: held.record.waiting_at)
+    def take_untold(self, now: float) -> list[HeldLaunch]:
+        """Those that are to become no job, whose end is to be told; each is out of the queue until `done`."""
+        found = [held for held in self._idle() if _is_to_end(held.record, now)]
+        self._submitting.update(held.launch_id for held in found)
+        return found
+
+    def may_submit(self, now: float) -> bool:
+        """Some launch would have a turn; the metrics tell what the others wait for."""
+        waiting = [held for held in self._waiting() if held.record.state is LaunchState.WAITING]
         self._observe(waiting, now)
-        idle = [held for held in waiting if held.launch_id not in self._submitting]
-        refused = [held for held in idle if held.record.state is LaunchState.REFUSED]
-        to_submit = [held for held in idle if held.record.state is LaunchState.WAITING]
-        to_submit = [held for held in to_submit if held.record.not_before <= now]
-        due = refused + [held for held in to_submit if held.record.stop_reason]
-        room = self._room()
-        for held in to_submit:
-            if held.record.stop_reason:
-                continue
-            if room > 0 and self._has_turn(held, now):
-                due.append(held)
-                room -= 1
-        self._submitting.update(held.launch_id for held in due)
         self._count(waiting, now)
-        return due
+        return self._next(now) is not None
+
+    def take_next(self, now: float) -> HeldLaunch | None:
+        """The launch whose turn it is, out of the queue until `done`; None: nobody's any more."""
+        held = self._next(now)
+        if held is None:
+            return None
+        self._submitting.add(held.launch_id)
+        kind = machine(held.record)
+        if self._lines.reason(kind) and not self._is_told(held.record, now):
+            self._asking[kind] = held.launch_id
+        if not self._lines.reason(kind) or self._asking.get(kind) == held.launch_id:
+            self._turns += 1
+            self._served[queue_of(held.record)] = self._turns
+        return held
+
+    def throttled(self, held: HeldLaunch) -> None:
+        """Its turn came to nothing, by no fault of its own: its queue has the next one."""
+        self._served.pop(queue_of(held.record), None)
+
+    def _next(self, now: float) -> HeldLaunch | None:
+        if self._room() <= 0:
+            return None
+        ready = {
+            held.launch_id: held
+            for held in self._idle()
+            if held.record.state is LaunchState.WAITING
+            and not held.record.stop_reason
+            and held.record.not_before <= now
+        }
+        for record in in_turn((held.record for held in ready.values()), self._served, now):
+            if self._has_turn(record, now):
+                return ready[record.launch_id]
+        return None
 
     def done(self, held: HeldLaunch) -> None:
         """The try is over, however it went."""
@@ -71,7 +106,7 @@ class SubmitQueue:
         """Raise `QuotaExceeded` when a try is known to be useless by now, and another launch is the one to ask."""
         kind = machine(held.record)
         if (reason := self._lines.reason(kind)) and self._asking.get(kind) != held.launch_id:
-            raise NotAsked(f"SageMaker has no room: {reason}", reason=reason)
+            raise QuotaExceeded(f"SageMaker has no room: {reason}", reason=reason)
 
     def refused(self, held: HeldLaunch, reason: str, now: float) -> None:
         """SageMaker had no room for it, or `check` said so."""
@@ -94,20 +129,22 @@ class SubmitQueue:
         for held in self._held:
             record = held.record
             waits = record.state is LaunchState.WAITING and not record.given_up
-            if waits or record.state is LaunchState.REFUSED:
+            if (waits or record.state is LaunchState.REFUSED) and not held.lost:
                 yield held
+
+    def _idle(self) -> Iterator[HeldLaunch]:
+        return (held for held in self._waiting() if held.launch_id not in self._submitting)
 
     def _observe(self, waiting: list[HeldLaunch], now: float) -> None:
         kinds = []
         for held in waiting:
-            if held.record.state is LaunchState.WAITING:
-                kinds.append(machine(held.record))
-                if is_quota(held.record.waits_for):
-                    self._lines.remember(kinds[-1], held.record.waits_for, now)
+            kinds.append(machine(held.record))
+            if is_quota(held.record.waits_for):
+                self._lines.remember(kinds[-1], held.record.waits_for, now)
         running = Counter(machine(held.record) for held in self._held if _runs(held.record))
         self._lines.observe(running, kinds, now)
         # Who is refused while it asks may have to tell that for hours; the others ask meanwhile.
-        asking = {held.launch_id for held in waiting if held.record.state is LaunchState.WAITING}
+        asking = {held.launch_id for held in waiting}
         self._asking = {kind: who for kind, who in self._asking.items() if who in asking}
 
     def _room(self) -> float:
@@ -120,30 +157,32 @@ class SubmitQueue:
         becomes_one = held.record.state is LaunchState.WAITING and held.launch_id in self._submitting
         return becomes_one or _runs(held.record)
 
-    def _has_turn(self, held: HeldLaunch, now: float) -> bool:
-        """In a line only the oldest asks; others get a turn to be told what they wait for, or to give up waiting."""
-        kind, record = machine(held.record), held.record
-        reason = self._lines.reason(kind)
-        if not reason or record.waits_for != reason or waited_so_far(record, now) > self._max_wait:
+    def _has_turn(self, record: LaunchRecord, now: float) -> bool:
+        """In a line only the first asks; others get a turn to be told what they wait for, or to give up waiting."""
+        kind = machine(record)
+        if not self._lines.reason(kind) or self._is_told(record, now):
             return True
-        if kind in self._asking or not self._lines.may_ask(kind, now):
-            return False
-        self._asking[kind] = held.launch_id
-        return True
+        return kind not in self._asking and self._lines.may_ask(kind, now)
+
+    def _is_told(self, record: LaunchRecord, now: float) -> bool:
+        """In its line there is something to tell about it, for which SageMaker is not asked."""
+        return (
+            record.waits_for != self._lines.reason(machine(record))
+            or waited_so_far(record, now) > self._max_wait
+        )
 
     def _count(self, waiting: list[HeldLaunch], now: float) -> None:
-        found = Counter(
-            self._reason(held, now) for held in waiting if held.record.state is LaunchState.WAITING
-        )
+        has_room = self._room() > 0
+        found = Counter(self._reason(held, now, has_room) for held in waiting)
         for reason in _REASONS:
             self._metrics.waiting.labels(reason).set(found[reason])
 
-    def _reason(self, held: HeldLaunch, now: float) -> str:
+    def _reason(self, held: HeldLaunch, now: float, has_room: bool) -> str:
         if self._lines.reason(machine(held.record)):
             return "quota"
         if held.record.not_before > now:
             return "trouble" if held.record.tries else "retry"
-        return "turn" if held.launch_id in self._submitting else "room"
+        return "turn" if has_room or held.launch_id in self._submitting else "room"
 
 
 def machine(record: LaunchRecord) -> str:
@@ -154,3 +193,8 @@ def machine(record: LaunchRecord) -> str:
 
 def _runs(record: LaunchRecord) -> bool:
     return record.state is LaunchState.ACCEPTED and not has_ended(record.facts)
+
+
+def _is_to_end(record: LaunchRecord, now: float) -> bool:
+    stopped = bool(record.stop_reason) and record.not_before <= now
+    return record.state is LaunchState.REFUSED or stopped

@@ -39,17 +39,7 @@ def supervisor_of(parts: Opened, held: HeldLaunches, adoption: Adoption, refusal
         running=lambda: (launch.record for launch in held),
         is_current=lambda: adoption.is_current,
     )
-    submission = Submission(
-        held=held,
-        sagemaker=sagemaker,
-        refusals=refusals,
-        metrics=parts.metrics,
-        api_key=parts.api_key,
-        hand_over_key=settings.container_api_key == "environment",
-        max_jobs=settings.max_jobs,
-        max_wait=settings.max_wait,
-        is_current=lambda: adoption.is_current,
-    )
+    submission = _submission(parts, held, adoption, refusals, sagemaker)
     return Supervisor(
         persistence=persistence,
         held=held,
@@ -90,12 +80,31 @@ def supervisor_of(parts: Opened, held: HeldLaunches, adoption: Adoption, refusal
     )
 
 
+def _submission(
+    parts: Opened, held: HeldLaunches, adoption: Adoption, refusals: Refusals, sagemaker: SageMaker
+) -> Submission:
+    settings = parts.settings
+    return Submission(
+        held=held,
+        sagemaker=sagemaker,
+        refusals=refusals,
+        metrics=parts.metrics,
+        api_key=parts.api_key,
+        hand_over_key=settings.container_api_key == "environment",
+        max_jobs=settings.max_jobs,
+        max_wait=settings.max_wait,
+        is_current=lambda: adoption.is_current,
+    )
+
+
 def _job_watch(parts: Opened, held: HeldLaunches, sagemaker: SageMaker, persistence: Persistence) -> JobWatch:
     return JobWatch(
         held=held,
         sagemaker=sagemaker,
         # An hour back: AWS's clock need not agree with ours.
-        status_feed=StatusFeed(parts.aws.sagemaker, parts.rates, since=parts.aws.clock.now() - 3600),
+        status_feed=StatusFeed(
+            parts.aws.sagemaker, parts.rates, since=parts.aws.clock.now() - 3600, now=parts.aws.clock.now
+        ),
         interval=parts.settings.status_interval,
         persistence=persistence,
     )

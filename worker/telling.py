@@ -1,4 +1,4 @@
-"""A launch of leg 2 that is refused: decided in the ledger, told to everybody, then let go."""
+"""What is told about a launch that waits or is refused; a refusal is decided in the ledger, told, then let go."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from worker.aio import backoff, effect
+from worker.errors import Stage, WorkerError
 from worker.intake.refusal import Refusals
 from worker.launch.record import Failure, LaunchState
 from worker.ledger.held import HeldLaunch, HeldLaunches
@@ -17,7 +18,7 @@ _log = get_logger()
 
 
 class RefusalTelling:
-    """Refuses held launches; a refusal stays open until everybody knows of it."""
+    """Refuses held launches, a refusal stays open until everybody knows of it; and tells what they wait for."""
 
     def __init__(self, held: HeldLaunches, refusals: Refusals) -> None:
         self._held = held
@@ -56,3 +57,14 @@ class RefusalTelling:
                 await asyncio.sleep(backoff(tries, cap=60))
                 tries += 1
         self._held.drop(held)
+
+    async def tell_wait(self, held: HeldLaunch, waits: str, told: str) -> None:
+        """Say on the queue item what the launch waits for: once, not at each try, nor by each worker."""
+        held.update(waits_for=waits)
+        _log.warning("launch_waits", launch_id=held.launch_id, reason=told)
+        try:
+            await self._held.save([held])
+        except WorkerError as error:  # at worst it is told twice
+            _log.warning("ledger_unreachable", error=str(error))
+        if not held.lost:
+            await self._refusals.warn(held.record.item_id, f"Waiting to be submitted: {told}", Stage.RUN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -120,7 +121,7 @@ async def describe_training_job(field: Field) -> None:
 
 
 async def list_training_jobs(field: Field) -> None:
-    await StatusFeed(field.aws.sagemaker, quick_rates(), since=0).changes()
+    await StatusFeed(field.aws.sagemaker, quick_rates(), since=0, now=time.time).changes()
 
 
 async def list_tags(field: Field) -> None:
@@ -243,6 +244,10 @@ async def _key(source: str) -> None:
     assert await place.read() == "a" * 40
 
 
+async def list_all_launches(field: Field) -> None:
+    await field.ledger.records(over=True)
+
+
 PROBES: Mapping[str, Callable[[Field], Awaitable[None]]] = {
     "sqs:GetQueueAttributes": read_queue_attributes,
     "sqs:GetQueueUrl": find_dead_letter_queue,
@@ -264,6 +269,7 @@ PROBES: Mapping[str, Callable[[Field], Awaitable[None]]] = {
     "dynamodb:UpdateItem": claim,
     "dynamodb:DeleteItem": forget_worker,
     "dynamodb:Query": find_launches,
+    "dynamodb:Scan": list_all_launches,
     "s3:GetObject": fetch_source,
     "ecr:GetAuthorizationToken": log_in_to_ecr,
     "ecr:BatchGetImage": find_image,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from worker.launch.record import JobFacts
@@ -26,14 +26,18 @@ class FakeSageMaker(SageMaker):
         """Job name → what `description` answers; by default what was asked of CreateTrainingJob."""
         self.description_errors: list[Exception] = []
         self.stopped: list[str] = []
+        self.turns_given_back = 0
         self.answering = asyncio.Event()
         """Cleared: CreateTrainingJob gives no answer."""
         self.answering.set()
 
-    async def create_or_adopt(
-        self, request: Mapping[str, Any], *, still: Callable[[], None] = lambda: None
-    ) -> TrainingJob:
-        still()
+    async def turn(self) -> None:
+        await asyncio.sleep(0)
+
+    def give_turn_back(self) -> None:
+        self.turns_given_back += 1
+
+    async def create_or_adopt(self, request: Mapping[str, Any]) -> TrainingJob:
         self.requests.append(request)
         await self.answering.wait()
         await self._turn()

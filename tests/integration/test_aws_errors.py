@@ -61,7 +61,7 @@ METHODS: dict[str, Method] = {
     "describe": lambda aws: SageMaker(aws.sagemaker, quick_rates()).describe("job"),
     "stop": lambda aws: SageMaker(aws.sagemaker, quick_rates()).stop("job"),
     "existing": lambda aws: SageMaker(aws.sagemaker, quick_rates()).existing(request_of(launch_message())),
-    "changes": lambda aws: StatusFeed(aws.sagemaker, quick_rates(), since=0).changes(),
+    "changes": lambda aws: StatusFeed(aws.sagemaker, quick_rates(), since=0, now=lambda: 0.0).changes(),
     "streams": lambda aws: LogFeed(aws.logs, quick_rates(), Metrics()).streams("job"),
     "sweep": lambda aws: LogFeed(aws.logs, quick_rates(), Metrics()).sweep({"s": NOTHING_TAKEN}),
     "pages": pages,

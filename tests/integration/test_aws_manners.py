@@ -265,7 +265,7 @@ async def test_an_adopted_jobs_end_is_seen_though_its_submitter_had_a_clock_an_h
         return {"TrainingJobSummaries": []}
 
     aws_server.answers["ListTrainingJobs"] = answer
-    feed = StatusFeed(aws.sagemaker, quick_rates(), since=NOW)
+    feed = StatusFeed(aws.sagemaker, quick_rates(), since=NOW, now=lambda: NOW)
     accepted_at = NOW - 7200 + 3600  # really two hours ago
     feed.look_back_to(accepted_at - 600)
     await feed.changes()

@@ -182,17 +182,13 @@ async def test_a_quota_below_the_request_is_told_from_one_that_is_used_up(
     assert waits.value.reason == "quota 'ml.g5.xlarge for training job usage' of 1 is used up"
 
 
-async def test_a_try_that_has_become_useless_uses_nothing_up(aws: AwsClients, aws_server: AwsServer) -> None:
+async def test_a_turn_that_is_not_used_is_the_next_ones(aws: AwsClients) -> None:
     rates = quick_rates()
     sagemaker = SageMaker(aws.sagemaker, rates)
-
-    def useless() -> None:
-        raise QuotaExceeded("no room")
-
     before = rates["CreateTrainingJob"]._tokens
-    with pytest.raises(QuotaExceeded):
-        await sagemaker.create_or_adopt(REQUEST, still=useless)
-    assert aws_server.requests("CreateTrainingJob") == []
+    await sagemaker.turn()
+    assert rates["CreateTrainingJob"]._tokens < before
+    sagemaker.give_turn_back()
     assert rates["CreateTrainingJob"]._tokens >= before
 
 

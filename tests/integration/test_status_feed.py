@@ -9,7 +9,8 @@ import pytest
 from tests.fakes.aws_server import AwsError, AwsServer, quick_rates
 from worker.clients.aws import AwsClients
 from worker.errors import Throttled
-from worker.training.status_feed import StatusFeed, Summary
+from worker.training.status_feed import StatusFeed
+from worker.training.status_news import Summary
 
 T = 1_700_000_000.0
 
@@ -43,9 +44,24 @@ def asked_since(server: AwsServer) -> list[float]:
     return [request["LastModifiedTimeAfter"] for request in server.requests("ListTrainingJobs")]
 
 
+class Clock:
+    """AWS's time; long ago, so that only what SageMaker tells moves the feed, until a test sets it."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def now(self) -> float:
+        return self.time
+
+
 @pytest.fixture
-def feed(aws: AwsClients) -> StatusFeed:
-    return StatusFeed(aws.sagemaker, quick_rates(), since=T)
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def feed(aws: AwsClients, clock: Clock) -> StatusFeed:
+    return StatusFeed(aws.sagemaker, quick_rates(), since=T, now=clock.now)
 
 
 async def test_every_page_is_read_also_behind_an_empty_one(feed: StatusFeed, aws_server: AwsServer) -> None:
@@ -111,3 +127,20 @@ async def test_a_failed_look_is_repeated_from_where_it_began(
         await feed.changes()
     assert set(await feed.changes()) == {"a", "b"}
     assert asked_since(aws_server)[-1] == T - 3600 - 1005
+
+
+async def test_a_thousand_jobs_that_changed_in_one_second_are_listed_whole_and_not_for_ever(
+    feed: StatusFeed, aws_server: AwsServer, clock: Clock
+) -> None:
+    clock.time = T + 1
+    names = [f"job-{number}" for number in range(1000)]
+    Jobs(aws_server, *([summary(name, T) for name in names[n : n + 100]] for n in range(0, 1000, 100)))
+    assert set(await feed.changes()) == set(names)
+    clock.time = T + 20
+    await feed.changes()
+    clock.time = T + 100
+    await feed.changes()
+    await feed.changes()
+    asked = asked_since(aws_server)[::10]
+    assert asked[:2] == [T - 5, T - 5], "lists lag: for half a minute it may be told late"
+    assert asked[-1] == T + 65, "then it is not read again, although nothing newer has come"

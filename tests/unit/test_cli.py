@@ -90,6 +90,17 @@ def test_validate_needs_no_environment_and_loads_no_sdk(elsewhere: Path) -> None
     assert done.stderr.strip() == "[]"
 
 
+def test_the_worker_loads_no_more_than_it_needs_to_start() -> None:
+    """wandb and moto take seconds; docker's library is loaded where images are built."""
+    program = (
+        "import sys\n"
+        "import worker.cli, worker.app\n"
+        "print(sorted({'wandb', 'moto', 'aiodocker'} & sys.modules.keys()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_validate_prints_the_request_from_a_file_or_standard_input(elsewhere: Path) -> None:
     from_file = invoke("validate", written(elsewhere, message()))
     from_stdin = invoke("validate", "-", stdin=json.dumps(message()))

@@ -38,7 +38,8 @@ from worker.persistence import GIVE_UP_AFTER, Persistence
 from worker.retrying import Retrying
 from worker.submission import Submission
 from worker.supervisor import Supervisor
-from worker.training.status_feed import StatusFeed, Summary
+from worker.training.status_feed import StatusFeed
+from worker.training.status_news import Summary
 
 STREAM = "job-1/algo-1-17"
 COMPLETED = JobFacts("Completed", "Completed", billable_seconds=30)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pytest
@@ -194,7 +194,6 @@ async def test_a_slow_answer_for_one_launch_holds_up_no_other() -> None:
     "error",
     [
         QuotaExceeded("no room"),
-        Throttled("slow"),
         Unreachable("no answer"),
         AwsDenied("expired"),
         KeyError("defect"),
@@ -210,6 +209,51 @@ async def test_trouble_that_may_pass_is_waited_out(error: Exception) -> None:
     assert asyncio.get_running_loop().time() > 300, "with growing pauses"
     assert bench.submits("again") == 12
     assert bench.queue.copied == []
+
+
+async def test_a_throttled_launch_is_tried_again_as_soon_as_the_rate_lets_it() -> None:
+    bench = Bench()
+    bench.sagemaker.errors = [Throttled("slow")] * 12
+    async with bench.running():
+        await bench.add(new("launch-1", waiting_at=NOW - 1, queue="a"))
+        await (await bench.add(new("launch-2", queue="b")))[1]
+        await asyncio.sleep(0.1)
+    assert asyncio.get_running_loop().time() < 1
+    assert bench.accepted == ["launch-1", "launch-2"]
+    assert (bench.submits("again"), bench.items.warned) == (12, [])
+
+
+class Slow(FakeSageMaker):
+    """One job a second."""
+
+    async def turn(self) -> None:
+        await asyncio.sleep(1)
+
+
+async def test_one_teams_burst_does_not_starve_another_team() -> None:
+    bench = Bench()
+    bench.submission._sagemaker = bench.sagemaker = Slow()
+    for number in range(500):
+        await bench.add(new(f"launch-{number}", waiting_at=NOW - 500 + number, queue="busy"))
+    async with bench.running():
+        await asyncio.sleep(10)
+        single, settled = await bench.add(new("launch-single", waiting_at=NOW + 10, queue="quiet"))
+        await settled
+        assert asyncio.get_running_loop().time() < 13
+        assert single.record.state is LaunchState.ACCEPTED
+        assert len(bench.accepted) >= 10
+
+
+async def test_an_urgent_launch_overtakes_those_of_its_queue_that_wait_already() -> None:
+    bench = Bench(max_jobs=3)
+    bench.submission._sagemaker = bench.sagemaker = Slow()
+    for number in range(9):
+        await bench.add(new(f"launch-{number}", waiting_at=NOW - 9 + number))
+    async with bench.running():
+        await asyncio.sleep(1.5)
+        await bench.add(new("launch-critical", waiting_at=NOW + 1.5, priority=0))
+        await asyncio.sleep(30)
+    assert bench.accepted == ["launch-0", "launch-critical", "launch-1"], "with room for three"
 
 
 async def test_waiting_is_shown_on_the_queue_item_but_throttling_is_not() -> None:
@@ -612,18 +656,16 @@ class Account(FakeSageMaker):
     def __init__(self, room: int) -> None:
         super().__init__()
         self.room = room
-        self.pace = asyncio.Lock()
         self.asked: list[tuple[float, str]] = []
 
-    async def create_or_adopt(
-        self, request: Mapping[str, Any], *, still: Callable[[], None] = lambda: None
-    ) -> TrainingJob:
-        async with self.pace:
+    async def turn(self) -> None:
+        if self.turns_given_back:
+            self.turns_given_back -= 1
+            await asyncio.sleep(0)
+        else:
             await asyncio.sleep(1)  # the account's rate: one call a second
-            still()
-            return await self._answer(request)
 
-    async def _answer(self, request: Mapping[str, Any]) -> TrainingJob:
+    async def create_or_adopt(self, request: Mapping[str, Any]) -> TrainingJob:
         self.asked.append((asyncio.get_running_loop().time(), request["TrainingJobName"]))
         if len([facts for facts in self.jobs.values() if facts.status == "InProgress"]) >= self.room:
             raise QuotaExceeded("no room", quota=QUOTA)

@@ -38,7 +38,8 @@ from worker.retrying import Retrying
 from worker.submission import Submission
 from worker.supervisor import Supervisor
 from worker.training.sagemaker import SageMaker
-from worker.training.status_feed import StatusFeed, Summary
+from worker.training.status_feed import StatusFeed
+from worker.training.status_news import Summary
 
 TICK = 0.005
 STARTING = JobFacts("InProgress", "Starting")
@@ -332,18 +333,49 @@ async def test_a_job_that_the_feed_is_silent_about_for_ten_minutes_is_looked_at(
     assert bench.sagemaker.described == ["job-1"]
 
 
-async def test_overdue_looks_are_few_at_once() -> None:
+async def test_overdue_looks_are_made_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench()
     for number in range(12):
         (await bench.hold(unlogged(f"launch-{number}"))).looked_at = time.monotonic() - 601
-    bench.sagemaker.may_answer.clear()
     async with bench.running():
         await until(lambda: bench.sagemaker.described)
-        assert len(bench.sagemaker.described) == 5
-        bench.sagemaker.may_answer.set()
+        looks = bench.feed.looks
+        await until(lambda: bench.feed.looks >= looks + 5)
+        assert len(bench.sagemaker.described) == 1
+        monkeypatch.setattr("worker.job_watch._ANYWAY_EVERY", 0.0)
         await until(lambda: len(bench.sagemaker.described) == 12)
         await asyncio.sleep(RESTING)
     assert len(set(bench.sagemaker.described)) == len(bench.sagemaker.described) == 12
+
+
+async def test_of_many_changes_at_once_the_ends_are_looked_at_first() -> None:
+    bench = Bench()
+    for number in range(60):
+        await bench.hold(unlogged(f"launch-{number}", facts=STARTING))
+        bench.now(f"job-{number}", COMPLETED if number >= 50 else TRAINING)
+    bench.sagemaker.may_answer.clear()
+    async with bench.running():
+        await until(lambda: len(bench.sagemaker.described) == 20)
+        await asyncio.sleep(RESTING)
+        assert len(bench.sagemaker.described) == 20, "the others wait without a task of their own"
+        bench.sagemaker.may_answer.set()
+        await until(lambda: len(bench.sagemaker.described) == 60)
+    assert {f"job-{number}" for number in range(50, 60)} <= set(bench.sagemaker.described[:30])
+
+
+async def test_a_change_that_is_listed_again_while_it_is_looked_at_is_one_change() -> None:
+    bench = Bench()
+    await bench.hold(unlogged(facts=STARTING))
+    bench.sagemaker.may_answer.clear()
+    async with bench.running():
+        bench.now("job-1", COMPLETED)
+        await until(lambda: bench.sagemaker.described)
+        looks = bench.feed.looks
+        await until(lambda: bench.feed.looks >= looks + 3)
+        bench.sagemaker.may_answer.set()
+        await bench.finished()
+        await asyncio.sleep(RESTING)
+    assert bench.sagemaker.described == ["job-1"]
 
 
 @pytest.mark.parametrize("known", [TRAINING, COMPLETED], ids=lambda facts: str(facts.status))
@@ -390,8 +422,10 @@ async def test_the_end_is_told_and_written_once_however_often_it_is_seen() -> No
     bench.sagemaker.may_answer.clear()
     async with bench.running():
         bench.now("job-1", COMPLETED)
+        await until(lambda: bench.sagemaker.described)
+        bench.now("job-1", COMPLETED)
         looks = bench.feed.looks
-        await until(lambda: bench.sagemaker.described and bench.feed.looks >= looks + 3)
+        await until(lambda: bench.feed.looks >= looks + 3)
         bench.sagemaker.may_answer.set()  # the change that was seen meanwhile is the same end
         await bench.finished()
         await asyncio.sleep(RESTING)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from worker.clients.docker import DockerEngine
 from worker.clients.docker_errors import ImageUnknown, RegistryAuthFailed
 from worker.clients.docker_types import ImageFacts, RegistryAuth
 from worker.errors import Again, Never, Stage, WorkerError
 from worker.images.reference import ImageReference, parse_reference
 from worker.ops.logging import get_logger
+
+if TYPE_CHECKING:
+    from worker.clients.docker import DockerEngine
 
 _FRESH = 300.0
 """Seconds for which an answer holds: a hundred launches from one base ask its registry once (Docker Hub counts)."""

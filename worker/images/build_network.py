@@ -24,9 +24,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from worker.clients.docker import DockerEngine
 from worker.errors import Again, SettingsError, Unreachable
+
+if TYPE_CHECKING:
+    from worker.clients.docker import DockerEngine
 
 NETWORK = "launch-worker-build"
 INTERFACE = "launch-build0"

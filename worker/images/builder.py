@@ -10,14 +10,16 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from worker.clients.docker import DockerEngine
 from worker.clients.docker_errors import BuildFailed, DiskFull
 from worker.clients.docker_types import RegistryAuth
 from worker.errors import Again, Never, Stage
 from worker.images.bases import AuthFor, BaseImages
 from worker.images.build_network import LABEL, BuildNetwork
+
+if TYPE_CHECKING:
+    from worker.clients.docker import DockerEngine
 
 _KEEP = 3600.0
 """Seconds that a built image stays on the daemon at least: its push must not lose it."""

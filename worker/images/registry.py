@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypedDict
 
 from worker.clients.aws import AwsRefused, call, ecr_client, ecr_regions
-from worker.clients.docker import DockerEngine
 from worker.clients.docker_errors import RegistryAuthFailed, RepositoryUnknown, TagExists
 from worker.clients.docker_types import RegistryAuth
 from worker.errors import Again, Never, SettingsError, Stage, Unreachable
@@ -21,6 +20,8 @@ from worker.launch.redaction import KnownSecrets
 if TYPE_CHECKING:
     from types_aiobotocore_ecr import ECRClient
     from types_aiobotocore_ecr.type_defs import ImageIdentifierTypeDef
+
+    from worker.clients.docker import DockerEngine
 
 _MEDIA_TYPES = (
     "application/vnd.docker.distribution.manifest.v2+json",

@@ -132,6 +132,8 @@ class LaunchRecord:
     """The attempt whose facts the companion's config has; 0: none yet, or it is not in the ledger."""
     alerted: tuple[str, ...] = ()
     """Kinds of alerts (`LAUNCH_ALERTS`) that were sent."""
+    priority: int = 2
+    """0 (critical) to 3 (low), within its queue."""
     retries: Mapping[str, int] = field(default_factory=dict)
     """Kind of end (`RetryKind`) → further attempts that it may have."""
     instance_types: tuple[str, ...] = ()

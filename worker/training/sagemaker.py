@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -74,27 +74,26 @@ class SageMaker:
         self._client = client
         self._rates = rates
 
-    async def create_or_adopt(
-        self, request: Mapping[str, Any], *, still: Callable[[], None] = lambda: None
-    ) -> TrainingJob:
-        """CreateTrainingJob; a job of that name that carries our LAUNCH_ID is the job we wanted.
+    async def turn(self) -> None:
+        """Wait until CreateTrainingJob may be called once: `create_or_adopt` does, or `give_turn_back`."""
+        await self._rates["CreateTrainingJob"].acquire()
 
-        `still` is asked when its turn has come, and raises if the call is not to be made any more. Raises `Never` when
-        the name belongs to somebody else, the request is refused or the quota is smaller than it (`QuotaTooSmall`),
-        `QuotaExceeded` when the account has no room, and other `Again` when it is worth another try."""
-        rate = self._rates["CreateTrainingJob"]
-        await rate.acquire()
-        try:
-            still()
-        except Exception:
-            rate.give_back()
-            raise
+    def give_turn_back(self) -> None:
+        """The call that `turn` allowed is not made after all."""
+        self._rates["CreateTrainingJob"].give_back()
+
+    async def create_or_adopt(self, request: Mapping[str, Any]) -> TrainingJob:
+        """CreateTrainingJob, once `turn` allowed it; a job of that name with our LAUNCH_ID is the job we wanted.
+
+        Raises `Never` when the name belongs to somebody else, the request is refused or the quota is smaller than it
+        (`QuotaTooSmall`), `QuotaExceeded` when the account has no room, and other `Again` when it is worth another try.
+        """
         try:
             with effect("create_training_job"):
                 answer = await call(
                     "CreateTrainingJob",
                     lambda: self._client.create_training_job(**request),
-                    rate,
+                    self._rates["CreateTrainingJob"],
                     acquired=True,
                 )
         except AwsRefused as error:

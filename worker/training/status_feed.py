@@ -8,13 +8,13 @@ a change, and their filters are applied after paging, so every page is read (Sag
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from worker.clients.aws import call
 from worker.errors import WorkerError
+from worker.training.status_news import Summary
 
 if TYPE_CHECKING:
     from types_aiobotocore_sagemaker import SageMakerClient
@@ -23,29 +23,23 @@ if TYPE_CHECKING:
 
 _OVERLAP = 5.0
 """Seconds looked back behind the newest change seen (DESIGN: at least 2)."""
+_LISTS_LAG = 30.0
+"""Seconds by AWS's clock after which a change is in every list; a look does not go further back for it."""
 _CLOCKS_APART = 3600.0
 """Seconds by which the clock of the worker that noted a time may be ahead of SageMaker's."""
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """A job's state as ListTrainingJobs tells it."""
-
-    name: str
-    status: str
-    secondary_status: str
-    modified_at: float
-    """Epoch seconds."""
 
 
 class StatusFeed:
     """Sees which jobs changed; remembers only up to when it has looked."""
 
-    def __init__(self, sagemaker: SageMakerClient, rates: Rates, *, since: float) -> None:
-        """`since`: epoch seconds from which to look; well before now, for AWS's clock is not ours. From then on
-        only times that SageMaker itself has told move it."""
+    def __init__(
+        self, sagemaker: SageMakerClient, rates: Rates, *, since: float, now: Callable[[], float]
+    ) -> None:
+        """`since`: epoch seconds from which to look; well before now, for AWS's clock is not ours. From then on it is
+        moved by times that SageMaker has told, and by `now`, which is AWS's clock as well."""
         self._sagemaker = sagemaker
         self._rate = rates["ListTrainingJobs"]
+        self._now = now
         self._seen_until = since
         self._look_back = math.inf
 
@@ -69,7 +63,8 @@ class StatusFeed:
             raise
 
     async def _look(self, since: float) -> Mapping[str, Summary]:
-        newest = self._seen_until
+        # A thousand jobs that changed in one second are ten pages: not for as long as nothing newer comes.
+        newest = max(self._seen_until, self._now() - _LISTS_LAG)
         after = datetime.fromtimestamp(max(0.0, since - _OVERLAP), UTC)
         request: dict[str, Any] = {"LastModifiedTimeAfter": after, "MaxResults": 100}
         found: dict[str, Summary] = {}
