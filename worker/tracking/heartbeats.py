@@ -66,7 +66,7 @@ class CompanionHeartbeats:
             for record in self._running()
             if record.state is LaunchState.ACCEPTED or record.is_between_attempts
         }
-        running = [alive[due] for due in turns.due(alive, time.monotonic())]
+        running = [alive[due] for due in turns.due(alive, asyncio.get_running_loop().time())]
         for start in range(0, len(running), _AT_ONCE):
             async with asyncio.TaskGroup() as tasks:
                 for record in running[start : start + _AT_ONCE]:

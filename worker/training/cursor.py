@@ -255,15 +255,8 @@ def assign(
         taken.add(hashes)
         sketch = taken.text
     stored = _within_marks({**state.positions, **positions})
-    following = replace(
-        state,
-        next_line=state.next_line + len(lines),
-        positions=stored,
-        batch=batch,
-        acknowledged=False,
-        sketch=sketch,
-    )
-    return following, lines
+    following = replace(state, next_line=state.next_line + len(lines), positions=stored, batch=batch)
+    return replace(following, acknowledged=False, sketch=sketch), lines
 
 
 def _within_marks(positions: Mapping[str, StreamPosition]) -> Mapping[str, StreamPosition]:
