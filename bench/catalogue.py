@@ -10,7 +10,7 @@ from bench.scenarios.agent import agent
 from bench.scenarios.burst import burst
 from bench.scenarios.running import printing, quiet
 from bench.scenarios.storm import storm
-from bench.scenarios.throughput import loud_job, throughput
+from bench.scenarios.throughput import live, loud_job, throughput
 from bench.stage import Stage
 
 Run = Callable[[Stage], Awaitable[Sequence[Measurement]]]
@@ -34,8 +34,11 @@ async def _loud(stage: Stage, seconds: float) -> list[Measurement]:
     return [await loud_job(stage, per_second=5000, seconds=seconds)]
 
 
-async def _throughput(stage: Stage, lines: int) -> list[Measurement]:
-    return [await throughput(stage, jobs=100, lines=lines)]
+async def _throughput(stage: Stage, lines: int, seconds: float) -> list[Measurement]:
+    return [
+        await throughput(stage, jobs=100, lines=lines),
+        await live(stage, jobs=100, per_second=20_000, seconds=seconds),
+    ]
 
 
 SCENARIOS = (
@@ -65,9 +68,9 @@ SCENARIOS = (
     ),
     Scenario(
         "throughput",
-        "lines through one worker, spread over 100 jobs",
-        full=lambda stage: _throughput(stage, 10_000),
-        short=lambda stage: _throughput(stage, 1_000),
+        "lines through one worker, spread over 100 jobs: waiting, and 20,000/s live",
+        full=lambda stage: _throughput(stage, 10_000, 20),
+        short=lambda stage: _throughput(stage, 1_000, 5),
     ),
     Scenario(
         "crowd",

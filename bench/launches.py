@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from worker.launch.log_state import LogState, StreamPosition
 from worker.launch.record import JobFacts, LaunchRecord, LaunchState, RunRef
 from worker.ledger.sqlite import open_sqlite_ledger
 
 ENTITY = "acme"
 PROJECT = "bench"
 QUEUE = "bench"
+_NOTHING_TAKEN = StreamPosition(timestamp=-1, ingested=-1, ties=0)
 IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/train:1"
 
 
@@ -61,8 +63,9 @@ def ages(jobs: Sequence[str]) -> dict[str, float]:
     return {name: 600.0 + number for number, name in enumerate(jobs)}
 
 
-async def seed_ledger(path: Path, jobs: Sequence[str]) -> None:
-    """A ledger of running jobs with such ages, left by a worker that has released them all since."""
+async def seed_ledger(path: Path, jobs: Sequence[str], streams: Mapping[str, str] | None = None) -> None:
+    """A ledger of running jobs with such ages, left by a worker that has released them all since. `streams`: job → the
+    log stream that it had found, and taken nothing of."""
     now = time.time()
     async with open_sqlite_ledger(path) as ledger:
         for name, age in ages(jobs).items():
@@ -81,6 +84,7 @@ async def seed_ledger(path: Path, jobs: Sequence[str]) -> None:
                     job_name=name,
                     job_arn=f"arn:aws:sagemaker:us-east-1:123456789012:training-job/{name}",
                     instance_type="ml.m5.large",
+                    log=LogState(positions={streams[name]: _NOTHING_TAKEN} if streams else {}),
                     created_at=began,
                     waiting_at=began,
                     accepted_at=began,

@@ -104,6 +104,15 @@ class Program:
             ended.set()
             thread.join()
 
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It does nothing meanwhile."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
     async def end(self, number: signal.Signals = signal.SIGTERM, patience: float = 30.0) -> float:
         """End it; returns the seconds it took. It is killed when it takes longer than `patience`."""
         began = time.monotonic()

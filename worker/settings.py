@@ -238,7 +238,9 @@ class Settings(BaseSettings):
         "without the rest of its log, and says so.",
     )
     log_interval: Seconds = Field(
-        2.0, gt=0, description="Pause between two sweeps over the logs of all jobs."
+        2.0,
+        gt=0,
+        description="How often a log that has news is read; silent ones up to three times less often.",
     )
     status_interval: Seconds = Field(
         5.0,

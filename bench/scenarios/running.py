@@ -51,7 +51,7 @@ async def _running_jobs(stage: Stage, count: int) -> Path:
     jobs = names(f"run{count}", count)
     await stage.control("jobs", ages=ages(jobs))
     ledger = stage.folder / f"running-{count}.db"
-    await seed_ledger(ledger, jobs)
+    await seed_ledger(ledger, jobs, await stage.control("streams"))
     return ledger
 
 

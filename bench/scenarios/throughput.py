@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import AsyncIterator
 
 from bench.launches import ages, names, seed_ledger
 from bench.measurement import WORKER, Measurement, Target
 from bench.scenarios.windows import caught_up, measurement_of, window, with_end
-from bench.stage import Stage
+from bench.stage import Stage, Worker
+
+_QUOTA = "FilterLogEvents 25/s, as in us-east-1: at 5/s the quota would be the limit"
 
 
 async def loud_job(stage: Stage, *, per_second: float, seconds: float) -> Measurement:
@@ -39,16 +43,11 @@ async def loud_job(stage: Stage, *, per_second: float, seconds: float) -> Measur
 
 
 async def throughput(stage: Stage, *, jobs: int, lines: int) -> Measurement:
-    """Lines that wait in CloudWatch already: how fast one worker brings them over."""
-    await stage.fresh(FilterLogEvents=25.0)
-    await stage.control("jobs", ages=ages(names("flood", jobs)))
-    ledger = stage.folder / "flood.db"
-    await seed_ledger(ledger, names("flood", jobs))
-    settings = {"LAUNCH_RATE_FILTER_LOG_EVENTS": "25"}
-    async with stage.worker(ledger, settings) as worker:
-        await caught_up(stage)
-        await stage.control("print", per_second=lines / 2.0, most=lines)
-        await asyncio.sleep(3.5)  # until it all is there
+    """Lines that wait in CloudWatch already: how fast one worker brings them over. It is frozen while they come in."""
+    async with _many_jobs(stage, jobs) as worker:
+        with worker.program.frozen():
+            await stage.control("print", per_second=lines / 2.0, most=lines)
+            await asyncio.sleep(4.5)  # until it all is there
         await stage.control("window")
         worker.program.begin_window()
         began = time.monotonic()
@@ -67,5 +66,41 @@ async def throughput(stage: Stage, *, jobs: int, lines: int) -> Measurement:
         target=Target("≥ 20,000/s, 0 lost, 0 doubled", rate >= 20_000 and not lost),
         lost=lost,
         numbers={"lines_per_second": rate},
-        notes=("FilterLogEvents 25/s, as in us-east-1: at 5/s the quota would be the limit",),
+        notes=(_QUOTA,),
     )
+
+
+async def live(stage: Stage, *, jobs: int, per_second: float, seconds: float) -> Measurement:
+    """As many lines while they are printed: whether the worker keeps up, and how late they come."""
+    async with _many_jobs(stage, jobs) as worker:
+        await stage.control("print", per_second=per_second / jobs)
+        await asyncio.sleep(5)
+        report, usage = await window(stage, worker.program, seconds)
+        await stage.control("print", per_second=0)
+        lost = await caught_up(stage)
+        report = await with_end(stage, report)
+    rate = report["wandb"]["lines_window"] / report["seconds"]
+    p95 = report["wandb"]["latency"]["p95"]
+    return measurement_of(
+        f"{jobs} jobs, {per_second:,.0f} lines/s live",
+        WORKER,
+        report,
+        usage,
+        result=f"{rate:,.0f} lines/s, p95 {p95} s, {usage.cpu_share:.0%} of a core",
+        target=Target("p95 ≤ 5 s, 0 lost, 0 doubled", p95 is not None and p95 <= 5 and not lost),
+        lost=lost,
+        numbers={"lines_per_second": rate},
+        notes=(_QUOTA,),
+    )
+
+
+@contextlib.asynccontextmanager
+async def _many_jobs(stage: Stage, jobs: int) -> AsyncIterator[Worker]:
+    await stage.fresh(FilterLogEvents=25.0)
+    await stage.control("jobs", ages=ages(names("flood", jobs)))
+    ledger = stage.folder / "flood.db"
+    ledger.unlink(missing_ok=True)
+    await seed_ledger(ledger, names("flood", jobs), await stage.control("streams"))
+    async with stage.worker(ledger, {"LAUNCH_RATE_FILTER_LOG_EVENTS": "25"}) as worker:
+        await caught_up(stage)
+        yield worker

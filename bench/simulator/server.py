@@ -4,6 +4,7 @@ Control, all JSON:
   POST /_bench/settings  {latency?, quotas?: {api: rate | null}, profile?: {…}}
   POST /_bench/messages  {bodies: [text, …]}: put launch messages on the queue
   POST /_bench/jobs      {ages: {name: seconds}}: training jobs that run already
+  GET  /_bench/streams   job name → its log stream
   POST /_bench/print     {per_second, most?}: all jobs print at this pace from now on
   GET  /_bench/time      the simulator's clock, epoch seconds
   POST /_bench/window    counters and latencies begin anew
@@ -124,6 +125,8 @@ class Simulator:
                     path: [run.opened_at, run.posted_at, run.console.last_ingested, run.heard_at]
                     for path, run in self.wandb.runs.items()
                 }
+            case "streams":
+                return {job.name: job.stream for job in self.jobs}
             case "time":
                 return {"now": time.time()}
             case "messages":

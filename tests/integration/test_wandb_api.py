@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -238,3 +239,39 @@ async def test_every_request_is_counted_by_its_end(api: WandbApi, server: Server
     assert 'launch_wandb_posts_total{status="200"} 1.0' in text
     assert 'launch_wandb_posts_total{status="503"} 1.0' in text
     assert 'launch_wandb_posts_total{status="ServerDisconnectedError"} 1.0' in text
+
+
+def _with_gzip(server: Server) -> None:
+    features = [{"name": "FILESTREAM_GZIP", "isEnabled": True}]
+    server.answers.append(web.json_response({"data": {"serverInfo": {"features": features}}}))
+
+
+async def test_large_posts_are_compressed_where_the_server_takes_it(server: Server, metrics: Metrics) -> None:
+    _with_gzip(server)
+    body = {"files": {"output.log": {"offset": 0, "content": ["a line"] * 10_000}}}
+    async with wandb_api(server.url, ApiKey(KEY), metrics) as api:
+        await api.file_stream("e", "p", "r", body)
+        await api.file_stream("e", "p", "r", {})
+    _, (_, _, large, headers), (_, _, small, plain) = server.requests
+    assert json.loads(large) == body, "the server has undone it"
+    assert headers["Content-Encoding"] == "gzip"
+    assert int(headers["Content-Length"]) < 10_000
+    assert (small, plain.get("Content-Encoding")) == (b"{}", None)
+
+
+async def test_an_older_server_gets_plain_posts(server: Server, metrics: Metrics) -> None:
+    body = {"files": {"output.log": {"offset": 0, "content": ["a line"] * 10_000}}}
+    async with wandb_api(server.url, ApiKey(KEY), metrics) as api:
+        await api.file_stream("e", "p", "r", body)
+    assert "Content-Encoding" not in server.requests[-1][3]
+
+
+async def test_a_project_is_posted_to_at_most_450_times_a_second(server: Server, metrics: Metrics) -> None:
+    async with wandb_api(server.url, ApiKey(KEY), metrics) as api:
+        api._turns["e/p"] = asyncio.get_running_loop().time() + 0.4
+        started = asyncio.get_running_loop().time()
+        await asyncio.gather(*(api.file_stream("e", "p", f"r{n}", {}) for n in range(45)))
+        assert asyncio.get_running_loop().time() - started >= 0.4 + 44 / 450
+        started = asyncio.get_running_loop().time()
+        await api.file_stream("e", "another", "r", {})
+        assert "e/another" in api._turns

@@ -6,7 +6,9 @@ it needs an acknowledgement for each post and CloudWatch's own time on each line
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gzip
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -26,6 +28,12 @@ T = TypeVar("T")
 
 _LONGEST_QUIET = 60.0
 """Seconds that a Retry-After of GraphQL, which is about the key and not about one launch, holds everything up."""
+GZIP = "FILESTREAM_GZIP"
+"""Server feature: bodies of the file stream may be compressed."""
+_LARGE = 32 << 10
+"""Bytes from which compressing is worth a thread's turn."""
+_POSTS_A_SECOND = 450.0
+"""To one project: W&B's own limit is 500 (W&B documentation, rate limits)."""
 _TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=10)
 
 
@@ -52,6 +60,7 @@ class WandbApi:
         self._pace = StreamPace()
         self._graphql_from = 0.0
         """Monotonic time until which W&B asked not to be asked."""
+        self._turns: dict[str, float] = {}
 
     async def graphql(self, operation: str, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
         """POST /graphql; returns `data`. Raises `WandbRefused` for GraphQL errors (HTTP 200 with `errors`)."""
@@ -77,8 +86,18 @@ class WandbApi:
         heartbeat."""
         path = "/".join(quote(part, safe="") for part in (entity, project, run))
         url = f"{self.base_url}/files/{path}/file_stream"
+        await self._turn(f"{entity}/{project}")
         async with self._pace.turn(path):
-            return await self._post(url, "file_stream", body)
+            return await self._post(url, "file_stream", body, may_compress=True)
+
+    async def _turn(self, project: str) -> None:
+        """Wait until a project may be posted to: its quota is shared by all its runs."""
+        now = asyncio.get_running_loop().time()
+        # What was not used in the last second may be made up for.
+        at = max(self._turns.get(project, 0.0), now - 1.0)
+        self._turns[project] = at + 1.0 / _POSTS_A_SECOND
+        if at > now:
+            await asyncio.sleep(at - now)
 
     async def put_file(self, url: str, content: bytes, headers: Mapping[str, str]) -> None:
         """Upload a run file to the address that CreateRunFiles gave. Writing the same content again is harmless."""
@@ -107,10 +126,18 @@ class WandbApi:
             self._features = frozenset(flag["name"] for flag in listed if flag["isEnabled"])
         return self._features
 
-    async def _post(self, url: str, what: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def _post(
+        self, url: str, what: str, body: Mapping[str, Any], *, may_compress: bool = False
+    ) -> dict[str, Any]:
+        data, encoding = _encode(body), {}
+        if may_compress and len(data) >= _LARGE and GZIP in await self.features():
+            # In a thread: zlib lets the event loop run on meanwhile.
+            data = await asyncio.to_thread(gzip.compress, data, 1)
+            encoding = {"Content-Encoding": "gzip"}
+
         async def send(key: str) -> dict[str, Any]:
-            headers = {**_authorization(key), "Content-Type": "application/json"}
-            post = self._session.post(url, data=_encode(body), headers=headers, timeout=_TIMEOUT)
+            headers = {**_authorization(key), "Content-Type": "application/json", **encoding}
+            post = self._session.post(url, data=data, headers=headers, timeout=_TIMEOUT)
             async with self._translated(what), post as response:
                 await self._check(what, response)
                 answer = await response.json(content_type=None)

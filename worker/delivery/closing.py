@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
 from worker.delivery.job_log import AssignedBatch, JobLog
 from worker.delivery.posting import Posting
@@ -13,8 +13,9 @@ from worker.ops.logging import get_logger
 from worker.tracking.log_files import LogFile, NumberedFiles
 from worker.tracking.port import Companion
 from worker.training import cursor, reconcile
-from worker.training.log_feed import MAX_STREAMS, LogFeed
+from worker.training.log_feed import LogFeed
 from worker.training.sketch import Sketch
+from worker.training.stream_groups import MAX_STREAMS
 
 _DEEP_SWEEP_EVERY = 300.0
 _DEEP_SWEEP_BACK_MS = 600_000
@@ -35,6 +36,18 @@ class Closing:
         self._feed = feed
         self._posting = posting
         self._companion = companion
+
+    def due(self, logs: Iterable[JobLog]) -> list[JobLog]:
+        """The logs that are to be searched now, as many as share a call; those with used up marks first."""
+        now = time.monotonic()
+        due = [log for log in logs if _is_due(log, now)]
+        due.sort(key=lambda log: (not _used_up(log), log.deep_swept_at))
+        streams = 0
+        for count, log in enumerate(due):
+            streams += len(log.positions)
+            if streams > MAX_STREAMS and count:
+                return due[:count]
+        return due
 
     async def sweep_running(self, logs: Sequence[JobLog]) -> AsyncIterator[AssignedBatch]:
         """Look for late events where it is due; for each job those of one stream are assigned and given out."""
@@ -144,6 +157,14 @@ class Closing:
         for numbered in files.values():
             if rest := numbered.rest():
                 yield rest
+
+
+def _is_due(log: JobLog, now: float) -> bool:
+    return (log.ended_at is None and now - log.deep_swept_at > _DEEP_SWEEP_EVERY) or _used_up(log)
+
+
+def _used_up(log: JobLog) -> bool:
+    return any(cursor.needs_deep_sweep(position) for position in log.positions.values())
 
 
 def _due(log: JobLog, now_ms: int) -> Mapping[str, int]:

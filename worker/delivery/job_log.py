@@ -14,6 +14,9 @@ from worker.training import cursor
 from worker.training.cursor import LogEvent
 from worker.training.status import makes_new_streams
 
+_QUIET_AFTER, _SILENT_AFTER = 30.0, 120.0
+"""Seconds without a new line after which a log is read every second, and every third time only."""
+
 # Containers that have not started cannot have a stream; asking for it would only spend DescribeLogStreams.
 _NO_CONTAINER_YET = frozenset({"", "Starting", "Pending"})
 
@@ -40,6 +43,19 @@ class JobLog:
 
     held: HeldLaunch
     positions: dict[str, StreamPosition] = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)
+    """About how many events a second a stream has; none: it is silent."""
+    ahead: list[LogEvent] = field(default_factory=list)
+    """Read and not assigned yet: what one batch could not hold. Each stream's events are in the API's order, and until
+    they are assigned the log is not read on."""
+    due_at: float = 0.0
+    """When to read on."""
+    posted_at: float = float("-inf")
+    """When the newest batch was assigned."""
+    reading: bool = False
+    """A call for its streams is under way."""
+    searching: bool = False
+    """It is, or is next to be, searched for late events: that needs positions that stand still."""
     posting: bool = False
     """A batch is assigned and W&B has not acknowledged it: nothing more is read until it has."""
     replay_due: bool = False
@@ -60,20 +76,39 @@ class JobLog:
     """W&B or CloudWatch have refused for so long after the job's end that the launch is finished without the rest."""
 
     @property
+    def is_open(self) -> bool:
+        """It is this worker's, and not at its end."""
+        return not (self.closing or self.held.lost)
+
+    @property
     def is_read(self) -> bool:
         """The loop may read on."""
-        return not (self.posting or self.closing or self.held.lost)
+        return not (self.posting or self.closing or self.searching or self.held.lost)
+
+    def ready_at(self, post_gap: float) -> float:
+        """When its next step can be taken: a batch for W&B, or a call of CloudWatch."""
+        return self.posted_at + post_gap if self.ahead else self.due_at
+
+    def pace(self, now: float) -> int:
+        """In how many intervals it is read once: a log that was silent for a while is looked at less often."""
+        silent = now - self.news_at
+        if self.ended_at is not None or silent < _QUIET_AFTER:
+            return 1
+        return 2 if silent < _SILENT_AFTER else 3
+
+    @property
+    def has_all_streams(self) -> bool:
+        """Each container so far has one. Every restart (spot capacity that came back, RetryStrategy) makes new ones,
+        and not before its containers log."""
+        record = self.held.record
+        restarts = sum(makes_new_streams(status) for status, _ in record.facts.transitions)
+        return len(self.positions) >= record.instance_count * (1 + restarts)
 
     @property
     def expects_streams(self) -> bool:
-        """More streams are to come: containers run, and not each of them has one yet. Every restart (spot capacity
-        that came back, RetryStrategy) makes new ones, and not before its containers log."""
-        record = self.held.record
-        restarts = sum(makes_new_streams(status) for status, _ in record.facts.transitions)
-        return (
-            len(self.positions) < record.instance_count * (1 + restarts)
-            and record.facts.secondary_status not in _NO_CONTAINER_YET
-        )
+        """More streams are to come: containers run, and not each of them has one yet."""
+        starting = self.held.record.facts.secondary_status in _NO_CONTAINER_YET
+        return not starting and not self.has_all_streams
 
     @property
     def newest_ingested(self) -> int:
@@ -102,16 +137,25 @@ class JobLog:
         state = replace(state, batch=batch, next_row=before.next_row + len(rows), statuses=told)
         self.held.update(log=state)
         self.posting = True
+        self.posted_at = time.monotonic()
         newest = 0
         if events:
             self.news_at = time.monotonic()
             newest = max(event.ingested for event in events)
         return AssignedBatch(self, before.next_line, len(events), lines, newest, before.next_row, rows)
 
-    def take(self, events: Sequence[LogEvent]) -> AssignedBatch:
-        """Assign as many of the new events, in the API's order, as one batch may hold."""
-        taken = cursor.take(events)
-        for stream in {event.stream for event in taken}:
-            own = [event for event in taken if event.stream == stream]
-            self.positions[stream] = cursor.advance(self.positions[stream], own)
+    def take(self) -> AssignedBatch:
+        """Assign as much of what was read ahead as one batch may hold."""
+        taken = cursor.take(self.ahead)
+        del self.ahead[: len(taken)]
+        own: dict[str, list[LogEvent]] = {}
+        for event in taken:
+            own.setdefault(event.stream, []).append(event)
+        for stream, events in own.items():
+            self.positions[stream] = cursor.advance(self.positions[stream], events)
         return self.assign(taken)
+
+    def acknowledged(self) -> None:
+        """W&B has the newest batch."""
+        self.posting = False
+        self.held.update(log=replace(self.held.record.log, acknowledged=True))

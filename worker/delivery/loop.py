@@ -1,35 +1,46 @@
 """One loop for the logs of all jobs.
 
-A job has at most one assigned batch that W&B has not acknowledged; until it has, its log is not read further, so a
-slow W&B leaves the backlog in CloudWatch and not in memory.
+A job has at most one assigned batch that W&B has not acknowledged; until it has, its log is not read further: a slow
+W&B leaves the backlog in CloudWatch. Beside the loop, streams are looked for and late events are searched.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-from worker.aio import backoff
-from worker.clients.aws import NotPermitted
+from worker.aio import backoff, wait_for_event
 from worker.delivery.closing import Closing
+from worker.delivery.discovery import StreamDiscovery
 from worker.delivery.job_log import AssignedBatch, JobLog
 from worker.delivery.posting import Posting
+from worker.delivery.read_trouble import ReadTrouble
+from worker.delivery.replays import replay_groups
+from worker.delivery.taking_in import take_in
 from worker.errors import Again, WorkerError
 from worker.ledger.held import HeldLaunch, HeldLaunches
-from worker.ops.logging import get_logger
-from worker.ops.permissions import MissingPermissions
-from worker.training import cursor
 from worker.training.cursor import LogEvent
-from worker.training.log_feed import LogFeed, Sweep
+from worker.training.log_feed import LogFeed
 from worker.training.status import makes_new_streams
+from worker.training.stream_groups import stream_groups
 
-_DISCOVERIES = 20
-"""DescribeLogStreams calls in one round: finding new streams must not hold up the known ones."""
-_SILENCE_MS = 120_000
-"""A silent stream counts as read up to this long ago; what turns up behind that later is a late event."""
+_POST_GAP = 0.5
+"""Seconds between two batches of a job at the least: W&B allows a run two posts a second."""
+_POSTS_A_SECOND = 350.0
+"""Of all jobs: W&B allows a project 500, and other workers post too. With more busy jobs each is read less often."""
+_GATHER = 0.1
+"""Seconds between two rounds at the least, in which acknowledgements come in: jobs read together share calls."""
+_AT_ONCE = 3
+"""Calls for groups of streams under way at a time; how many there are in a second is up to their rate."""
+_LOGS_A_ROUND = 300
+"""Logs read in one round, the longest due first: one that has just become ready does not wait for all others."""
+_MAX_AHEAD = 40_000
+"""Events of all jobs that wait in memory for their turn at W&B; beyond, nothing more is read."""
+_LINES_A_TURN = 1000
+"""Events assigned before others have their turn: some milliseconds."""
 
-_log = get_logger()
+OnDelivered = Callable[[HeldLaunch], None]
 
 
 class LogDelivery:
@@ -49,21 +60,28 @@ class LogDelivery:
         self._feed = feed
         self._posting = posting
         self._closing = closing
+        self._discovery = StreamDiscovery(feed, interval=interval, quiet=quiet)
+        self._trouble = ReadTrouble(posting.persistence, drain_limit=drain_limit)
         self._interval = interval
         self._quiet = quiet
         self._drain_limit = drain_limit
+        self._post_gap = min(_POST_GAP, interval)
         self._logs: dict[str, JobLog] = {}
-        self._permissions = MissingPermissions()
-        self._has_read = False
+        self._wake = asyncio.Event()
+        self._tasks: asyncio.TaskGroup
         held.when_lost(self._forget)
 
     def follow(self, held: HeldLaunch) -> None:
         """Go on with a job's log where the ledger says it stands."""
         now = time.monotonic()
-        log = JobLog(held, dict(held.record.log.positions), deep_swept_at=now, news_at=now)
+        state = held.record.log
+        log = JobLog(held, dict(state.positions), deep_swept_at=now, news_at=now)
         log.deep_swept_ms = log.newest_ingested
-        log.posting = log.replay_due = held.record.log.batch is not None
+        if log.has_all_streams:  # its state tells when there are more; else look at once
+            log.look_at = now + self._interval
+        log.posting = log.replay_due = state.batch is not None and not state.acknowledged
         self._logs[held.launch_id] = log
+        self._wake.set()
 
     def job_changed(self, held: HeldLaunch) -> None:
         """The job's state changed: restarted containers write to new streams."""
@@ -74,128 +92,202 @@ class LogDelivery:
         """No container of this job runs any more: deliver what is left, then call `on_delivered`."""
         if (log := self._logs.get(held.launch_id)) and log.ended_at is None:
             log.ended_at = log.news_at = time.monotonic()
-            log.look_at = 0.0
+            log.look_at = log.due_at = 0.0
+            self._wake.set()
 
-    async def run(self, on_delivered: Callable[[HeldLaunch], None]) -> None:
+    async def run(self, on_delivered: OnDelivered) -> None:
         """Serve all logs until cancelled; `on_delivered` is called once for each job whose log is complete."""
-        tries, failing_since = 0, time.monotonic()
         async with asyncio.TaskGroup() as tasks:
-            while True:
-                try:
-                    busy = await self._round(tasks, on_delivered)
-                    tries, failing_since = 0, time.monotonic()
-                except WorkerError as error:  # also a refusal: one job's log must not end all others
-                    self._give_up(error, failing_since, tasks, on_delivered)
-                    pause = (error.retry_after if isinstance(error, Again) else None) or backoff(
-                        tries, cap=30
-                    )
-                    self._tell(error, pause)
-                    tries += 1
-                    await asyncio.sleep(pause)
-                    continue
-                await asyncio.sleep(0 if busy else self._interval)
+            self._tasks = tasks
+            loops = {
+                "read logs": self._round,
+                "look for streams": self._discover,
+                "search logs": self._search,
+            }
+            for name, step in loops.items():
+                tasks.create_task(self._persistently(step, on_delivered), name=name)
 
-    async def _round(self, tasks: asyncio.TaskGroup, on_delivered: Callable[[HeldLaunch], None]) -> bool:
-        """Read, assign, post; True when more is waiting already."""
-        self._start_replays(tasks)
-        logs = [log for log in self._logs.values() if log.is_read]
-        await self._look_for_streams(logs)
-        # Before reading on: a log that has something new each time would never come to it.
-        async for late in self._closing.sweep_running(logs):
-            await self._hand_on([late], tasks)
-        logs = [log for log in logs if log.is_read]
-        by_stream = {stream: log for log in logs for stream in log.positions}
-        asked_at, asked_ms = time.monotonic(), self._feed.now_ms()
-        sweep = await self._feed.sweep({stream: log.positions[stream] for stream, log in by_stream.items()})
-        self._has_read = self._has_read or bool(by_stream)
-        for stream in sweep.missing:
-            del by_stream[stream].positions[stream]
-        news: dict[JobLog, list[LogEvent]] = {}
-        for event in sweep.events:
-            news.setdefault(by_stream[event.stream], []).append(event)
-        taken = [log.take(events) for log, events in news.items() if not log.held.lost]
-        cut = any(batch.events < len(news[batch.log]) for batch in taken)
-        # The states of a job that says nothing are told as well.
-        taken += [log.assign(()) for log in logs if log.is_read and log.untold]
-        _skip_silence(logs, sweep, asked_ms - _SILENCE_MS)
-        read = [log for log in logs if not sweep.cut_at.keys() & log.positions.keys()]
+    async def _persistently(
+        self, step: Callable[[OnDelivered], Awaitable[float]], on_delivered: OnDelivered
+    ) -> None:
+        """Repeat a step, with the pauses that it asks for; CloudWatch's refusals are ridden out."""
+        tries, failing_since = 0, time.monotonic()
+        while True:
+            try:
+                pause = await step(on_delivered)
+                tries, failing_since = 0, time.monotonic()
+            except WorkerError as error:  # also a refusal: one job's log must not end all others
+                self._trouble.give_up(error, failing_since, self._logs.values())
+                self._close((), on_delivered)
+                pause = (error.retry_after if isinstance(error, Again) else None) or backoff(tries, cap=30)
+                self._trouble.tell(error, pause)
+                tries += 1
+                await asyncio.sleep(pause)
+                continue
+            await (self._sleep(pause) if step == self._round else asyncio.sleep(pause))
+
+    async def _round(self, on_delivered: OnDelivered) -> float:
+        """Read what is due, assign, post, close; returns the seconds until something is due again."""
+        self._start_replays()
+        asked_at = time.monotonic()
+        logs = self._due(asked_at)
+        for log in logs:
+            log.reading = True
+        try:
+            await self._assign(self._logs.values())
+            cut = await self._read_all([log for log in logs if not log.ahead])
+        finally:
+            for log in logs:
+                log.reading = False
+        now = time.monotonic()
+        read = [log for log in logs if not log.ahead and not cut & log.positions.keys()]
+        busy = sum(log.pace(now) == 1 for log in self._logs.values())
+        interval = max(self._interval, busy / _POSTS_A_SECOND)
         for log in read:
             log.swept_at = asked_at
-        await self._hand_on(taken, tasks)
+            # All on one grid of time: what is due together shares calls.
+            step = log.pace(now) * interval
+            log.due_at = round(asked_at / step + 1) * step
+        # The states of a job that says nothing are told as well.
+        await self._hand_on([log.assign(()) for log in read if log.is_read and log.untold])
         # Only what this round has read to its end and found nothing in: a backlog is not quiet, however old it is.
-        quiet = [log for log in read if log.is_read and self._is_quiet(log)]
-        self._close(quiet, tasks, on_delivered)
-        return cut or bool(sweep.cut_at)
+        self._close([log for log in read if log.is_read and self._is_quiet(log)], on_delivered)
+        return self._until_due()
 
-    def _close(
-        self,
-        quiet: Sequence[JobLog],
-        tasks: asyncio.TaskGroup,
-        on_delivered: Callable[[HeldLaunch], None],
-    ) -> None:
+    def _due(self, now: float) -> list[JobLog]:
+        """The logs that a round reads: when some are due, also those that nearly are, since they share calls."""
+        ready = [log for log in self._logs.values() if log.is_read and not log.ahead]
+        if not any(log.ready_at(self._post_gap) <= now for log in ready):
+            return []
+        soon = now + self._interval / 4
+        due = sorted((log for log in ready if log.due_at <= soon), key=lambda log: log.due_at)
+        return due[:_LOGS_A_ROUND]
+
+    def _until_due(self) -> float:
+        now = time.monotonic()
+        at = min((log.ready_at(self._post_gap) for log in self._logs.values() if log.is_read), default=now)
+        return max(min(_GATHER, self._interval), min(at - now, self._interval))
+
+    async def _sleep(self, pause: float) -> None:
+        """So long, or until there is something new to do, but for a moment in which more of it may come together."""
+        gather = min(_GATHER, pause)
+        await asyncio.sleep(gather)
+        if pause > gather:
+            await wait_for_event(self._wake, pause - gather)
+        self._wake.clear()
+
+    async def _read_all(self, logs: Sequence[JobLog]) -> set[str]:
+        """Read behind the positions of these logs and hand on what is found; returns the streams that were not read to
+        their end."""
+        by_stream = {stream: log for log in logs for stream in log.positions}
+        since = {stream: log.positions[stream].timestamp for stream, log in by_stream.items()}
+        rates = {stream: rate for log in logs for stream, rate in log.rates.items()}
+        at_once = asyncio.Semaphore(_AT_ONCE)
+
+        async def read(group: Sequence[str]) -> Iterable[str]:
+            async with at_once:
+                if sum(len(log.ahead) for log in self._logs.values()) >= _MAX_AHEAD:
+                    return group
+                return await self._read({stream: by_stream[stream] for stream in group})
+
+        reads = [read(group) for group in stream_groups(since, rates) or [[]]]
+        # None is cancelled for another one's trouble: what it has assigned already would never be posted.
+        results = await asyncio.gather(*reads, return_exceptions=True)
+        cut: set[str] = set()
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+            cut |= set(result)
+        return cut
+
+    async def _read(self, group: dict[str, JobLog]) -> Iterable[str]:
+        asked_ms = self._feed.now_ms()
+        sweep = await self._feed.sweep({stream: log.positions[stream] for stream, log in group.items()})
+        self._trouble.has_read = self._trouble.has_read or bool(group)
+        take_in(sweep, group, asked_ms)
+        await self._assign(dict.fromkeys(group.values()))
+        return sweep.cut_at
+
+    async def _assign(self, logs: Iterable[JobLog]) -> None:
+        """Give what was read ahead its place and post it: of each log as much as a batch holds, if it may be posted."""
+        now = time.monotonic()
+        batches: list[AssignedBatch] = []
+        done = 0
+        for log in [log for log in logs if log.ahead]:
+            if log.ahead and log.is_read and log.posted_at + self._post_gap <= now:
+                batches.append(log.take())
+                done += batches[-1].events
+            if done >= _LINES_A_TURN:
+                done = 0
+                await asyncio.sleep(0)
+        await self._hand_on(batches)
+
+    async def _hand_on(self, batches: Sequence[AssignedBatch]) -> None:
+        """Batches are written and posted at once: an assignment that a failed call left behind would never be."""
+        for batch in await self._posting.make_durable(batches):
+            self._tasks.create_task(self._post(batch), name=f"post {batch.log.held.record.job_name}")
+
+    async def _post(self, batch: AssignedBatch) -> None:
+        await self._posting.post(batch)
+        self._acknowledged(batch.log)
+
+    def _acknowledged(self, log: JobLog) -> None:
+        if log.ahead or log.due_at <= time.monotonic():
+            self._wake.set()
+
+    def _start_replays(self) -> None:
+        due = [log for log in self._logs.values() if log.replay_due]
+        for log in due:
+            log.replay_due = False
+        if due:
+            self._tasks.create_task(self._replay(due), name="replay batches")
+
+    async def _replay(self, logs: Sequence[JobLog]) -> None:
+        """Batches of many jobs are read again together."""
+        for group in replay_groups(logs):
+            found = await self._posting.read_again(group)
+            for log in group:
+                name = f"replay {log.held.record.job_name}"
+                self._tasks.create_task(self._replay_one(log, found.get(log, ())), name=name)
+
+    async def _replay_one(self, log: JobLog, found: Sequence[LogEvent]) -> None:
+        await self._posting.replay(log, found)
+        self._acknowledged(log)
+
+    async def _discover(self, _: OnDelivered) -> float:
+        """Look for new streams; returns the seconds until it is worth while again."""
+        found, more = await self._discovery.look(self._logs.values())
+        if found:
+            self._wake.set()
+        return 0.0 if more else self._interval
+
+    async def _search(self, _: OnDelivered) -> float:
+        """Look for late events where it is due. A log that is searched is not read meanwhile, and one that is to be
+        searched not any more: else a log that has something new each time would never come to it."""
+        logs = [log for log in self._logs.values() if log.is_open]
+        wanted = set(due := self._closing.due(logs))
+        for log in logs:
+            log.searching = log in wanted
+        ready = [log for log in due if not (log.posting or log.reading)]
+        try:
+            for log in ready:
+                log.ahead.clear()  # read before the search, it would pass for what the search has seen
+                log.due_at = 0.0
+            async for late in self._closing.sweep_running(ready):
+                await self._hand_on([late])
+        finally:
+            for log in ready:
+                log.searching = False
+        self._wake.set()
+        return min(_GATHER, self._interval) if due else self._interval
+
+    def _close(self, quiet: Sequence[JobLog], on_delivered: OnDelivered) -> None:
         given_up = [log for log in self._logs.values() if log.given_up and not log.closing]
         for log in (*quiet, *given_up):
             log.closing = True
-            tasks.create_task(self._close_one(log, on_delivered), name=f"close {log.held.record.job_name}")
-
-    def _tell(self, error: WorkerError, pause: float) -> None:
-        if isinstance(error, NotPermitted):
-            action = f"logs:{str(error).partition(':')[0]}"
-            cost = "jobs run and end, without their log in W&B"
-            self._permissions.tell(action, cost=cost, error=error)
-        else:
-            _log.warning("log_round_failed", error=str(error), again_in=round(pause, 1))
-
-    def _give_up(
-        self,
-        error: WorkerError,
-        failing_since: float,
-        tasks: asyncio.TaskGroup,
-        on_delivered: Callable[[HeldLaunch], None],
-    ) -> None:
-        """CloudWatch cannot be read, or not any more: jobs that ended long ago do not wait for it for ever, and hardly
-        where the worker's policy has never let it read one."""
-        persistence = self._posting.persistence
-        for log in self._logs.values():
-            since = max(failing_since, log.ended_at or failing_since)
-            if not log.is_read or log.given_up:
-                continue
-            # What was permitted once, somebody may have taken away by mistake, and give back.
-            forbidden = isinstance(error, NotPermitted) and log.ended_at is not None and not self._has_read
-            if forbidden and time.monotonic() - since >= self._drain_limit:
-                persistence.without_log(log.held, str(error))
-                log.given_up = True
-            elif persistence.is_over(log.held.record, since):
-                persistence.give_up(log.held, "log_reading", str(error))
-                log.given_up = True
-        self._close((), tasks, on_delivered)
-
-    def _start_replays(self, tasks: asyncio.TaskGroup) -> None:
-        for log in self._logs.values():
-            if log.replay_due:
-                log.replay_due = False
-                tasks.create_task(self._posting.replay(log), name=f"replay {log.held.record.job_name}")
-
-    async def _look_for_streams(self, logs: Sequence[JobLog]) -> None:
-        now = time.monotonic()
-        due = [log for log in logs if log.look_at <= now and (log.expects_streams or log.look_at == 0.0)]
-        for log in sorted(due, key=lambda log: log.looked_at)[:_DISCOVERIES]:
-            asked_at = time.monotonic()
-            for stream in await self._feed.streams(log.held.record.job_name):
-                if stream not in log.positions:
-                    # One that was missing for a while goes on where it stood.
-                    log.positions[stream] = log.held.record.log.positions.get(stream, cursor.NOTHING_TAKEN)
-                    log.news_at = time.monotonic()
-            log.looked_at = asked_at
-            log.look_at = now + 3 * self._interval
-            if log.ended_at is not None and now < log.ended_at + self._quiet / 2:
-                # A stream may appear after its job's end: look a second time within the quiet period.
-                log.look_at = 0.0
-
-    async def _hand_on(self, batches: Sequence[AssignedBatch], tasks: asyncio.TaskGroup) -> None:
-        """Batches are written and posted at once: an assignment that a failed call left behind would never be."""
-        for batch in await self._posting.make_durable(batches):
-            tasks.create_task(self._posting.post(batch), name=f"post {batch.log.held.record.job_name}")
+            self._tasks.create_task(
+                self._close_one(log, on_delivered), name=f"close {log.held.record.job_name}"
+            )
 
     def _is_quiet(self, log: JobLog) -> bool:
         """Nothing came for the quiet time, and that was looked at: neither waiting nor a full round counts as quiet."""
@@ -206,7 +298,7 @@ class LogDelivery:
         )
         return found_nothing or log.swept_at - log.ended_at >= self._drain_limit
 
-    async def _close_one(self, log: JobLog, on_delivered: Callable[[HeldLaunch], None]) -> None:
+    async def _close_one(self, log: JobLog, on_delivered: OnDelivered) -> None:
         if not log.given_up:
             await self._closing.close(log)
         self._forget(log.held)
@@ -217,13 +309,3 @@ class LogDelivery:
         log = self._logs.get(held.launch_id)
         if log is not None and log.held is held:  # it may have been claimed anew meanwhile
             del self._logs[held.launch_id]
-
-
-def _skip_silence(logs: Iterable[JobLog], sweep: Sweep, until_ms: int) -> None:
-    """Move the streams that had nothing new: left behind, they would make every sweep start at their beginning."""
-    speaking = {event.stream for event in sweep.events}
-    for log in logs:
-        for stream, position in log.positions.items():
-            if stream not in speaking:
-                until = min(until_ms, sweep.cut_at.get(stream, until_ms + 1) - 1)
-                log.positions[stream] = cursor.skip_silence(position, until)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from worker.aio import backoff, effect
 from worker.delivery.job_log import AssignedBatch, JobLog
 from worker.errors import Never, WorkerError
-from worker.launch.log_state import LogBatch
+from worker.launch.console import CONSOLE_LIMIT
 from worker.launch.record import LaunchRecord
 from worker.ledger.held import HeldLaunches
 from worker.ops.logging import get_logger
@@ -20,6 +20,9 @@ from worker.tracking.port import Companion
 from worker.training import cursor
 from worker.training.cursor import LogEvent
 from worker.training.log_feed import LogFeed
+
+_MAX_PAGES_AGAIN = 5
+"""Pages that the batches of several jobs may lie on to be read together."""
 
 _log = get_logger()
 
@@ -84,17 +87,54 @@ class Posting:
             self.metrics.log_lines.inc(len(batch.lines))
             if batch.events:
                 self.metrics.log_latency.observe(max(0.0, time.time() - batch.newest_ingested / 1000))
-            batch.log.posting = False
+            if batch.first_line < CONSOLE_LIMIT and record.log_target != "files":  # else nothing was posted
+                batch.log.held.posted_at = time.monotonic()
+            batch.log.acknowledged()
 
-    async def replay(self, log: JobLog) -> None:
-        """Post the batch that the ledger holds: its assigner may have died before W&B had it."""
+    async def read_again(self, logs: Sequence[JobLog]) -> Mapping[JobLog, Sequence[LogEvent]]:
+        """What CloudWatch holds of the outstanding batches of some logs, of which there are not too many streams for a
+        call; less than all of it if that takes many pages, or if CloudWatch does not answer: then each log's replay
+        reads on its own."""
+        try:
+            return await self._outstanding(logs, _MAX_PAGES_AGAIN)
+        except WorkerError as error:
+            _log.warning("log_replays_not_read_together", jobs=len(logs), error=str(error))
+            return {}
+
+    async def _outstanding(
+        self, logs: Sequence[JobLog], most_pages: int | None = None
+    ) -> Mapping[JobLog, Sequence[LogEvent]]:
+        batches = {log: batch for log in logs if (batch := log.held.record.log.batch)}
+        owners = {stream: log for log, batch in batches.items() for stream in batch.streams}
+        spans = [span for batch in batches.values() for span in batch.streams.values()]
+        found: dict[JobLog, list[LogEvent]] = {log: [] for log in logs}
+        if not spans:
+            return found
+        wanted = {log: frozenset(cursor.batch_hashes(batch)) for log, batch in batches.items()}
+        since, until = min(first for first, _ in spans), max(last for _, last in spans)
+        pages = 0
+        async for page in self._feed.pages(sorted(owners), since, until):
+            for event in page:
+                if cursor.event_hash(event) in wanted[log := owners[event.stream]]:
+                    found[log].append(event)
+            pages += 1
+            if pages == most_pages:
+                break
+        return found
+
+    async def replay(self, log: JobLog, found: Sequence[LogEvent] = ()) -> None:
+        """Post the batch that the ledger holds: its assigner may have died before W&B had it. `found`: what has been
+        read of it already."""
         record = log.held.record
         batch = record.log.batch
         assert batch is not None
 
         async def send() -> None:
-            found = await self._events_of(batch)
-            lines = [line for event in cursor.replay(batch, found) for line in cursor.console_lines(event)]
+            try:
+                events = cursor.replay(batch, found)
+            except cursor.EventsGone:  # or `found` is not all there is
+                events = cursor.replay(batch, (await self._outstanding([log]))[log])
+            lines = [line for event in events for line in cursor.console_lines(event)]
             if cursor.lines_digest(lines) != batch.digest:
                 _log.error("log_replay_differs", launch_id=record.launch_id, first_line=batch.first_line)
             rows = history_rows(record, batch.first_row, lines, batch.statuses)
@@ -109,21 +149,7 @@ class Posting:
             _log.error("log_replay_impossible", launch_id=record.launch_id, error=str(error))
             done = True
         if done:
-            log.posting = False
-
-    async def _events_of(self, batch: LogBatch) -> list[LogEvent]:
-        """What CloudWatch holds of a batch now."""
-        if not batch.streams:  # states of the job, and no line
-            return []
-        wanted = frozenset(cursor.batch_hashes(batch))
-        since = min(first for first, _ in batch.streams.values())
-        until = max(last for _, last in batch.streams.values())
-        return [
-            event
-            async for page in self._feed.pages(sorted(batch.streams), since, until)
-            for event in page
-            if cursor.event_hash(event) in wanted
-        ]
+            log.acknowledged()
 
     async def until_done(self, log: JobLog, send: Callable[[], Awaitable[None]]) -> bool:
         """Repeat `send` until it succeeds. False: the launch is lost, or given up a long time after its job's end;

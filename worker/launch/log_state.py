@@ -65,3 +65,6 @@ class LogState:
     """Rows of the run's history that have been assigned, of all attempts."""
     statuses: int = 0
     """How many of the present job's secondary states have a row."""
+    acknowledged: bool = False
+    """W&B has `batch`. Not written for its own sake: it goes along with whatever is written next, so after a crash it
+    may be missing, and the batch is posted once more."""

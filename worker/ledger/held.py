@@ -25,7 +25,7 @@ _log = get_logger()
 class HeldLaunch:
     """A launch this worker holds. `record` is replaced, never changed; it may be ahead of the ledger."""
 
-    __slots__ = ("api_key", "looked_at", "lost", "record", "request", "stopping")
+    __slots__ = ("api_key", "looked_at", "lost", "posted_at", "record", "request", "stopping")
 
     def __init__(self, record: LaunchRecord, api_key: SecretStr | None = None) -> None:
         self.record = record
@@ -37,6 +37,8 @@ class HeldLaunch:
         """The request of the job that was just made, in memory only: the ledger's record drops it."""
         self.stopping = ""
         """The job that this process asked SageMaker to stop."""
+        self.posted_at = float("-inf")
+        """When W&B last took lines of it, monotonic seconds."""
         self.lost = False
         """Another worker has taken it over: write nothing, post nothing new."""
 
@@ -44,6 +46,10 @@ class HeldLaunch:
     def launch_id(self) -> str:
         """Its identity."""
         return self.record.launch_id
+
+    def is_silent(self, seconds: float) -> bool:
+        """W&B has taken no lines of it for so long: those keep its run alive as a heartbeat does."""
+        return time.monotonic() - self.posted_at >= seconds
 
     def update(self, **changes: object) -> None:
         """Replace fields of the record, in memory; `HeldLaunches.save` makes it durable."""

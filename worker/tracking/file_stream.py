@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ HEARTBEAT: Mapping[str, Any] = {}
 """An empty post keeps a run alive; W&B takes a silent one for crashed after some minutes."""
 _CUT_NOTE = " [launch-worker] cut, too large for this W&B server;"
 _LEAST_KEPT = 64
+_quoted = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def console_body(first_line: int, lines: Sequence[ConsoleLine], *, structured: bool) -> dict[str, Any]:
@@ -75,13 +77,19 @@ def completion_body(exit_code: int) -> dict[str, Any]:
 
 def console_time(timestamp: int) -> str:
     """Milliseconds since the epoch as W&B's console lines carry time: UTC, microseconds, no zone."""
-    return (
-        datetime.fromtimestamp(timestamp / 1000, UTC).replace(tzinfo=None).isoformat(timespec="microseconds")
-    )
+    seconds, milliseconds = divmod(timestamp, 1000)
+    return f"{_second(seconds)}.{milliseconds:03d}000"
+
+
+@functools.lru_cache(maxsize=4096)
+def _second(seconds: int) -> str:
+    # A batch's lines share few seconds.
+    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat()
 
 
 def _encode(line: ConsoleLine, structured: bool) -> str:
     time = console_time(line.timestamp)
     if not structured:
         return f"{time} [{line.label}] {line.content}"
-    return json.dumps({"ts": time, "label": line.label, "content": line.content}, ensure_ascii=False)
+    # Written out, since `json.dumps` makes an encoder for each call that does not escape all but ASCII.
+    return f'{{"ts": "{time}", "label": {_quoted(line.label)}, "content": {_quoted(line.content)}}}'

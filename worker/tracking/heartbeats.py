@@ -10,9 +10,12 @@ from worker.errors import MustRestart
 from worker.launch.record import LaunchRecord, LaunchState
 from worker.ops.logging import get_logger
 from worker.tracking.port import Companion
+from worker.tracking.turns import Turns
 
 PRESSED = "Stop was pressed in W&B, in the companion run."
 _AT_ONCE = 20
+_STEP = 1.0
+"""Seconds between two looks for runs whose turn has come."""
 
 _log = get_logger()
 
@@ -31,7 +34,8 @@ class CompanionHeartbeats:
         running: Callable[[], Iterable[LaunchRecord]],
         is_current: Callable[[], bool],
     ) -> None:
-        """`running`: the launches this worker holds; `is_current`: no other worker can have taken them over."""
+        """`running`: the launches this worker holds of which W&B needs a sign of life; `is_current`: no other worker
+        can have taken them over."""
         self._companion = companion
         self._interval = interval
         self._running = running
@@ -50,17 +54,19 @@ class CompanionHeartbeats:
         """Until cancelled; `stop` is asked to stop a job, with the reason."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._stop_pressed(stop), name="stops of companions")
+            turns = Turns(self._interval)
             while True:
-                await asyncio.sleep(self._interval)
-                await self._beat_all()
+                await asyncio.sleep(min(_STEP, self._interval))
+                await self._beat_all(turns)
 
-    async def _beat_all(self) -> None:
+    async def _beat_all(self, turns: Turns) -> None:
         # Between two attempts no job runs, but the companion does, and Stop can be pressed in it.
-        running = [
-            record
+        alive = {
+            record.launch_id: record
             for record in self._running()
             if record.state is LaunchState.ACCEPTED or record.is_between_attempts
-        ]
+        }
+        running = [alive[due] for due in turns.due(alive, asyncio.get_running_loop().time())]
         for start in range(0, len(running), _AT_ONCE):
             async with asyncio.TaskGroup() as tasks:
                 for record in running[start : start + _AT_ONCE]:

@@ -24,8 +24,9 @@ from worker.launch.console import ConsoleLine
 from worker.launch.log_state import LogBatch, LogState, StreamPosition
 from worker.training.sketch import Sketch
 
-MAX_BATCH_EVENTS = 4000
-"""Events in one assigned batch: 8 bytes of hash each stay far below DynamoDB's 400 KB an item."""
+MAX_BATCH_EVENTS = 5000
+"""Events in one assigned batch: 8 bytes of hash each stay far below DynamoDB's 400 KB an item, and two batches hold a
+page of CloudWatch's."""
 MAX_BATCH_BYTES = 4 << 20
 """W&B's own clients send up to 10 MB a post; 413 would be fatal for the batch, so stay well below."""
 MAX_MARKS = 80
@@ -254,10 +255,8 @@ def assign(
         taken.add(hashes)
         sketch = taken.text
     stored = _within_marks({**state.positions, **positions})
-    following = replace(
-        state, next_line=state.next_line + len(lines), positions=stored, batch=batch, sketch=sketch
-    )
-    return following, lines
+    following = replace(state, next_line=state.next_line + len(lines), positions=stored, batch=batch)
+    return replace(following, acknowledged=False, sketch=sketch), lines
 
 
 def _within_marks(positions: Mapping[str, StreamPosition]) -> Mapping[str, StreamPosition]:

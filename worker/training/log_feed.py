@@ -20,6 +20,7 @@ from worker.errors import Again, Throttled
 from worker.launch.log_state import StreamPosition
 from worker.ops.logging import get_logger
 from worker.training.cursor import LogEvent, after_position
+from worker.training.stream_groups import MAX_STREAMS, stream_groups
 
 if TYPE_CHECKING:
     from types_aiobotocore_logs import CloudWatchLogsClient
@@ -30,10 +31,11 @@ if TYPE_CHECKING:
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 """Where SageMaker sends what training containers print (SageMaker developer guide, 'CloudWatch logs')."""
-MAX_STREAMS = 100
-_MAX_EVENTS = 20_000
-_MAX_CHARACTERS = 32 << 20
+_MAX_EVENTS = 25_000
+_MAX_CHARACTERS = 8 << 20
 """What one sweep of a group may hold in memory; the rest waits in CloudWatch."""
+_SETTLED_MS = 2_000
+"""What was ingested so long before a page was asked for is on it: AWS's time is known to half a second."""
 _MAX_TRIES = 8
 """Further tries of a page that was throttled; about half a minute."""
 
@@ -49,6 +51,15 @@ class Sweep:
     """Streams that were not read to their end → event time (ms) up to which they were; the rest comes next time."""
     missing: frozenset[str]
     """Streams that are gone (deleted, or retention)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """One answer."""
+
+    number: int
+    """Its place among the answers to one request; 0 is the first."""
+    events: list[LogEvent]
 
 
 @dataclass(slots=True)
@@ -108,12 +119,10 @@ class LogFeed:
 
         Streams at like positions share a call: a silent one must not make busy ones be read again."""
         started = time.monotonic()
-        by_position = sorted(positions, key=lambda stream: (-positions[stream].timestamp, stream))
         events: list[LogEvent] = []
         missing: set[str] = set()
         cut_at: dict[str, int] = {}
-        for start in range(0, len(by_position), MAX_STREAMS):
-            group = by_position[start : start + MAX_STREAMS]
+        for group in stream_groups({stream: at.timestamp for stream, at in positions.items()}, {}):
             since = max(0, min(positions[stream].timestamp for stream in group))
             reading = _Reading()
             found, read_until = await self._read(group, since, positions, reading)
@@ -134,7 +143,7 @@ class LogFeed:
         for start in range(0, len(streams), MAX_STREAMS):
             group = streams[start : start + MAX_STREAMS]
             async for page in self._pages(group, max(0, since), until, _Reading()):
-                yield page
+                yield page.events
 
     async def _read(
         self, streams: Sequence[str], since: int, positions: Mapping[str, StreamPosition], reading: _Reading
@@ -142,19 +151,34 @@ class LogFeed:
         """Events at or behind their streams' positions; and up to when was read, if there was too much (else None).
 
         Events that were taken before are dropped page by page: did they count, a silent stream beside busy ones
-        could make every sweep end before the first new event."""
+        could make every sweep end before the first new event.
+
+        What was ingested after the first page that has events was asked for is left to the next sweep: a part of the
+        same PutLogEvents may belong on that page, and would be behind the position then."""
         found: list[LogEvent] = []
         characters = 0
+        asked_ms, settled = self.now_ms(), None
         async for page in self._pages(streams, since, None, reading):
-            found += [event for event in page if event.key >= _reached(positions[event.stream])]
-            characters += sum(len(event.message) for event in page)
+            events = page.events
+            if page.number == 0:
+                settled = None
+            if settled is not None:
+                events = _ingested_by(settled, events)
+            elif events:
+                settled = max(asked_ms - _SETTLED_MS, *(event.ingested for event in events))
+            new = [event for event in events if event.key >= _reached(positions[event.stream])]
+            found += new
+            characters += sum(len(event.message) for event in new)
+            if len(events) < len(page.events):
+                return found, page.events[len(events)].timestamp
             if len(found) >= _MAX_EVENTS or characters >= _MAX_CHARACTERS:
-                return found, page[-1].timestamp
+                return found, events[-1].timestamp
+            await asyncio.sleep(0)  # others have their turn between two pages
         return found, None
 
     async def _pages(
         self, streams: Sequence[str], since: int, until: int | None, reading: _Reading
-    ) -> AsyncIterator[list[LogEvent]]:
+    ) -> AsyncIterator[_Page]:
         """Pages of one call; where a stream is missing, of the two halves."""
         request: dict[str, Any] = {
             "logGroupName": LOG_GROUP,
@@ -172,7 +196,7 @@ class LogFeed:
                 if "nextToken" in request:
                     raise Again("a log stream went away while it was being read") from error
                 break
-            yield [
+            events = [
                 LogEvent(
                     event["logStreamName"],
                     event["timestamp"],
@@ -182,6 +206,7 @@ class LogFeed:
                 )
                 for event in page["events"]
             ]
+            yield _Page(number, events)
             if not page.get("nextToken"):
                 return
             request["nextToken"] = page["nextToken"]
@@ -192,8 +217,8 @@ class LogFeed:
         reading.split = True
         middle = len(streams) // 2
         for half in (streams[:middle], streams[middle:]):
-            async for events in self._pages(half, since, until, reading):
-                yield events
+            async for part in self._pages(half, since, until, reading):
+                yield part
 
     async def _page(self, request: Mapping[str, Any]) -> FilterLogEventsResponseTypeDef:
         """One page; a further one that is throttled is asked for again, since starting over might never come to the end
@@ -209,6 +234,11 @@ class LogFeed:
                 _log.warning("log_read_throttled", streams=len(request["logStreamNames"]))
                 await asyncio.sleep(error.retry_after or backoff(tries, base=0.5, cap=8))
         raise AssertionError
+
+
+def _ingested_by(moment: int, events: Sequence[LogEvent]) -> list[LogEvent]:
+    """`events` up to the first one that was ingested later."""
+    return list(itertools.takewhile(lambda event: event.ingested <= moment, events))
 
 
 def _reached(position: StreamPosition) -> tuple[int, int]:

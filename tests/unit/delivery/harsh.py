@@ -26,7 +26,15 @@ from worker.training.log_feed import LogFeed
 NOW = 1_800_000_000.0
 """AWS's time when a test begins, epoch seconds."""
 HOUR = 3600.0
-_MODULES = ("delivery.closing", "delivery.job_log", "delivery.loop", "persistence", "delivery.posting")
+_MODULES = (
+    "delivery.closing",
+    "delivery.discovery",
+    "delivery.job_log",
+    "delivery.loop",
+    "delivery.posting",
+    "delivery.read_trouble",
+    "persistence",
+)
 
 
 class Clock:

@@ -423,3 +423,10 @@ def test_short_sweeps_keep_a_busy_stream_exact() -> None:
     position = deep_sweep(0)
     assert 5 < sweeps < 490 / 40, "rare"
     assert Counter(taken) == Counter(stored)
+
+
+def test_a_new_batch_is_not_acknowledged_because_the_last_one_was() -> None:
+    first, _ = cursor.assign(LogState(), {}, [LogEvent("job/algo-1-17", 1, 1, "one")])
+    second, _ = cursor.assign(replace(first, acknowledged=True), {}, [LogEvent("job/algo-1-17", 2, 2, "two")])
+    assert second.batch is not None
+    assert not second.acknowledged
