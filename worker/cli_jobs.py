@@ -120,12 +120,14 @@ def workers(
 
 async def _jobs(settings: Settings, *, over: bool, states: Sequence[str], watch: bool, as_json: bool) -> None:
     from worker.overview import described, open_overview
+    from worker.resources import read_prices
 
+    prices = dict(await asyncio.to_thread(read_prices, settings.prices))
     async with open_overview(settings) as (overview, _):
 
         async def look() -> list[dict[str, Any]]:
             records = await overview.launches(over=over, states=states)
-            return [described(record, time.time()) for record in records]
+            return [described(record, time.time(), prices) for record in records]
 
         if as_json:
             typer.echo(json.dumps(await look(), indent=2, ensure_ascii=False))
