@@ -36,7 +36,7 @@ def supervisor_of(parts: Opened, held: HeldLaunches, adoption: Adoption, refusal
     heartbeats = CompanionHeartbeats(
         parts.companion,
         interval=settings.companion_heartbeat,
-        running=lambda: (launch.record for launch in held if launch.is_silent(settings.companion_heartbeat)),
+        running=lambda: held.silent_for(settings.companion_heartbeat),
         is_current=lambda: adoption.is_current,
     )
     submission = _submission(parts, held, adoption, refusals, sagemaker)

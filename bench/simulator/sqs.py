@@ -65,17 +65,18 @@ class SqsOperations:
         return {"QueueUrl": f"http://127.0.0.1/{ACCOUNT}/{ask['QueueName']}"}
 
     def op_GetQueueAttributes(self, ask: Json) -> Json:
-        """What a worker asks for at its start, and the counts."""
+        """What a worker asks for at its start, and the counts: only what is asked for, as SQS does."""
         name = str(ask["QueueUrl"]).rpartition("/")[2]
         visible, hidden = self.depth()
-        return {
-            "Attributes": {
-                "QueueArn": f"arn:aws:sqs:{REGION}:{ACCOUNT}:{name}",
-                "VisibilityTimeout": "30",
-                "ApproximateNumberOfMessages": str(visible),
-                "ApproximateNumberOfMessagesNotVisible": str(hidden),
-            }
+        known = {
+            "QueueArn": f"arn:aws:sqs:{REGION}:{ACCOUNT}:{name}",
+            "VisibilityTimeout": "30",
+            "ApproximateNumberOfMessages": str(visible),
+            "ApproximateNumberOfMessagesNotVisible": str(hidden),
+            "ApproximateNumberOfMessagesDelayed": "0",
         }
+        asked = ask.get("AttributeNames") or ()
+        return {"Attributes": {key: value for key, value in known.items() if key in asked or "All" in asked}}
 
     async def op_ReceiveMessage(self, ask: Json) -> Json:
         """Up to ten messages; waits for the first one as long as asked."""

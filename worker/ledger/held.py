@@ -47,10 +47,6 @@ class HeldLaunch:
         """Its identity."""
         return self.record.launch_id
 
-    def is_silent(self, seconds: float) -> bool:
-        """W&B has taken no lines of it for so long: those keep its run alive as a heartbeat does."""
-        return time.monotonic() - self.posted_at >= seconds
-
     def update(self, **changes: object) -> None:
         """Replace fields of the record, in memory; `HeldLaunches.save` makes it durable."""
         self.record = replace(self.record, **changes)  # type: ignore[arg-type]
@@ -75,6 +71,11 @@ class HeldLaunches:
 
     def __contains__(self, launch_id: str) -> bool:
         return launch_id in self._launches
+
+    def silent_for(self, seconds: float) -> list[LaunchRecord]:
+        """Those of which W&B has taken no lines for so long: lines keep a run alive as a heartbeat does."""
+        now = time.monotonic()
+        return [held.record for held in self if now - held.posted_at >= seconds]
 
     def when_lost(self, callback: Callable[[HeldLaunch], None]) -> None:
         """Tell `callback` about each launch that another worker took over."""
