@@ -35,7 +35,15 @@ _CUT_BEFORE: frozenset[Kind] = frozenset({"AWS cut before", "W&B down"})
 _CUT_AFTER: frozenset[Kind] = frozenset({"AWS cut after", "W&B cut after"})
 _DELAYED: frozenset[Kind] = frozenset({"AWS slow", "W&B slow"})
 _OPERATION = re.compile(rb'"operationName":\s*"(\w+)"')
-_NOT_PASSED_ON = {"host", "content-length", "transfer-encoding", "connection", "keep-alive"}
+# aiohttp has undone any encoding of what it has read, so it must not be announced any more.
+_NOT_PASSED_ON = {
+    "host",
+    "content-length",
+    "content-encoding",
+    "transfer-encoding",
+    "connection",
+    "keep-alive",
+}
 _SLOW = 1.2
 """Seconds by which an answer is late."""
 

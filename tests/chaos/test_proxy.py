@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -36,6 +37,7 @@ async def _upstream(*, wandb: bool) -> AsyncIterator[Upstream]:
 
     async def answer(request: web.Request) -> web.Response:
         got.append(request.headers.get("X-Amz-Target", request.path))
+        await request.read()
         return web.json_response(
             {"Messages": [{"MessageId": "1", "ReceiptHandle": "h1", "Body": "x"}], "url": f"{base}/up"}
         )
@@ -155,3 +157,12 @@ async def test_wandb_does_not_answer(wandb: Upstream, kind: Kind, effect: bool) 
 async def test_addresses_in_answers_lead_through_the_proxy(wandb: Upstream) -> None:
     async with aiohttp.ClientSession() as session, session.get(f"{wandb.proxy.url}/x") as answer:
         assert (await answer.json())["url"] == f"{wandb.proxy.url}/up"
+
+
+async def test_a_compressed_post_arrives_as_it_was(wandb: Upstream) -> None:
+    headers = {"Content-Encoding": "gzip"}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{wandb.proxy.url}/files", data=gzip.compress(b"{}"), headers=headers) as answer,
+    ):
+        assert answer.status == 200
