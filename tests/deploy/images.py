@@ -29,12 +29,12 @@ from worker.local.images import (
 )
 
 STATE = ROOT / ".state"
-BASE = "launch-local/debian-python:1"
+BASE = "launch-local/debian-python:2"
 """Python, git, ssh and an init, as SYSTEM_PACKAGES would install them."""
-DEV_BASE = "launch-local/debian-python-registry:1"
+DEV_BASE = "launch-local/debian-python-registry:2"
 """And a registry, as DEV_PACKAGES would install it."""
-BUILD_BASE = "launch-local/debian-python-pip:1"
-_SYSTEM = ("git", "openssh-client", "tini", "busybox-static", "ca-certificates")
+BUILD_BASE = "launch-local/debian-python-pip:2"
+_SYSTEM = ("libstdc++6", "git", "openssh-client", "tini", "busybox-static", "ca-certificates")
 
 
 async def ensure_bases(daemon: aiodocker.Docker) -> None:
@@ -43,7 +43,7 @@ async def ensure_bases(daemon: aiodocker.Docker) -> None:
         version = await _python_version()
         python = (f"python{version}-minimal", f"libpython{version}-stdlib")
         debs = await _download(
-            await _with_dependencies((*python, *_SYSTEM)), STATE / "debs" / "debian-python"
+            await _with_dependencies((*python, *_SYSTEM)), STATE / "debs" / "debian-python-2"
         )
         links = {"usr/bin/python3": f"python{version}"}
         await _make_image(daemon, BASE, debs, command=["python3"], links=links)
