@@ -227,6 +227,7 @@ class Submission:
             return
         record, told = held.record, self._key.without_secrets(held, str(error))
         if isinstance(error, Throttled) and error.retry_after is None:
+            _log.info("submit_throttled", launch_id=held.launch_id)
             self._queue.throttled(held)  # the rate knows: the next turn is the next try
             return
         if isinstance(error, QuotaExceeded):

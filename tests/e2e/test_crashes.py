@@ -241,7 +241,7 @@ async def test_crash_while_giving_a_duplicate_back(bench: Bench, when: str) -> N
     bench.throttle(True)
     first = await bench.started(slots="1")
     await bench.send(case)
-    await first.wait_for("submit_again")
+    await first.wait_for("submit_throttled")
     await _killed(bench, f"{when}:release_message", case.body)
     bench.throttle(False)
     await audit(bench, case)

@@ -40,7 +40,7 @@ async def test_a_duplicate_while_another_worker_is_at_work_on_it(shared_bench: B
     bench.throttle(True)
     first = await bench.started(slots="1")
     await bench.send(case)
-    await first.wait_for("submit_again")
+    await first.wait_for("submit_throttled")
     second = await bench.started()
     (duplicate,) = await bench.send(case)
     busy = await second.wait_for("launch_busy", message_id=duplicate)
@@ -69,7 +69,7 @@ async def test_a_launch_with_its_own_key(bench: Bench) -> None:
     bench.throttle(True)
     worker = await bench.started()
     await bench.send(case)
-    await worker.wait_for("submit_again")
+    await worker.wait_for("submit_throttled")
     waiting = await bench.record(case)
     assert waiting is not None
     assert waiting.private_key

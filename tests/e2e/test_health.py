@@ -44,7 +44,7 @@ async def _drains(bench: Bench, worker: Any, page: Any) -> None:
     """After SIGTERM, while a launch in leg 1 has its grace, the worker lives and is not ready."""
     bench.throttle(True)
     await bench.send(bench.launch(_wandb_api_key="5" * 40))
-    await worker.wait_for("submit_again")
+    await worker.wait_for("submit_throttled")
     worker.send_signal(signal.SIGTERM)
     await worker.wait_for("signal")
     assert await page("/readyz") == (503, {"ready": False, "reason": "shutting down"})

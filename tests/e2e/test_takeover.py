@@ -135,7 +135,7 @@ async def test_frozen_in_leg_1_past_its_lease(shared_bench: Bench) -> None:
     bench.throttle(True)
     first = await bench.started()
     await bench.send(case)
-    await first.wait_for("submit_again")
+    await first.wait_for("submit_throttled")
     await first.freeze()
     second = await bench.started()
     await second.wait_for("launch_claimed", launch_id=case.launch_id)
@@ -152,7 +152,7 @@ async def test_terminated_in_leg_1(bench: Bench) -> None:
     bench.throttle(True)
     first = await bench.started(shutdown_grace="0.5")
     await bench.send(case)
-    await first.wait_for("submit_again")
+    await first.wait_for("submit_throttled")
     first.send_signal(signal.SIGTERM)
     assert await first.exit_code() == 0
     bench.throttle(False)
