@@ -166,18 +166,8 @@ class LaunchQueue:
 
     async def depth(self) -> int:
         """Messages that are not deleted yet: visible, in work or hidden, delayed. Approximate, as SQS's numbers are."""
-        answer = await call(
-            "GetQueueAttributes",
-            lambda: self._client.get_queue_attributes(
-                QueueUrl=self.facts.url,
-                AttributeNames=[
-                    "ApproximateNumberOfMessages",
-                    "ApproximateNumberOfMessagesNotVisible",
-                    "ApproximateNumberOfMessagesDelayed",
-                ],
-            ),
-        )
-        return sum(int(number) for number in answer["Attributes"].values())
+        counts = await self.counts()
+        return counts.waiting + counts.in_work + counts.delayed
 
     async def copy_to_dlq(self, body: str, launch_id: str, attributes: Mapping[str, str]) -> None:
         """Copy a refused message, secrets already taken out, with the reason in its attributes."""
