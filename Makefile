@@ -9,6 +9,9 @@ LOCALSTACK_STAMP := .venv-localstack/.stamp
 BENCH_STAMP := .venv/.bench-stamp
 WITH_DOCKERD := deploy/local/with-dockerd
 
+# End-to-end tests wait more than they compute: three processes keep two cores busy. A file's tests stay together.
+SIDE_BY_SIDE := --numprocesses 3 --dist loadfile --no-loadscope-reorder
+
 # `make chaos SEED=7 LAUNCHES=500`, or any option of `python -m tests.chaos --help` in ARGS.
 CHAOS_OPTIONS := SEED WORKERS LAUNCHES LEDGER EXECUTOR MINUTES
 lower = $(shell printf %s '$(1)' | tr A-Z a-z)
@@ -49,7 +52,7 @@ fmt: $(STAMP) ## Format and fix what can be fixed by itself
 	$(BIN)/ruff format
 
 test: check ## All that has to pass: check, then every test
-	$(WITH_DOCKERD) $(BIN)/python -m pytest
+	$(WITH_DOCKERD) $(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 # Outside CI not part of `test`: LocalStack is another 500 MB.
 ifeq ($(CI),true)

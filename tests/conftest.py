@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Generator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -48,13 +49,25 @@ def pytest_configure() -> None:
     settings.load_profile("no deadline")
 
 
+LONGEST_FIRST = ("chaos", "deploy", "e2e", "integration", "localstack", "differential", "contract", "unit")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Outside of CI, tests marked `docker` are left out where no daemon answers; in CI they run, and fail."""
+    """The longest first, so that processes that share the files (`make test`) end at about the same time.
+
+    Outside of CI, tests marked `docker` are left out where no daemon answers; in CI they run, and fail.
+    """
+    items.sort(key=_turn)
     marked = [item for item in items if item.get_closest_marker("docker")]
     if not marked or in_ci() or _docker_answers():
         return
     for item in marked:
         item.add_marker(pytest.mark.skip(reason="no docker daemon answers (`make test` starts one as root)"))
+
+
+def _turn(item: pytest.Item) -> int:
+    folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    return LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else 0
 
 
 def _docker_answers() -> bool:

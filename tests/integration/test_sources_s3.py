@@ -125,6 +125,18 @@ async def test_an_archive_of_many_chunks(bench: Bench) -> None:
         ("large.zip", os.urandom(1_500_000), "LW-ARCHIVE-TOO-LARGE"),
         ("many.zip", zip_bytes(*(zip_member(str(n)) for n in range(101))), "LW-ARCHIVE-TOO-LARGE"),
     ],
+    ids=[
+        "missing",
+        "rar",
+        "no kind",
+        "path",
+        "link",
+        "no gzip",
+        "no file",
+        "long tar",
+        "long zip",
+        "many files",
+    ],
 )
 async def test_what_is_refused(bench: Bench, key: str, data: bytes | None, code: str) -> None:
     if data is not None:

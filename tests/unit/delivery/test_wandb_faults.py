@@ -7,13 +7,16 @@ import asyncio
 import pytest
 
 from tests.fakes.cloudwatch_logs import CloudWatchLogs
-from tests.unit.delivery.harsh import HOUR, Delivering, aws_now, use_virtual_time
+from tests.unit.delivery.harsh import Delivering, aws_now, use_virtual_time
 from tests.unit.records import OTHER
 from worker.clients.wandb_api import WandbRefused
 from worker.errors import Throttled, Unreachable, WorkerError
 from worker.persistence import GIVE_UP_AFTER
 
 pytestmark = pytest.mark.looptime
+
+QUARTER = 900.0
+"""Seconds: long against all paces of the delivery, and short enough to be played through at each of them."""
 
 ONE = "job-1/algo-1-1700000000"
 REFUSALS = {status: WandbRefused(f"W&B answered {status}", status=status) for status in (401, 403, 404, 409)}
@@ -89,7 +92,7 @@ async def test_retry_after_is_kept_up_to_five_minutes(worker: Delivering, logs: 
 async def test_a_refusal_for_good_is_ridden_out_while_the_job_runs_and_bounded_after_its_end(
     logs: CloudWatchLogs, status: int
 ) -> None:
-    worker = Delivering(logs, give_up_after=HOUR)
+    worker = Delivering(logs, give_up_after=QUARTER)
     held = await worker.follow()
     worker.delivery._interval = 30.0
     async with worker.running():
@@ -97,11 +100,11 @@ async def test_a_refusal_for_good_is_ridden_out_while_the_job_runs_and_bounded_a
         await asyncio.sleep(60)
         worker.companion.down = REFUSALS[status]
         logs.put(ONE, "line 1")
-        await asyncio.sleep(2 * HOUR)
+        await asyncio.sleep(2 * QUARTER)
         assert not worker.delivered, "the job runs: never given up"
         ended_at = aws_now()
-        await worker.end(held, limit=2 * HOUR)
-        assert HOUR - 60 <= aws_now() - ended_at <= HOUR + 120
+        await worker.end(held, limit=2 * QUARTER)
+        assert QUARTER - 60 <= aws_now() - ended_at <= QUARTER + 120
     assert worker.lines() == ["line 0"]
     assert str(status) in held.record.log.undelivered, "told in the ledger"
     text = worker.metrics.text().decode()
@@ -111,15 +114,15 @@ async def test_a_refusal_for_good_is_ridden_out_while_the_job_runs_and_bounded_a
 async def test_a_project_that_is_restored_in_time_loses_nothing(
     logs: CloudWatchLogs,
 ) -> None:
-    worker = Delivering(logs, give_up_after=2 * HOUR)
+    worker = Delivering(logs, give_up_after=2 * QUARTER)
     held = await worker.follow()
     worker.delivery._interval = 30.0
     worker.companion.down = REFUSALS[404]
     async with worker.running():
         logs.put(ONE, *numbered(100))
-        await asyncio.sleep(HOUR)
+        await asyncio.sleep(QUARTER)
         worker.ended(held)
-        await asyncio.sleep(1.5 * HOUR)
+        await asyncio.sleep(1.5 * QUARTER)
         worker.companion.down = None
         await worker.end(held)
     assert worker.lines() == numbered(100)
@@ -156,6 +159,6 @@ async def test_files_that_wandb_refuses_for_good_do_not_hold_the_launch(logs: Cl
         logs.put(ONE, "a")
         await asyncio.sleep(10)
         worker.companion.down = REFUSALS[403]
-        await worker.end(held, limit=2 * HOUR)
+        await worker.end(held, limit=2 * QUARTER)
     assert worker.lines() == ["a"]
     assert "403" in held.record.log.undelivered
