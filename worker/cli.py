@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import importlib.util
 import json
 import re
@@ -77,6 +78,8 @@ def run(
 
     Without --config, ~/.config/wandb/launch-config.yaml is read if it is there, as `wandb launch-agent` does.
     """
+    # What is loaded now is no garbage; `settle_garbage_collector` takes it from here.
+    gc.set_threshold(100_000)
     from worker.app import serve
 
     with exit_codes():

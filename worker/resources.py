@@ -77,12 +77,16 @@ async def opened(settings: Settings, secrets: KnownSecrets) -> AsyncIterator[Ope
     async with contextlib.AsyncExitStack() as stack:
         enter = stack.enter_async_context
         aws = await enter(aws_clients(settings.aws_region))
-        caller = await caller_identity(aws.sts)
+        logins = GitCredentials(settings.git_credentials, secrets)
+        # Side by side: each call takes its time, and nobody waits for another.
+        caller, facts, _ = await asyncio.gather(
+            caller_identity(aws.sts),
+            queue_facts(aws.sqs, settings.queue_url, settings.dlq_url),
+            asyncio.to_thread(logins.read),  # wrong ones are told now
+        )
         if settings.assume_role:
             role = TargetRole(settings.assume_role, settings.assume_role_external_id)
             aws, caller = await enter(with_role(aws, role)), Caller(role.account, role.partition)
-        logins = GitCredentials(settings.git_credentials, secrets)
-        await asyncio.to_thread(logins.read)  # wrong ones are told now
         api_key = await worker_key(settings, aws.region, secrets)
         wandb = await open_wandb(stack, settings, api_key, metrics)
         project = settings.companion_project
@@ -100,7 +104,7 @@ async def opened(settings: Settings, secrets: KnownSecrets) -> AsyncIterator[Ope
             companion=CompanionRuns(wandb, project=project)
             if wandb
             else await enter(offline_runs(settings.wandb_dir, project=project)),
-            queue=LaunchQueue(aws.sqs, await queue_facts(aws.sqs, settings.queue_url, settings.dlq_url)),
+            queue=LaunchQueue(aws.sqs, facts),
             ledger=MeasuredLedger(await enter(open_ledger(settings.ledger, aws.dynamodb)), metrics),
             docker=await _open_docker(stack, settings),
             work_dir=await asyncio.to_thread(_work_dir, settings),
