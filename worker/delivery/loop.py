@@ -205,6 +205,7 @@ class LogDelivery:
         sweep = await self._feed.sweep({stream: log.positions[stream] for stream, log in group.items()})
         self._trouble.has_read = self._trouble.has_read or bool(group)
         take_in(sweep, group, asked_ms)
+        await asyncio.sleep(0)  # of a large sweep this takes milliseconds, and so does what follows
         await self._assign(dict.fromkeys(group.values()))
         return sweep.cut_at
 

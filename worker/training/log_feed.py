@@ -130,7 +130,7 @@ class LogFeed:
             if read_until is not None:
                 # Of the two halves that a missing stream leads to, one may not have been read at all.
                 cut_at |= dict.fromkeys(group, 0 if reading.split else read_until)
-            events += _fresh(found, positions)
+            events += found
         self._metrics.log_events.inc(len(events))
         self._metrics.log_sweep_seconds.observe(time.monotonic() - started)
         return Sweep(tuple(events), cut_at, frozenset(missing))
@@ -156,8 +156,10 @@ class LogFeed:
         What was ingested after the first page that has events was asked for is left to the next sweep: a part of the
         same PutLogEvents may belong on that page, and would be behind the position then."""
         found: list[LogEvent] = []
+        tied: list[LogEvent] = []
+        reached = {stream: _reached(positions[stream]) for stream in streams}
         characters = 0
-        asked_ms, settled = self.now_ms(), None
+        asked_ms, settled, read_until = self.now_ms(), None, None
         async for page in self._pages(streams, since, None, reading):
             events = page.events
             if page.number == 0:
@@ -166,15 +168,18 @@ class LogFeed:
                 events = _ingested_by(settled, events)
             elif events:
                 settled = max(asked_ms - _SETTLED_MS, *(event.ingested for event in events))
-            new = [event for event in events if event.key >= _reached(positions[event.stream])]
+            new = [event for event in events if event.key >= reached[event.stream]]
+            tied += [event for event in new if event.key == reached[event.stream]]
             found += new
             characters += sum(len(event.message) for event in new)
             if len(events) < len(page.events):
-                return found, page.events[len(events)].timestamp
+                read_until = page.events[len(events)].timestamp
+                break
             if len(found) >= _MAX_EVENTS or characters >= _MAX_CHARACTERS:
-                return found, events[-1].timestamp
+                read_until = events[-1].timestamp
+                break
             await asyncio.sleep(0)  # others have their turn between two pages
-        return found, None
+        return _without_taken(found, tied, positions), read_until
 
     async def _pages(
         self, streams: Sequence[str], since: int, until: int | None, reading: _Reading
@@ -196,6 +201,7 @@ class LogFeed:
                 if "nextToken" in request:
                     raise Again("a log stream went away while it was being read") from error
                 break
+            await asyncio.sleep(0)  # to read a full page's JSON has taken its milliseconds already
             events = [
                 LogEvent(
                     event["logStreamName"],
@@ -245,15 +251,17 @@ def _reached(position: StreamPosition) -> tuple[int, int]:
     return position.timestamp, position.ingested
 
 
-def _fresh(found: Sequence[LogEvent], positions: Mapping[str, StreamPosition]) -> list[LogEvent]:
-    """The events that are new to their streams, in the order found."""
+def _without_taken(
+    found: Sequence[LogEvent], tied: Sequence[LogEvent], positions: Mapping[str, StreamPosition]
+) -> list[LogEvent]:
+    """`found` without those of `tied`, the events just at their streams' positions, that were taken before."""
     by_stream: dict[str, list[LogEvent]] = {}
-    for event in found:
+    for event in tied:
         by_stream.setdefault(event.stream, []).append(event)
     new = {
         id(event)
         for stream, events in by_stream.items()
-        if stream in positions
         for event in after_position(events, positions[stream])
     }
-    return [event for event in found if id(event) in new]
+    taken = {id(event) for event in tied} - new
+    return [event for event in found if id(event) not in taken]
