@@ -67,13 +67,13 @@ chaos: $(STAMP) ## Kill, freeze and starve workers, then audit: ARGS="--seed 7 -
 	@$(if $(findstring docker,$(EXECUTOR) $(ARGS)),$(WITH_DOCKERD)) $(BIN)/python -m tests.chaos \
 		$(foreach option,$(CHAOS_OPTIONS),$(if $($(option)),--$(call lower,$(option)) $($(option)))) $(ARGS)
 
-bench: $(BENCH_STAMP) ## Measure the worker and W&B's agent against a simulator, side by side: 20 minutes
+bench: $(BENCH_STAMP) ## Measure the worker and W&B's agent, side by side, into docs/benchmarks.md: 20 minutes
 	$(WITH_DOCKERD) $(BIN)/python -m bench run $(SCENARIOS)
 
-bench-quick: $(BENCH_STAMP) ## The same with smaller numbers: 3 minutes
+bench-quick: $(BENCH_STAMP) ## The same with smaller numbers, which are only shown: 3 minutes
 	$(WITH_DOCKERD) $(BIN)/python -m bench run --short $(SCENARIOS)
 
-bench-page: $(BENCH_STAMP) ## Put the last run's table and plots into docs/benchmarks.md
+bench-page: $(BENCH_STAMP) ## Write docs/benchmarks.md again from the last `make bench`
 	$(BIN)/python -m bench page
 
 $(BENCH_STAMP): $(STAMP)

@@ -17,6 +17,9 @@ import psutil
 _SAMPLE_EVERY = 0.5
 PROGRAM_CORE = 0
 SIMULATOR_CORE = 1
+"""Also the bench's own."""
+_CORES = sorted(os.sched_getaffinity(0))
+"""As they are before the bench keeps itself on one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,8 @@ class Usage:
     """Most bytes of resident memory, shared pages counted in each process."""
     pss_max: int
     """Most bytes of resident memory, shared pages divided among those that share them."""
+    waited: float
+    """Seconds that the program's first thread was ready to run and had to wait for its core: others had it."""
     processes: int
     threads: int
     descriptors: int
@@ -38,6 +43,11 @@ class Usage:
         """Of one core."""
         return self.cpu_seconds / self.seconds if self.seconds else 0.0
 
+    @property
+    def waited_share(self) -> float:
+        """Of the window."""
+        return self.waited / self.seconds if self.seconds else 0.0
+
 
 class Program:
     """A running process. Its output goes to a file, so that nothing blocks it."""
@@ -46,7 +56,7 @@ class Program:
         self._process = process
         self.output = output
         self.started_at = time.monotonic()
-        self._window = _Window(0.0, 0.0)
+        self._window = _Window(self.started_at)
 
     @property
     def pid(self) -> int:
@@ -60,7 +70,7 @@ class Program:
 
     def begin_window(self) -> None:
         """Count from now on."""
-        self._window = _Window(time.monotonic(), _cpu_seconds(self._family()))
+        self._window = _Window(time.monotonic(), _cpu_seconds(self._family()), _waited(self.pid))
 
     def usage(self) -> Usage:
         """What was used since the window began."""
@@ -71,6 +81,7 @@ class Program:
             cpu_seconds=_cpu_seconds(family) - window.cpu_before,
             rss_max=window.rss,
             pss_max=window.pss,
+            waited=_waited(self.pid) - window.waited_before,
             processes=len(family),
             threads=sum(_number(process, "num_threads") for process in family),
             descriptors=sum(_number(process, "num_fds") for process in family),
@@ -141,7 +152,8 @@ class Program:
 @dataclass(slots=True)
 class _Window:
     began_at: float
-    cpu_before: float
+    cpu_before: float = 0.0
+    waited_before: float = 0.0
     rss: int = 0
     pss: int = 0
 
@@ -163,7 +175,6 @@ async def running_program(
         )
     pin(process.pid, core)
     program = Program(process, output)
-    program.begin_window()
     try:
         with program.sampled():
             yield program
@@ -173,8 +184,7 @@ async def running_program(
 
 def pin(pid: int, core: int) -> None:
     """Keep a process, and the children it will have, on one core; a machine with one core has no choice."""
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(pid, {cores[core % len(cores)]})
+    os.sched_setaffinity(pid, {_CORES[core % len(_CORES)]})
 
 
 def _cpu_seconds(family: Sequence[psutil.Process]) -> float:
@@ -184,6 +194,14 @@ def _cpu_seconds(family: Sequence[psutil.Process]) -> float:
             times = process.cpu_times()
             total += times.user + times.system
     return total
+
+
+def _waited(pid: int) -> float:
+    """Seconds in the run queue (proc(5), schedstat: the second number, ns)."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):  # it has ended, or a kernel without it
+        return 0.0
 
 
 def _number(process: psutil.Process, what: str) -> int:

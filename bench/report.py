@@ -1,18 +1,22 @@
-"""The numbers as a table for people, and as the page docs/benchmarks.md."""
+"""The numbers as tables for people, and as the page docs/benchmarks.md."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.goals import Verdict, verdicts
+
 Json = dict[str, Any]
+Draw = Callable[[Json, Path], Mapping[str, str]]
+"""Makes the pictures of a run in a folder; returns file name → title (`bench.plots.draw`)."""
 BEGIN, END = "<!-- numbers: begin -->", "<!-- numbers: end -->"
+_GOALS_HEAD = ("", "target", "launch-worker", "W&B's agent, same run", "")
 _HEAD = (
     "scenario",
     "program",
     "result",
-    "target",
     "AWS calls/s",
     "throttled",
     "RSS MiB",
@@ -21,6 +25,7 @@ _HEAD = (
     "p50 / p95 / p99 s",
     "lines",
     "lost / doubled",
+    "loop lag ms, 99 % / longest",
 )
 
 
@@ -30,16 +35,15 @@ def measurements(results: Json) -> Iterator[Json]:
         yield from scenario["measurements"]
 
 
-def table(results: Json) -> str:
-    """A Markdown table of a run."""
-    rows = [_HEAD, tuple("---" for _ in _HEAD), *(_row(entry) for entry in measurements(results))]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+def tables(results: Json) -> str:
+    """The goals and all measurements of a run, in Markdown."""
+    entries = list(measurements(results))
+    goals = [_goal_row(verdict) for verdict in verdicts(entries)]
+    return f"{_table(_GOALS_HEAD, goals)}\n\n{_table(_HEAD, [_row(entry) for entry in entries])}"
 
 
-def write_page(results: Json, docs: Path) -> None:
-    """Replace what stands between the marks of docs/benchmarks.md, and draw docs/img/bench-*.svg."""
-    from bench.plots import draw  # needs the extra `bench`
-
+def write_page(results: Json, docs: Path, *, draw: Draw) -> None:
+    """Replace what stands between the marks of `docs`/benchmarks.md, with pictures in `docs`/img."""
     images = draw(results, docs / "img")
     path = docs / "benchmarks.md"
     text = path.read_text()
@@ -50,14 +54,16 @@ def write_page(results: Json, docs: Path) -> None:
 
 def _section(results: Json, images: Mapping[str, str]) -> str:
     facts = results["machine"]
+    minutes = sum(scenario["seconds"] for scenario in results["scenarios"]) / 60
     parts = [
-        f"Measured {results['at']} with `{results['command']}`, commit {facts['commit']}, on {facts['cores']} cores "
-        f"of {facts['cpu']}, {facts['memory_gib']} GiB, Linux {facts['kernel']}, Python {facts['python']}.",
-        table(results),
-        *(f"- {scenario}: {note}" for scenario, note in _notes(results)),
-        *(f"![{title}](img/{name})" for name, title in images.items()),
+        f"Measured {results['at']} with `{results['command']}` in {minutes:.0f} minutes, commit {facts['commit']}, on "
+        f"{facts['cores']} cores of {facts['cpu']}, {facts['memory_gib']} GiB, Linux {facts['kernel']}, "
+        f"Python {facts['python']}.",
+        tables(results),
+        "\n".join(f"- {scenario}: {note}" for scenario, note in _notes(results)),
+        "\n\n".join(f"![{title}](img/{name})" for name, title in images.items()),
     ]
-    return "\n\n".join(parts[:2]) + "\n\n" + "\n".join(parts[2:]) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _notes(results: Json) -> Iterator[tuple[str, str]]:
@@ -69,16 +75,23 @@ def _notes(results: Json) -> Iterator[tuple[str, str]]:
             yield scenario["what"], f"failed: {scenario['failed']}"
 
 
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
+
+
+def _goal_row(verdict: Verdict) -> tuple[str, ...]:
+    said = {True: "kept", False: f"**missed**: {verdict.why}", None: "not judged"}[verdict.kept]
+    return verdict.goal.what, verdict.goal.target, verdict.ours, verdict.agent, said
+
+
 def _row(entry: Json) -> tuple[str, ...]:
     seconds = entry["seconds"] or 1.0
-    target = entry["target"]
-    latency = entry["latency"]
+    latency, lag = entry["latency"], entry["lag"]
     waits = " / ".join(_number(latency.get(name)) for name in ("p50", "p95", "p99"))
     return (
         entry["scenario"],
         entry["program"],
         entry["result"],
-        "" if target is None else f"{target['text']}: {'kept' if target['kept'] else '**missed**'}",
         ", ".join(f"{api} {count / seconds:.2f}" for api, count in sorted(entry["calls"].items())),
         ", ".join(f"{api} {count}" for api, count in sorted(entry["throttled"].items())) or "0",
         _number(entry["rss_mib"], 0),
@@ -87,6 +100,7 @@ def _row(entry: Json) -> tuple[str, ...]:
         waits if entry["lines"] else "",
         f"{entry['lines']:,}" if entry["lines"] else "",
         f"{entry['lost']} / {entry['doubled']}" if entry["lines"] else "",
+        f"{lag['p99'] * 1000:.0f} / {lag['max'] * 1000:.0f}" if lag else "",
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 
+from bench.lag import LoopLag
 from bench.programs import PROGRAM_CORE, SIMULATOR_CORE, Program, running_program
 
 T = TypeVar("T")
@@ -40,6 +41,8 @@ class Worker:
     port: int
     ready_after: float
     """Seconds from its start until /readyz said yes."""
+    ready_cpu: float
+    """CPU seconds that this took."""
 
 
 class Stage:
@@ -75,6 +78,10 @@ class Stage:
                 return response.status, await response.text()
         except aiohttp.ClientError:
             return 0, ""
+
+    async def lag(self, worker: Worker) -> LoopLag:
+        """How late a worker's event loop has been so far."""
+        return LoopLag.of((await self.get(f"http://127.0.0.1:{worker.port}/metrics"))[1])
 
     @property
     def aws_environment(self) -> dict[str, str]:
@@ -120,7 +127,8 @@ class Stage:
                 return (await self.get(f"http://127.0.0.1:{port}/readyz"))[0] == 200
 
             await until(ready, "the worker is ready", seconds=60, every=0.02)
-            yield Worker(program, port, time.monotonic() - program.started_at)
+            ready_after = time.monotonic() - program.started_at
+            yield Worker(program, port, ready_after, program.usage().cpu_seconds)
             await program.end()
 
 

@@ -8,14 +8,16 @@ import asyncio
 import contextlib
 import json
 import sys
+import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
 
 import aiohttp
 
 from bench.launches import ENTITY, QUEUE, names, run_spec
-from bench.measurement import AGENT, Measurement, mib
+from bench.measurement import AGENT, Judged, Measurement, mib
 from bench.programs import PROGRAM_CORE, SIMULATOR_CORE, Program, Usage, running_program
-from bench.scenarios.windows import measurement_of, sagemaker_rate, window
+from bench.scenarios.windows import measurement_of, sagemaker_rate
 from bench.stage import Json, Stage, until
 
 _CONFIG = {
@@ -31,15 +33,28 @@ _CONFIG = {
 async def agent(stage: Stage, *, count: int, seconds: float) -> list[Measurement]:
     """A burst without a quota, the jobs of it running; then a burst under the quota, for as long as its size takes."""
     await stage.fresh(CreateTrainingJob=None)
-    async with _agent(stage, "free") as (program, url):
-        empty = program.usage().pss_max
-        free = await _burst(stage, program, url, count, quota=None)
+    async with _agent(stage, "free") as polling:
+        program = polling.program
+        empty = program.usage()
+        started = Judged("start", f"{polling.after:.1f} s until it polls, {empty.cpu_seconds:.1f} s CPU")
+        free = await _burst(stage, program, polling.url, count, quota=None)
         await asyncio.sleep(10)
-        running = await _running(stage, program, count, seconds, empty)
+        running = await _running(stage, program, count, seconds, empty.pss_max)
     await stage.fresh()
-    async with _agent(stage, "quota") as (program, url):
-        bounded = await _burst(stage, program, url, count, quota=1.0)
-    return [free, running, bounded]
+    async with _agent(stage, "quota") as polling:
+        bounded = await _burst(stage, polling.program, polling.url, count, quota=1.0)
+    return [replace(free, judged=(*free.judged, started)), running, bounded]
+
+
+@dataclass(frozen=True, slots=True)
+class _Polling:
+    """The agent, once it polls its queue."""
+
+    program: Program
+    url: str
+    """Of its W&B."""
+    after: float
+    """Seconds since its start."""
 
 
 async def _burst(stage: Stage, program: Program, url: str, count: int, *, quota: float | None) -> Measurement:
@@ -62,12 +77,14 @@ async def _burst(stage: Stage, program: Program, url: str, count: int, *, quota:
     created = [at - sent_at for at in report["created_at"]]
     rate = len(created) / max(created, default=patience)
     name = f"burst of {count}, quota {quota:g}/s" if quota else f"burst of {count}, no quota"
+    words = f"{rate:.2f} submits/s, {failed[0]} of {count} failed"
     return measurement_of(
         name,
         AGENT,
         report,
         usage,
-        result=f"{rate:.2f} submits/s, {failed[0]} failed",
+        result=words,
+        judged=(Judged("quota" if quota else "submits", words),),
         numbers={"submits_per_second": rate, "failed": failed[0]},
         notes=(f"{count} items: it takes one after the other",),
         samples={"created": tuple(created)},
@@ -75,15 +92,20 @@ async def _burst(stage: Stage, program: Program, url: str, count: int, *, quota:
 
 
 async def _running(stage: Stage, program: Program, count: int, seconds: float, empty: int) -> Measurement:
-    report, usage = await window(stage, program, seconds)
+    await stage.control("window")
+    program.begin_window()
+    await asyncio.sleep(seconds)
+    report, usage = await stage.report(), program.usage()
     rate = sagemaker_rate(report)
     per_job = (usage.pss_max - empty) / count
+    far = _far(count, rate, usage, (empty + per_job * 1000) / (1 << 30))
     return measurement_of(
         f"{count} jobs, quiet",
         AGENT,
         report,
         usage,
         result=_quiet_result(usage, rate),
+        judged=far,
         numbers={
             "sagemaker_calls_per_second": rate,
             "mib_per_job": mib(round(per_job)),
@@ -96,14 +118,24 @@ async def _running(stage: Stage, program: Program, count: int, seconds: float, e
     )
 
 
+def _far(count: int, rate: float, usage: Usage, gib_at_1000: float) -> tuple[Judged, ...]:
+    """What 1,000 and 5,000 jobs would cost it, multiplied from `count`."""
+    from_this = f"from {count} jobs"
+    return (
+        Judged("memory", f"{gib_at_1000:.1f} GiB, {from_this}"),
+        Judged("memory-5000", f"{gib_at_1000 * 5:.0f} GiB, {from_this}"),
+        Judged("cpu", f"{usage.cpu_share / count * 1000:.0%}, {from_this} ({usage.cpu_share:.0%})"),
+        Judged("calls", f"wants {rate / count * 1000:.0f}/s, {from_this} ({rate:.1f}/s)"),
+    )
+
+
 def _quiet_result(usage: Usage, rate: float) -> str:
     memory = usage.rss_max / (1 << 20)
     return f"{memory:.0f} MiB, {usage.cpu_share:.0%} of a core, {rate:.2f} SageMaker calls/s"
 
 
 @contextlib.asynccontextmanager
-async def _agent(stage: Stage, name: str) -> AsyncIterator[tuple[Program, str]]:
-    """The agent, polling its queue; and the address of its W&B."""
+async def _agent(stage: Stage, name: str) -> AsyncIterator[_Polling]:
     config = stage.folder / "launch-config.yaml"
     await asyncio.to_thread(config.write_text, json.dumps(_CONFIG))
     async with _wandb(stage, name) as url:
@@ -127,7 +159,7 @@ async def _agent(stage: Stage, name: str) -> AsyncIterator[tuple[Program, str]]:
                 return bool((await _get(url, "stats"))["counts"].get("graphql:popFromRunQueue"))
 
             await until(polling, "the agent polls its queue", seconds=90)
-            yield program, url
+            yield _Polling(program, url, time.monotonic() - program.started_at)
 
 
 @contextlib.asynccontextmanager

@@ -5,27 +5,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 from bench.launches import ages, names, seed_ledger
-from bench.measurement import WORKER, Measurement, Target
+from bench.measurement import WORKER, Judged, Measurement, at_most
 from bench.programs import Usage
-from bench.scenarios.windows import caught_up, measurement_of, sagemaker_rate, window, with_end
+from bench.scenarios.windows import (
+    all_there,
+    caught_up,
+    measurement_of,
+    sagemaker_rate,
+    window,
+    with_end,
+)
 from bench.stage import Json, Stage, Worker, until
 
 _SETTLE = 10.0
 """Seconds for what an adoption leaves to do, before anything else is measured."""
 _PATIENCE = 120.0
 """Seconds that an adoption may take before it is given up."""
-_MEMORY = {1000: 200.0, 5000: 512.0}
-"""MiB that so many running jobs may cost."""
+_MEMORY = {1000: ("memory", 200.0), 5000: ("memory-5000", 512.0)}
+"""Which goal so many jobs are about, and the MiB that they may cost."""
 
 
 async def quiet(stage: Stage, *, count: int, seconds: float) -> list[Measurement]:
     """Jobs that say nothing: adopted from a ledger, then watched."""
-    ledger = await _running_jobs(stage, count)
-    async with _adopting(stage, ledger, count) as (worker, adoption):
+    ledger, _ = await running_jobs(stage, count)
+    async with adopting(stage, ledger, count) as (worker, adoption):
         return [adoption, await _quiet(stage, worker, count, seconds)]
 
 
@@ -33,34 +40,37 @@ async def printing(
     stage: Stage, *, count: int, seconds: float, rates: tuple[float, ...]
 ) -> list[Measurement]:
     """One worker beside many jobs: adopted, quiet, then at some lines a second each; at last its successor."""
-    ledger = await _running_jobs(stage, count)
+    ledger, _ = await running_jobs(stage, count)
     found = []
-    async with _adopting(stage, ledger, count) as (worker, adoption):
+    async with adopting(stage, ledger, count) as (worker, adoption):
         found += [adoption, await _quiet(stage, worker, count, seconds)]
         for rate in rates:
             found.append(await _printing(stage, worker, count, rate, seconds))
         await stage.control("print", per_second=1.0)
         await asyncio.sleep(5)
-    async with _adopting(stage, ledger, count) as (_, restart):
+    async with adopting(stage, ledger, count) as (_, restart):
         found.append(restart)
     return found
 
 
-async def _running_jobs(stage: Stage, count: int) -> Path:
+async def running_jobs(stage: Stage, count: int) -> tuple[Path, list[str]]:
+    """A ledger of jobs that run in the simulator; and their names."""
     await stage.fresh()
     jobs = names(f"run{count}", count)
     await stage.control("jobs", ages=ages(jobs))
     ledger = stage.folder / f"running-{count}.db"
     await seed_ledger(ledger, jobs, await stage.control("streams"))
-    return ledger
+    return ledger, jobs
 
 
 @contextlib.asynccontextmanager
-async def _adopting(stage: Stage, ledger: Path, count: int) -> AsyncIterator[tuple[Worker, Measurement]]:
+async def adopting(
+    stage: Stage, ledger: Path, count: int, settings: Mapping[str, str] | None = None
+) -> AsyncIterator[tuple[Worker, Measurement]]:
     """Start a worker, and wait until each job's log moves: measured from outside, by what W&B gets."""
     await stage.control("window")
     before = time.time()
-    async with stage.worker(ledger) as worker:
+    async with stage.worker(ledger, settings) as worker:
         followed: list[float] = []
 
         async def all_followed() -> bool:
@@ -71,6 +81,7 @@ async def _adopting(stage: Stage, ledger: Path, count: int) -> AsyncIterator[tup
         with contextlib.suppress(TimeoutError):  # then the result says how many there are
             await until(all_followed, f"{count} jobs followed", seconds=_PATIENCE, every=0.5)
         report, usage = await stage.report(), worker.program.usage()
+        report["lag"] = (await stage.lag(worker)).summary()
         yield worker, _adoption(count, report, usage, tuple(followed), worker.ready_after)
 
 
@@ -86,7 +97,7 @@ def _adoption(
         report,
         usage,
         result=f"ready after {ready_after:.2f} s, {which} followed after {after:.1f} s",
-        target=Target("≤ 30 s", done and after <= 30) if count == 1000 else None,
+        judged=(at_most("restart", after, 30.0, f"{after:.1f} s", and_also=done),) if count == 1000 else (),
         numbers={"ready_after": ready_after, "all_followed_after": after if done else None},
         samples={"followed": followed},
     )
@@ -95,21 +106,25 @@ def _adoption(
 async def _quiet(stage: Stage, worker: Worker, count: int, seconds: float) -> Measurement:
     await caught_up(stage)
     await asyncio.sleep(_SETTLE)
-    report, usage = await window(stage, worker.program, seconds)
+    report, usage = await window(stage, worker, seconds)
     rate = sagemaker_rate(report)
     rss = usage.rss_max / (1 << 20)
-    limit = _MEMORY.get(count)
-    target = None
-    if limit is not None:
-        kept = rss <= limit and rate <= 0.5 and (count > 1000 or usage.cpu_share <= 0.05)
-        target = Target(f"≤ {limit:.0f} MiB, ≤ 5 % of a core, ≤ 0.5 SageMaker calls/s", kept)
+    judged: list[Judged] = []
+    if count in _MEMORY:
+        goal, limit = _MEMORY[count]
+        judged.append(at_most(goal, rss, limit, f"{rss:.0f} MiB"))
+    if count == 1000:
+        judged += [
+            at_most("cpu", usage.cpu_share, 0.05, f"{usage.cpu_share:.1%}"),
+            at_most("calls", rate, 0.5, f"{rate:.2f}/s"),
+        ]
     return measurement_of(
         f"{count} jobs, quiet",
         WORKER,
         report,
         usage,
         result=f"{rss:.0f} MiB, {usage.cpu_share:.1%} of a core, {rate:.2f} SageMaker calls/s",
-        target=target,
+        judged=tuple(judged),
         numbers={"sagemaker_calls_per_second": rate},
     )
 
@@ -119,22 +134,25 @@ async def _printing(
 ) -> Measurement:
     await stage.control("print", per_second=per_second)
     await asyncio.sleep(_SETTLE)
-    report, usage = await window(stage, worker.program, seconds)
+    report, usage = await window(stage, worker, seconds)
     await stage.control("print", per_second=0)
     lost = await caught_up(stage)
     report = await with_end(stage, report)
     p95 = report["wandb"]["latency"]["p95"]
-    target = None
+    judged: tuple[Judged, ...] = ()
     if count == 1000 and per_second == 1:
-        kept = p95 is not None and p95 <= 5 and usage.cpu_share <= 0.30 and not lost
-        target = Target("p95 ≤ 5 s, ≤ 30 % of a core", kept)
+        whole = p95 is not None and all_there(report, lost)
+        judged = (
+            at_most("latency", p95 or 0.0, 5.0, f"{p95} s", and_also=whole),
+            at_most("cpu-printing", usage.cpu_share, 0.30, f"{usage.cpu_share:.0%}"),
+        )
     return measurement_of(
         f"{count} jobs at {per_second:g} lines/s",
         WORKER,
         report,
         usage,
         result=f"p95 {p95} s, {usage.cpu_share:.0%} of a core",
-        target=target,
+        judged=judged,
         lost=lost,
         numbers={"lines_per_second": report["wandb"]["lines_window"] / report["seconds"]},
     )

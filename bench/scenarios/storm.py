@@ -17,7 +17,7 @@ import aiodocker
 
 from bench.launches import names, run_spec
 from bench.measurement import WORKER, Measurement
-from bench.scenarios.windows import measurement_of
+from bench.scenarios.windows import Window, measurement_of
 from bench.stage import Stage, until
 from worker.local.aws import LocalAws, running_aws
 from worker.local.ecr import LocalEcr, running_ecr
@@ -66,8 +66,7 @@ async def _storm(stage: Stage, services: _Services, count: int) -> Measurement:
         "LAUNCH_RATE_CREATE_TRAINING_JOB": "100",
     }
     async with stage.worker(stage.folder / "storm.db", settings) as worker:
-        await stage.control("window")
-        worker.program.begin_window()
+        window = await Window.begin(stage, worker)
         sent_at = float((await stage.control("time"))["now"])
         await stage.control("messages", bodies=bodies)
 
@@ -76,7 +75,7 @@ async def _storm(stage: Stage, services: _Services, count: int) -> Measurement:
             return len(report["created_at"]) + int(report["dead"]) >= len(bodies)
 
         await until(settled, f"{len(bodies)} launches settled", seconds=60 + 5.0 * count, every=0.25)
-        report, usage = await stage.report(), worker.program.usage()
+        report, usage = await window.end()
         built = sum(1 for line in _log(worker.program.output) if line.get("event") == "build_started")
     created = [at - sent_at for at in report["created_at"]]
     seconds = max(created, default=0.0)

@@ -7,19 +7,43 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from bench.measurement import Measurement, Target, mib
-from bench.programs import Program, Usage
-from bench.stage import Json, Stage
+from bench.lag import LoopLag
+from bench.measurement import Judged, Measurement, at_most, mib
+from bench.programs import Usage
+from bench.stage import Json, Stage, Worker
 
 _SAGEMAKER = ("CreateTrainingJob", "DescribeTrainingJob", "ListTrainingJobs", "StopTrainingJob")
+_LONGEST_STALL = 0.05
 
 
-async def window(stage: Stage, program: Program, seconds: float) -> tuple[Json, Usage]:
-    """Let the program run for a while; what the simulator counted and what the program used meanwhile."""
-    await stage.control("window")
-    program.begin_window()
+class Window:
+    """A stretch of a worker's life: what the simulator counted, what the program used, how late its loop was."""
+
+    def __init__(self, stage: Stage, worker: Worker, lag: LoopLag) -> None:
+        self._stage = stage
+        self._worker = worker
+        self._lag = lag
+
+    @classmethod
+    async def begin(cls, stage: Stage, worker: Worker) -> Window:
+        """Count from now on."""
+        lag = await stage.lag(worker)
+        await stage.control("window")
+        worker.program.begin_window()
+        return cls(stage, worker, lag)
+
+    async def end(self) -> tuple[Json, Usage]:
+        """What there was; the simulator's report has the event loop's lag beside its own."""
+        report, usage = await self._stage.report(), self._worker.program.usage()
+        lag = (await self._stage.lag(self._worker)).since(self._lag)
+        return {**report, "lag": lag.summary()}, usage
+
+
+async def window(stage: Stage, worker: Worker, seconds: float) -> tuple[Json, Usage]:
+    """Let the worker run for a while."""
+    opened = await Window.begin(stage, worker)
     await asyncio.sleep(seconds)
-    return await stage.report(), program.usage()
+    return await opened.end()
 
 
 def measurement_of(
@@ -29,7 +53,7 @@ def measurement_of(
     usage: Usage,
     *,
     result: str,
-    target: Target | None = None,
+    judged: tuple[Judged, ...] = (),
     lost: int = 0,
     numbers: Mapping[str, Any] | None = None,
     notes: tuple[str, ...] = (),
@@ -37,11 +61,14 @@ def measurement_of(
 ) -> Measurement:
     """The usual numbers, and the scenario's own."""
     wandb = report["wandb"]
+    lag: Mapping[str, float] = report.get("lag") or {}
+    if lag and wandb["lines_window"]:
+        judged = (*judged, at_most("lag", lag["max"], _LONGEST_STALL, f"{_lag(lag)}, {scenario}"))
     return Measurement(
         scenario=scenario,
         program=program,
         result=result,
-        target=target,
+        judged=judged,
         seconds=report["seconds"],
         calls=report["calls"],
         throttled=report["throttled"],
@@ -53,7 +80,9 @@ def measurement_of(
         lines=wandb["lines_window"],
         lost=lost + wandb["holes"] + wandb["missing"],
         doubled=wandb["doubled"] + wandb["overwritten"],
+        lag=lag,
         numbers={
+            "waited": usage.waited_share,
             "processes": usage.processes,
             "threads": usage.threads,
             "descriptors": usage.descriptors,
@@ -66,10 +95,21 @@ def measurement_of(
     )
 
 
+def _lag(lag: Mapping[str, float]) -> str:
+    return f"≤ {lag['max'] * 1000:.0f} ms (99 % of looks ≤ {lag['p99'] * 1000:.0f} ms)"
+
+
 def sagemaker_rate(report: Json) -> float:
     """SageMaker calls a second."""
     calls: float = sum(report["calls"].get(api, 0) for api in _SAGEMAKER)
     return calls / float(report["seconds"])
+
+
+def all_there(report: Json, lost: int) -> bool:
+    """No line was lost, none doubled."""
+    wandb = report["wandb"]
+    wrong = ("holes", "missing", "doubled", "overwritten")
+    return not lost and not any(wandb[name] for name in wrong)
 
 
 async def caught_up(stage: Stage, *, patience: float = 60.0, every: float = 0.5) -> int:

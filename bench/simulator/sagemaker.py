@@ -19,6 +19,8 @@ class SageMakerOperations:
         self._tags: dict[str, list[Json]] = {}
         self.created_at: list[float] = []
         """When each CreateTrainingJob was accepted, epoch seconds."""
+        self.stopped_at: dict[str, float] = {}
+        """Job → when its first StopTrainingJob was accepted, epoch seconds."""
 
     def op_CreateTrainingJob(self, ask: Json) -> Json:
         """A new job; its name must be free."""
@@ -53,8 +55,15 @@ class SageMakerOperations:
         if job.status in ENDED:
             text = f"The request was rejected because the training job is in status {job.status}."
             raise AwsError("ValidationException", text)
+        self.stopped_at.setdefault(job.name, time.time())
         self._jobs.stop(job, time.time())
         return {}
+
+    def clear(self) -> None:
+        """Nothing was asked for yet."""
+        self.created_at.clear()
+        self.stopped_at.clear()
+        self._tags.clear()
 
     def op_AddTags(self, ask: Json) -> Json:
         """More tags for a resource."""

@@ -10,6 +10,8 @@ Control, all JSON:
   POST /_bench/window    counters and latencies begin anew
   POST /_bench/reset     no jobs, no messages, no runs
   GET  /_bench/report    what happened in the window, and what there is
+  POST /_bench/stop      {paths: [entity/project/run, …]}: Stop is pressed in these runs
+  GET  /_bench/stops     when Stop was pressed, by run; when StopTrainingJob came, by job
   GET  /_bench/runs      of each run: when it was opened and posted to, ingestion time of its newest line
 """
 
@@ -125,12 +127,12 @@ class Simulator:
                     path: [run.opened_at, run.posted_at, run.console.last_ingested, run.heard_at]
                     for path, run in self.wandb.runs.items()
                 }
+            case "stops":
+                return {"pressed": self.wandb.pressed_at, "stopped": self.sagemaker.stopped_at}
             case "streams":
                 return {job.name: job.stream for job in self.jobs}
             case "time":
                 return {"now": time.time()}
-            case "messages":
-                return {"ids": [self.sqs.send(text) for text in body["bodies"]]}
         return {"ok": True} if self._change(what, body) else {"error": f"no such control: {what}"}
 
     def _change(self, what: str, body: Json) -> bool:
@@ -138,18 +140,23 @@ class Simulator:
         match what:
             case "settings":
                 self._set(body)
+            case "messages":
+                for text in body["bodies"]:
+                    self.sqs.send(text)
             case "jobs":
                 for name, age in body["ages"].items():
                     self.jobs.add_running(name, {}, now, age)
             case "print":
                 self.jobs.print_from(now, body["per_second"], body.get("most"))
+            case "stop":
+                self.wandb.pressed_at.update(dict.fromkeys(body["paths"], now))
             case "window":
                 self._begin_window()
             case "reset":
                 self.jobs.clear()
                 self.sqs.clear()
                 self.wandb.clear()
-                self.sagemaker.created_at.clear()
+                self.sagemaker.clear()
                 self._begin_window()
             case _:
                 return False

@@ -55,12 +55,15 @@ class WandbSink:
         self.runs: dict[str, SinkRun] = {}
         self.requests: Counter[str] = Counter()
         self.failed_items: list[str] = []
+        self.pressed_at: dict[str, float] = {}
+        """Run, as `entity/project/run` → when Stop was pressed in it, epoch seconds."""
         self.reset_window()
 
     def clear(self) -> None:
         """No runs."""
         self.runs.clear()
         self.failed_items.clear()
+        self.pressed_at.clear()
 
     def reset_window(self) -> None:
         """Begin a new window."""
@@ -78,6 +81,8 @@ class WandbSink:
         match name:
             case "UpsertBucket":
                 return {"data": {"upsertBucket": self._upsert(variables)}}
+            case "RunStoppedStatuses":
+                return {"data": self._stopped(variables)}
             case "ServerFeaturesQuery":
                 listed = [{"name": feature, "isEnabled": True} for feature in FEATURES]
                 return {"data": {"serverInfo": {"features": listed}}}
@@ -102,7 +107,7 @@ class WandbSink:
             self.lines += run.console.post(chunk["offset"], chunk["content"], int(now * 1000), self.latency)
         if body.get("complete"):
             run.exit_code = int(body.get("exitcode") or 0)
-        return {"stopped": False}
+        return {"stopped": path in self.pressed_at}
 
     def upload(self, key: str, size: int) -> None:
         """A file has come."""
@@ -138,6 +143,14 @@ class WandbSink:
         self.runs.setdefault(path, SinkRun()).opened_at = time.time()
         place = {"name": project, "entity": {"name": entity}}
         return {"bucket": {"id": name, "name": name, "project": place}, "inserted": inserted}
+
+    def _stopped(self, variables: Json) -> Json:
+        """Of many runs at once, as the worker asks: `e0`, `p0` and `n0` name the first one."""
+        found: Json = {}
+        for number in range(len(variables) // 3):
+            path = "/".join(str(variables[f"{part}{number}"]) for part in "epn")
+            found[f"r{number}"] = {"run": {"stopped": path in self.pressed_at}}
+        return found
 
     def _note(self, run: SinkRun, second: int) -> None:
         if run.second != second:

@@ -201,3 +201,28 @@ async def test_posts_are_counted_and_checked(simulator: Simulator) -> None:
     assert (report["lines"], report["missing"], report["doubled"], report["repeated_posts"]) == (3, 0, 0, 1)
     assert report["requests"] == {"file_stream": 3, "heartbeat": 1}
     assert 1.0 <= report["latency"]["p50"] < 20
+
+
+async def test_a_stop_is_told_in_both_ways_and_timed(simulator: Simulator) -> None:
+    """In the answer to a companion's post, and by the query for the runs of containers; a job is stopped once."""
+    simulator.jobs.add_running("one", {}, time.time(), 600.0)
+    base = f"{simulator.base_url}"
+    variables = {"e0": "acme", "p0": "bench", "n0": "one", "e1": "acme", "p1": "bench", "n1": "two"}
+    query = {"operationName": "RunStoppedStatuses", "query": "", "variables": variables}
+    async with aiohttp.ClientSession() as session:
+        for path in ("acme/bench/one", "acme/bench/two-sagemaker"):
+            async with session.post(f"{base}/_bench/stop", json={"paths": [path]}) as answer:
+                assert await answer.json() == {"ok": True}
+        async with session.post(f"{base}/graphql", json=query) as answer:
+            stopped = (await answer.json())["data"]
+        assert stopped == {"r0": {"run": {"stopped": True}}, "r1": {"run": {"stopped": False}}}
+        async with session.post(f"{base}/files/acme/bench/two-sagemaker/file_stream", json={}) as answer:
+            assert await answer.json() == {"stopped": True}
+        async with client(simulator, "sagemaker") as sagemaker:
+            await sagemaker.stop_training_job(TrainingJobName="one")
+            await sagemaker.stop_training_job(TrainingJobName="one")
+        async with session.get(f"{base}/_bench/stops") as answer:
+            told = await answer.json()
+    assert told["pressed"].keys() == {"acme/bench/one", "acme/bench/two-sagemaker"}
+    assert told["stopped"].keys() == {"one"}
+    assert told["stopped"]["one"] >= told["pressed"]["acme/bench/one"]

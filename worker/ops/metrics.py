@@ -68,7 +68,7 @@ class Metrics:
         self.loop_lag = Histogram(
             "launch_loop_lag_seconds",
             "How late the event loop comes back to a task.",
-            buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
+            buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 5),
             registry=registry,
         )
 
