@@ -15,6 +15,7 @@ from aiohttp import web
 from tests.fakes.aws_server import quick_rates
 from worker.clients.aws import AwsClients, AwsDenied, aws_clients, call, caller_identity
 from worker.clients.aws_role import TargetRole, with_role
+from worker.clients.service_models import model_loader
 from worker.errors import Again, SettingsError, Unreachable
 from worker.local.aws import LocalAws, running_aws
 from worker.training.sagemaker import SageMaker
@@ -117,6 +118,15 @@ async def test_sagemaker_and_logs_are_the_roles_and_all_else_the_workers(sts: St
     assert asked["key"] == "AKIAWORKER"
     assert (asked["RoleArn"], asked["ExternalId"]) == (ROLE.arn, "acme")
     assert asked["RoleSessionName"] == "launch-worker"
+
+
+@pytest.mark.usefixtures("sts")
+async def test_sagemakers_model_is_in_memory_once() -> None:
+    """Of the worker's client, of the role's, and of what checks requests: it is 8 MiB."""
+    once = model_loader().load_service_model("sagemaker", "service-2")["metadata"]
+    async with aws_clients() as own, with_role(own, ROLE) as aws:
+        assert own.sagemaker.meta.service_model.metadata is once
+        assert aws.sagemaker.meta.service_model.metadata is once
 
 
 async def test_no_external_id_is_sent_where_there_is_none(sts: Sts) -> None:

@@ -15,6 +15,7 @@ import aioboto3
 import aiohttp
 import botocore.session
 from aiobotocore.config import AioConfig
+from aiobotocore.session import AioSession
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -28,6 +29,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from worker.clients.aws_answers import AnswerWatch, AwsClock, take_events_as_they_are
+from worker.clients.service_models import model_loader
 from worker.errors import Again, Never, SettingsError, Stage, Throttled, Unreachable, WorkerError
 from worker.ops.rates import Rate
 
@@ -148,6 +150,7 @@ async def call(
 def ecr_regions() -> frozenset[str]:
     """The Regions that have ECR, of all partitions, as botocore's own data lists them; asks no network."""
     session = botocore.session.get_session()
+    session.register_component("data_loader", model_loader())
     partitions = session.get_available_partitions()
     return frozenset(
         region for partition in partitions for region in session.get_available_regions("ecr", partition)
@@ -228,7 +231,9 @@ async def aws_clients(region: str = "") -> AsyncIterator[AwsClients]:
     config = client_config()
     async with contextlib.AsyncExitStack() as stack:
         try:
-            session = aioboto3.Session(region_name=region or None)
+            base = AioSession()
+            base.register_component("data_loader", model_loader())
+            session = aioboto3.Session(region_name=region or None, botocore_session=base)
 
             enter = stack.enter_async_context
             clock = AwsClock()
@@ -247,7 +252,7 @@ async def aws_clients(region: str = "") -> AsyncIterator[AwsClients]:
             raise SettingsError("AWS_REGION: no Region is set; set AWS_REGION") from error
         except ProfileNotFound as error:
             raise SettingsError(f"AWS_PROFILE: {error}") from error
-        watch: Any = AnswerWatch(session._session, clock)  # may be awaitable, which the stubs do not know
+        watch: Any = AnswerWatch(base, clock)  # may be awaitable, which the stubs do not know
         # Not S3, where an object may be HTML; its calls need no clock, and share the credentials that others renew.
         for client in (
             clients.sqs,

@@ -19,6 +19,7 @@ from aiobotocore.session import AioSession
 from botocore.credentials import CredentialProvider
 
 from worker.clients.aws import AwsClients, AwsDenied, AwsRefused, call, client_config
+from worker.clients.service_models import model_loader
 from worker.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ async def with_role(aws: AwsClients, role: TargetRole) -> AsyncIterator[AwsClien
     except AwsDenied as error:
         raise SettingsError(f"LAUNCH_ASSUME_ROLE: {error}") from error
     session = AioSession()
+    session.register_component("data_loader", model_loader())
     session.register_component("credential_provider", AioCredentialResolver([_Given(credentials)]))
     config = client_config()
     async with contextlib.AsyncExitStack() as stack:

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from botocore.loaders import Loader
 from botocore.model import ListShape, ServiceModel, Shape, StructureShape
+
+from worker.clients.service_models import model_loader
 
 
 @cache
 def create_training_job() -> StructureShape:
-    """The input shape, from the files of the installed botocore: no client, no network; about 50 ms once."""
-    model = ServiceModel(Loader().load_service_model("sagemaker", "service-2"), "sagemaker")
+    """The input shape, from the files of the installed botocore: no client, no network; about 50 ms for who
+    is the first to read them."""
+    model = ServiceModel(model_loader().load_service_model("sagemaker", "service-2"), "sagemaker")
     shape = model.operation_model("CreateTrainingJob").input_shape
     assert isinstance(shape, StructureShape)
     return shape
