@@ -7,6 +7,7 @@ the companion is nobody else's to hear: `heartbeats` brings it, and it works at 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -52,21 +53,31 @@ class RunStops:
         self._is_current = is_current
         self._seen: set[str] = set()
         """Launches whose stop is on its way; they stay here while they are asked about."""
+        self._asked_at: dict[str, float] = {}
+        """Launch id → monotonic time."""
 
     async def run(self, stop: StopJob) -> None:
         """Until cancelled; `stop` is asked to stop a job, with the reason."""
         async with asyncio.TaskGroup() as tasks:
             while True:
-                asked = [record for record in self._running() if _is_asked_about(record)]
-                self._seen &= {record.launch_id for record in asked}
-                chunks = [asked[start : start + MAX_RUNS] for start in range(0, len(asked), MAX_RUNS)]
-                for chunk in chunks or [[]]:
-                    await asyncio.sleep(self._interval / max(1, len(chunks)))
-                    for record in await self._stopped_of(chunk):
-                        if record.launch_id not in self._seen:
-                            self._seen.add(record.launch_id)
-                            ending = self._stop_later(record, stop)
-                            tasks.create_task(ending, name=f"stop {record.job_name}")
+                await asyncio.sleep(self._interval / max(1, -(-len(self._asked_about()) // MAX_RUNS)))
+                for record in await self._stopped_of(self._next()):
+                    if record.launch_id not in self._seen:
+                        self._seen.add(record.launch_id)
+                        ending = self._stop_later(record, stop)
+                        tasks.create_task(ending, name=f"stop {record.job_name}")
+
+    def _asked_about(self) -> dict[str, LaunchRecord]:
+        return {record.launch_id: record for record in self._running() if _is_asked_about(record)}
+
+    def _next(self) -> list[LaunchRecord]:
+        """Those of a query: what was never asked about first, then what was longest ago."""
+        alive = self._asked_about()
+        self._seen &= alive.keys()
+        self._asked_at = {launch_id: self._asked_at.get(launch_id, -math.inf) for launch_id in alive}
+        chosen = sorted(alive, key=self._asked_at.__getitem__)[:MAX_RUNS]
+        self._asked_at |= dict.fromkeys(chosen, time.monotonic())
+        return [alive[launch_id] for launch_id in chosen]
 
     async def _stopped_of(self, records: Sequence[LaunchRecord]) -> list[LaunchRecord]:
         if not records or not self._is_current():

@@ -113,3 +113,28 @@ async def test_nobody_asks_about_runs_that_are_the_workers_own_or_about_jobs_of_
     bench.current = False
     await bench.run(0.15)
     assert double.operations == []
+
+
+async def test_a_job_that_comes_while_it_waits_is_asked_about_at_once(
+    double: WandbDouble, api: WandbApi
+) -> None:
+    """And not only after another interval."""
+    first, second = record("launch-1"), record("launch-2")
+    bench = Bench(api, first)
+    waiting = asyncio.ensure_future(bench.run(0.3))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # it has begun to wait
+    bench.records.append(second)
+    await waiting
+    asked = double.operations[0]["variables"]
+    assert {asked["n0"], asked["n1"]} == {"run-launch-1", "run-launch-2"}
+
+
+async def test_each_of_many_runs_has_its_turn(double: WandbDouble, api: WandbApi) -> None:
+    bench = Bench(api, *(record(f"launch-{number}") for number in range(250)))
+    await bench.run(2.0)
+    asked = [operation["variables"] for operation in double.operations[:6]]
+    runs = [{one[f"n{number}"] for number in range(100)} for one in asked]
+    assert [len(query) for query in runs] == [100] * 6
+    assert len(runs[0] | runs[1] | runs[2]) == 250
+    assert len(runs[3] | runs[4] | runs[5]) == 250
