@@ -65,7 +65,7 @@ def ages(jobs: Sequence[str]) -> dict[str, float]:
 
 async def seed_ledger(path: Path, jobs: Sequence[str], streams: Mapping[str, str] | None = None) -> None:
     """A ledger of running jobs with such ages, left by a worker that has released them all since. `streams`: job → the
-    log stream that it had found, and taken nothing of."""
+    log stream that it had found, and taken nothing of. Their companions are open."""
     now = time.time()
     async with open_sqlite_ledger(path) as ledger:
         for name, age in ages(jobs).items():
@@ -84,7 +84,11 @@ async def seed_ledger(path: Path, jobs: Sequence[str], streams: Mapping[str, str
                     job_name=name,
                     job_arn=f"arn:aws:sagemaker:us-east-1:123456789012:training-job/{name}",
                     instance_type="ml.m5.large",
-                    log=LogState(positions={streams[name]: _NOTHING_TAKEN} if streams else {}),
+                    log=LogState(
+                        positions={streams[name]: _NOTHING_TAKEN} if streams else {},
+                        statuses=len(transitions),
+                    ),
+                    opened=1,
                     created_at=began,
                     waiting_at=began,
                     accepted_at=began,
