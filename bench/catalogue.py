@@ -54,7 +54,7 @@ SCENARIOS = (
     Scenario(
         "start",
         "a worker with nothing to do, until it is ready",
-        full=lambda stage: _start(stage, 7),
+        full=lambda stage: _start(stage, 5),
         short=lambda stage: _start(stage, 3),
     ),
     Scenario(
@@ -72,7 +72,7 @@ SCENARIOS = (
     Scenario(
         "thousand",
         "1,000 jobs: restart, quiet, 1 and 10 lines/s each, restart",
-        full=lambda stage: printing(stage, count=1000, seconds=40, rates=(1.0, 10.0)),
+        full=lambda stage: printing(stage, count=1000, seconds=30, rates=(1.0, 10.0)),
         short=lambda stage: printing(stage, count=200, seconds=10, rates=(1.0,)),
     ),
     Scenario(
@@ -90,13 +90,13 @@ SCENARIOS = (
     Scenario(
         "crowd",
         "5,000 jobs, quiet",
-        full=lambda stage: quiet(stage, count=5000, seconds=40),
+        full=lambda stage: quiet(stage, count=5000, seconds=30),
         short=lambda stage: quiet(stage, count=500, seconds=10),
     ),
     Scenario(
         "stops",
         "1,000 jobs, and Stop pressed in W&B",
-        full=lambda stage: stops(stage, count=1000, each=12),
+        full=lambda stage: stops(stage, count=1000, each=10),
         short=lambda stage: stops(stage, count=100, each=2),
     ),
     Scenario(
@@ -108,7 +108,7 @@ SCENARIOS = (
     Scenario(
         "agent",
         "W&B's agent: a burst, its jobs, a burst under the quota",
-        full=lambda stage: agent(stage, count=40, seconds=30),
+        full=lambda stage: agent(stage, count=30, seconds=30),
         short=lambda stage: agent(stage, count=5, seconds=10),
     ),
 )

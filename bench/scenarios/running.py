@@ -98,6 +98,7 @@ def _adoption(
         usage,
         result=f"ready after {ready_after:.2f} s, {which} followed after {after:.1f} s",
         judged=(at_most("restart", after, 30.0, f"{after:.1f} s", and_also=done),) if count == 1000 else (),
+        steady=False,
         numbers={"ready_after": ready_after, "all_followed_after": after if done else None},
         samples={"followed": followed},
     )
@@ -105,7 +106,8 @@ def _adoption(
 
 async def _quiet(stage: Stage, worker: Worker, count: int, seconds: float) -> Measurement:
     await caught_up(stage)
-    await asyncio.sleep(_SETTLE)
+    # The states of all jobs are listed once after an adoption: a page is a hundred of them.
+    await asyncio.sleep(_SETTLE * max(1.0, count / 2000))
     report, usage = await window(stage, worker, seconds)
     rate = sagemaker_rate(report)
     rss = usage.rss_max / (1 << 20)

@@ -54,15 +54,16 @@ def measurement_of(
     *,
     result: str,
     judged: tuple[Judged, ...] = (),
+    steady: bool = True,
     lost: int = 0,
     numbers: Mapping[str, Any] | None = None,
     notes: tuple[str, ...] = (),
     samples: Mapping[str, tuple[float, ...]] | None = None,
 ) -> Measurement:
-    """The usual numbers, and the scenario's own."""
+    """The usual numbers, and the scenario's own. `steady`: not a start, so that the event loop's lag is judged."""
     wandb = report["wandb"]
     lag: Mapping[str, float] = report.get("lag") or {}
-    if lag and wandb["lines_window"]:
+    if steady and lag and wandb["lines_window"]:
         judged = (*judged, at_most("lag", lag["max"], _LONGEST_STALL, f"{_lag(lag)}, {scenario}"))
     return Measurement(
         scenario=scenario,
