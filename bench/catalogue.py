@@ -67,13 +67,13 @@ SCENARIOS = (
         "quota",
         "300 launches at once, CreateTrainingJob 1/s",
         full=lambda stage: _burst(stage, 300, 1.0),
-        short=lambda stage: _burst(stage, 20, 1.0),
+        short=lambda stage: _burst(stage, 15, 1.0),
     ),
     Scenario(
         "thousand",
         "1,000 jobs: restart, quiet, 1 and 10 lines/s each, restart",
         full=lambda stage: printing(stage, count=1000, seconds=30, rates=(1.0, 10.0)),
-        short=lambda stage: printing(stage, count=200, seconds=10, rates=(1.0,)),
+        short=lambda stage: printing(stage, count=200, seconds=6, rates=(1.0,), settle=3),
     ),
     Scenario(
         "loud",
@@ -91,13 +91,13 @@ SCENARIOS = (
         "crowd",
         "5,000 jobs, quiet",
         full=lambda stage: quiet(stage, count=5000, seconds=30),
-        short=lambda stage: quiet(stage, count=500, seconds=10),
+        short=lambda stage: quiet(stage, count=500, seconds=6, settle=3),
     ),
     Scenario(
         "stops",
         "1,000 jobs, and Stop pressed in W&B",
         full=lambda stage: stops(stage, count=1000, each=10),
-        short=lambda stage: stops(stage, count=100, each=2),
+        short=lambda stage: stops(stage, count=100, each=2, heartbeat=10),
     ),
     Scenario(
         "storm",

@@ -21,31 +21,31 @@ from bench.scenarios.windows import (
 )
 from bench.stage import Json, Stage, Worker, until
 
-_SETTLE = 10.0
-"""Seconds for what an adoption leaves to do, before anything else is measured."""
+SETTLE = 10.0
+"""Seconds for what an adoption, or another pace of lines, leaves to do before anything is measured."""
 _PATIENCE = 120.0
 """Seconds that an adoption may take before it is given up."""
 _MEMORY = {1000: ("memory", 200.0), 5000: ("memory-5000", 512.0)}
 """Which goal so many jobs are about, and the MiB that they may cost."""
 
 
-async def quiet(stage: Stage, *, count: int, seconds: float) -> list[Measurement]:
+async def quiet(stage: Stage, *, count: int, seconds: float, settle: float = SETTLE) -> list[Measurement]:
     """Jobs that say nothing: adopted from a ledger, then watched."""
     ledger, _ = await running_jobs(stage, count)
     async with adopting(stage, ledger, count) as (worker, adoption):
-        return [adoption, await _quiet(stage, worker, count, seconds)]
+        return [adoption, await _quiet(stage, worker, count, seconds, settle)]
 
 
 async def printing(
-    stage: Stage, *, count: int, seconds: float, rates: tuple[float, ...]
+    stage: Stage, *, count: int, seconds: float, rates: tuple[float, ...], settle: float = SETTLE
 ) -> list[Measurement]:
     """One worker beside many jobs: adopted, quiet, then at some lines a second each; at last its successor."""
     ledger, _ = await running_jobs(stage, count)
     found = []
     async with adopting(stage, ledger, count) as (worker, adoption):
-        found += [adoption, await _quiet(stage, worker, count, seconds)]
+        found += [adoption, await _quiet(stage, worker, count, seconds, settle)]
         for rate in rates:
-            found.append(await _printing(stage, worker, count, rate, seconds))
+            found.append(await _printing(stage, worker, count, rate, seconds=seconds, settle=settle))
         await stage.control("print", per_second=1.0)
         await asyncio.sleep(5)
     async with adopting(stage, ledger, count) as (_, restart):
@@ -82,6 +82,7 @@ async def adopting(
             await until(all_followed, f"{count} jobs followed", seconds=_PATIENCE, every=0.5)
         report, usage = await stage.report(), worker.program.usage()
         report["lag"] = (await stage.lag(worker)).summary()
+        report["wandb"]["latency"] = {}  # these lines had been waiting for a worker
         yield worker, _adoption(count, report, usage, tuple(followed), worker.ready_after)
 
 
@@ -104,10 +105,10 @@ def _adoption(
     )
 
 
-async def _quiet(stage: Stage, worker: Worker, count: int, seconds: float) -> Measurement:
+async def _quiet(stage: Stage, worker: Worker, count: int, seconds: float, settle: float) -> Measurement:
     await caught_up(stage)
     # The states of all jobs are listed once after an adoption: a page is a hundred of them.
-    await asyncio.sleep(_SETTLE * max(1.0, count / 2000))
+    await asyncio.sleep(settle * max(1.0, count / 2000))
     report, usage = await window(stage, worker, seconds)
     rate = sagemaker_rate(report)
     rss = usage.rss_max / (1 << 20)
@@ -132,10 +133,10 @@ async def _quiet(stage: Stage, worker: Worker, count: int, seconds: float) -> Me
 
 
 async def _printing(
-    stage: Stage, worker: Worker, count: int, per_second: float, seconds: float
+    stage: Stage, worker: Worker, count: int, per_second: float, *, seconds: float, settle: float
 ) -> Measurement:
     await stage.control("print", per_second=per_second)
-    await asyncio.sleep(_SETTLE)
+    await asyncio.sleep(settle)
     report, usage = await window(stage, worker, seconds)
     await stage.control("print", per_second=0)
     lost = await caught_up(stage)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 
 from bench.launches import ENTITY, PROJECT
 from bench.measurement import WORKER, Judged, Measurement, at_most
+from bench.programs import Usage
 from bench.scenarios.running import adopting, running_jobs
 from bench.scenarios.windows import Window, caught_up, measurement_of
 from bench.stage import Json, Stage, Worker, until
@@ -22,35 +24,37 @@ _LIMIT = 35.0
 """Seconds: each companion and run is looked at every 30 s."""
 
 
-async def stops(stage: Stage, *, count: int, each: int) -> list[Measurement]:
+async def stops(stage: Stage, *, count: int, each: int, heartbeat: float = 30.0) -> list[Measurement]:
     """`count` jobs run; Stop is pressed in `each` runs of containers and as many companions of quiet jobs, then in as
-    many companions of jobs that print a line a second."""
+    many companions of jobs that print a line a second. `heartbeat`: LAUNCH_COMPANION_HEARTBEAT."""
     ledger, jobs = await running_jobs(stage, count)
-    settings = {"LAUNCH_STOPPED_RUN_TIMEOUT": "0"}  # else a stopped run has a minute to end by itself
+    settings = {
+        "LAUNCH_COMPANION_HEARTBEAT": str(heartbeat),
+        "LAUNCH_STOPPED_RUN_TIMEOUT": "0",  # else a stopped run has a minute to end by itself
+    }
     async with adopting(stage, ledger, count, settings) as (worker, _):
         await caught_up(stage)
         # Far from each other in the list, so that no single query or second of heartbeats has them all.
         chosen = jobs[:: max(1, count // (3 * each))][: 3 * each]
         runs, quiet, loud = (chosen[first::3] for first in range(3))
-        by_run = await _pressed(
-            stage, worker, count, {job: _path(job) for job in runs}, "the container's run"
-        )
-        by_companion = await _pressed(
-            stage, worker, count, {job: _companion(job) for job in quiet}, "the companion, quiet jobs"
-        )
+        by_run = {job: _path(job) for job in runs}
+        by_companion = {job: _companion(job) for job in quiet}
+        window = await _pressed(stage, worker, {**by_run, **by_companion})
+        found = [
+            _measured(count, window, by_run, "the container's run"),
+            _measured(count, window, by_companion, "the companion, quiet jobs"),
+        ]
         await stage.control("print", per_second=1.0)
-        printing = await _pressed(
-            stage, worker, count, {job: _companion(job) for job in loud}, "the companion, 1 line/s each"
-        )
-    return [by_run, by_companion, printing]
+        by_companion = {job: _companion(job) for job in loud}
+        window = await _pressed(stage, worker, by_companion)
+    return [*found, _measured(count, window, by_companion, "the companion, 1 line/s each")]
 
 
-async def _pressed(
-    stage: Stage, worker: Worker, count: int, paths: Mapping[str, str], where: str
-) -> Measurement:
-    """Press Stop in these runs, one after the other. `paths`: job → run."""
+async def _pressed(stage: Stage, worker: Worker, paths: Mapping[str, str]) -> tuple[Json, Usage, Json]:
+    """Press Stop in these runs, one after the other; the window, and when it was pressed and heard. `paths`: job →
+    run."""
     window = await Window.begin(stage, worker)
-    for path in paths.values():
+    for _, path in sorted(paths.items()):  # both kinds in turn
         await stage.control("stop", paths=[path])
         await asyncio.sleep(_EVERY)
 
@@ -60,16 +64,24 @@ async def _pressed(
 
     with contextlib.suppress(TimeoutError):  # then the result says how many were
         await until(all_stopped, "all stopped", seconds=_PATIENCE, every=0.5)
-    told = await stage.control("stops")
-    waits = sorted(_waits(told, paths))
-    report, usage = await window.end()
-    words = f"p50 {_share(waits, 0.5):.1f} s, p95 {_share(waits, 0.95):.1f} s, longest {max(waits, default=0):.1f} s"
+    return *(await window.end()), await stage.control("stops")
+
+
+def _measured(
+    count: int, window: tuple[Json, Usage, Json], paths: Mapping[str, str], where: str
+) -> Measurement:
+    report, usage, told = window
+    waits = sorted(
+        told["stopped"][job] - told["pressed"][path] for job, path in paths.items() if job in told["stopped"]
+    )
+    p50, p95, longest = (_share(waits, share) for share in (0.5, 0.95, 1.0))
+    words = f"p50 {p50:.1f} s, p95 {p95:.1f} s, longest {longest:.1f} s"
     if len(waits) < len(paths):
         words += f", {len(paths) - len(waits)} of {len(paths)} not stopped"
     judged: tuple[Judged, ...] = ()
     if count == 1000:
         goal = "stop-run" if "run" in where else "stop-companion"
-        judged = (at_most(goal, _share(waits, 0.95), _LIMIT, words, and_also=len(waits) == len(paths)),)
+        judged = (at_most(goal, p95, _LIMIT, f"{words} ({where})", and_also=len(waits) == len(paths)),)
     return measurement_of(
         f"{count} jobs, Stop in {where}",
         WORKER,
@@ -82,15 +94,9 @@ async def _pressed(
     )
 
 
-def _waits(told: Json, paths: Mapping[str, str]) -> list[float]:
-    return [
-        told["stopped"][job] - told["pressed"][path] for job, path in paths.items() if job in told["stopped"]
-    ]
-
-
 def _share(waits: Sequence[float], share: float) -> float:
     """The time within which so many of the stops were served; `waits` are sorted."""
-    return waits[min(len(waits) - 1, int(share * len(waits)))] if waits else 0.0
+    return waits[max(0, math.ceil(share * len(waits)) - 1)] if waits else 0.0
 
 
 def _path(job: str) -> str:
