@@ -1,4 +1,4 @@
-"""Three pictures of a run: how launches become jobs, what running jobs cost, how fast a restart is over."""
+"""Pictures of a run: how launches become jobs, what running jobs cost, how fast a restart is over and a Stop works."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def draw(results: Json, folder: Path) -> dict[str, str]:
         ("bench-submits.svg", "Launches sent at once become training jobs", _submits),
         ("bench-memory.svg", "Memory of running, quiet jobs", _memory),
         ("bench-restart.svg", "After a start: jobs whose log moves again", _restart),
+        ("bench-stops.svg", "Stop in W&B, beside all running jobs", _stops),
     ):
         figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
         if plot(entries, axes):
@@ -50,13 +51,17 @@ def _submits(entries: Sequence[Json], axes: Any) -> bool:
             range(1, len(created) + 1),
             where="post",
             color=_COLOURS[entry["program"]],
-            linestyle="-" if "no quota" in entry["scenario"] else "--",
+            linestyle=_line(entry["scenario"]),
             label=f"{entry['program']}, {entry['scenario']}",
         )
     axes.set_xlabel("seconds since they were sent")
     axes.set_ylabel("training jobs")
     axes.set_xscale("log")
     return bool(chosen)
+
+
+def _line(scenario: str) -> str:
+    return "-" if "no quota" in scenario else "--" if "quota" in scenario else ":"
 
 
 def _memory(entries: Sequence[Json], axes: Any) -> bool:
@@ -89,15 +94,25 @@ def _memory(entries: Sequence[Json], axes: Any) -> bool:
 
 
 def _restart(entries: Sequence[Json], axes: Any) -> bool:
-    chosen = [entry for entry in entries if entry["samples"].get("followed")]
-    for number, entry in enumerate(chosen, 1):
-        followed = sorted(entry["samples"]["followed"])
-        axes.step(
-            followed,
-            range(1, len(followed) + 1),
-            where="post",
-            label=f"{entry['scenario']} ({number})",
-        )
     axes.set_xlabel("seconds since the worker was started")
     axes.set_ylabel("jobs")
+    return _steps(entries, axes, "followed")
+
+
+def _stops(entries: Sequence[Json], axes: Any) -> bool:
+    axes.set_xlabel("seconds since Stop was pressed")
+    axes.set_ylabel("jobs that SageMaker was asked to stop")
+    return _steps(entries, axes, "stops")
+
+
+def _steps(entries: Sequence[Json], axes: Any, series: str) -> bool:
+    """How many had happened by when, a line for each measurement that has this series."""
+    chosen = [entry for entry in entries if entry["samples"].get(series)]
+    names = [entry["scenario"] for entry in chosen]
+    for number, entry in enumerate(chosen, 1):
+        moments = sorted(entry["samples"][series])
+        label = (
+            entry["scenario"] if names.count(entry["scenario"]) == 1 else f"{entry['scenario']} ({number})"
+        )
+        axes.step([0, *moments], range(len(moments) + 1), where="post", label=label)
     return bool(chosen)

@@ -97,7 +97,7 @@ def _row(entry: Json) -> tuple[str, ...]:
         _number(entry["rss_mib"], 0),
         _percent(entry["cpu"]),
         _percent(entry["simulator_cpu"]),
-        waits if entry["lines"] else "",
+        waits if entry["lines"] and latency else "",
         f"{entry['lines']:,}" if entry["lines"] else "",
         f"{entry['lost']} / {entry['doubled']}" if entry["lines"] else "",
         f"{lag['p99'] * 1000:.0f} / {lag['max'] * 1000:.0f}" if lag else "",
