@@ -39,7 +39,7 @@ async def agent(stage: Stage, *, count: int, seconds: float) -> list[Measurement
         started = Judged("start", f"{polling.after:.1f} s until it polls, {empty.cpu_seconds:.1f} s CPU")
         free = await _burst(stage, program, polling.url, count, quota=None)
         await asyncio.sleep(10)
-        running = await _running(stage, program, count, seconds, empty.pss_max)
+        running = await _running(stage, polling, count, seconds, empty.pss_max)
     await stage.fresh()
     async with _agent(stage, "quota") as polling:
         bounded = await _burst(stage, polling.program, polling.url, count, quota=1.0)
@@ -91,12 +91,14 @@ async def _burst(stage: Stage, program: Program, url: str, count: int, *, quota:
     )
 
 
-async def _running(stage: Stage, program: Program, count: int, seconds: float, empty: int) -> Measurement:
+async def _running(stage: Stage, polling: _Polling, count: int, seconds: float, empty: int) -> Measurement:
+    program = polling.program
     await stage.control("window")
     program.begin_window()
     await asyncio.sleep(seconds)
     report, usage = await stage.report(), program.usage()
     rate = sagemaker_rate(report)
+    failed = (await _states(polling.url)).get("FAILED", 0)
     per_job = (usage.pss_max - empty) / count
     far = _far(count, rate, usage, (empty + per_job * 1000) / (1 << 30))
     return measurement_of(
@@ -114,7 +116,10 @@ async def _running(stage: Stage, program: Program, count: int, seconds: float, e
                 "sagemaker_calls_at_1000": rate / count * 1000,
             },
         },
-        notes=("for 1,000 jobs multiplied from this many: it cannot hold them on this machine",),
+        notes=(
+            "for 1,000 jobs multiplied from this many: it cannot hold them on this machine",
+            f"calls with its retries; {failed} of {count} items have failed by the end, though their jobs run on",
+        ),
     )
 
 
