@@ -20,28 +20,38 @@ from worker import __version__
 from worker.cli_dlq import dlq
 from worker.cli_doctor import doctor
 from worker.cli_jobs import add_to
+from worker.cli_retry import retry
 from worker.errors import Problem, SettingsError
-from worker.launch_config import LaunchConfig, read_launch_config
-from worker.settings import Settings, export_aws_variables, load_settings, partition_of
-from worker.terminal import EnvFile, MessageFile, errors, exit_codes, read_file
+from worker.settings import partition_of
+from worker.terminal import (
+    AsJson,
+    Commands,
+    ConfigFile,
+    EnvFile,
+    MessageFile,
+    errors,
+    exit_codes,
+    read_file,
+    read_settings,
+)
 
 if TYPE_CHECKING:
     from worker.launch.redaction import KnownSecrets
+    from worker.launch_config import LaunchConfig
+    from worker.settings import Settings
 
 app = typer.Typer(
     name="launch-worker",
     help="Runs W&B Launch jobs on Amazon SageMaker: launches come from SQS, logs go to W&B, exactly once.",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", help="W&B's launch-config.yaml; environment and --env-file win over it."),
-]
 app.add_typer(dlq, name="dlq")
 app.command()(doctor)
 add_to(app)
+app.command()(retry)
 
 
 def main() -> None:
@@ -74,8 +84,6 @@ def run(
     """Take launches from the queue and supervise their jobs until SIGTERM.
 
     Then running jobs go to other workers at once, and builds have LAUNCH_SHUTDOWN_GRACE; a second SIGTERM ends now.
-
-    Without --config, ~/.config/wandb/launch-config.yaml is read if it is there, as `wandb launch-agent` does.
     """
     from worker.app import serve
 
@@ -121,7 +129,7 @@ def validate(
     with exit_codes():
         if account and not re.fullmatch(r"\d{12}", account, re.ASCII):
             raise SettingsError(f"--account: {account!r} is not an AWS account; give its 12 digits")
-        settings, read = _settings(env_file, config)
+        settings, read = read_settings(env_file, config)
         _tell_ignored(read)
         region = region or settings.aws_region or "us-east-1"
         role_account = settings.assume_role.split(":")[4] if settings.assume_role else ""
@@ -137,7 +145,7 @@ def enqueue(
     wait: Annotated[
         bool, typer.Option("--wait", help="Follow the launch in the ledger; exit 1 if it fails.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    as_json: AsJson = False,
     config: ConfigFile = None,
     env_file: EnvFile = Path(".env"),
 ) -> None:
@@ -161,7 +169,7 @@ def enqueue(
             typer.echo(f"{record.state}{detail} {record.job_name}".rstrip())
 
     with exit_codes():
-        settings, read = _settings(env_file, config)
+        settings, read = read_settings(env_file, config)
         _tell_ignored(read)
         body = with_identity(read_file(file))
         record = asyncio.run(send(body, settings, on_sent=on_sent, on_state=on_state if wait else None))
@@ -229,22 +237,12 @@ def _warn(warnings: Iterable[Problem]) -> None:
         errors.print(f"warning: {warning}", markup=False)
 
 
-def _settings(
-    env_file: Path | None, config: Path | None, *, default_place: bool = False
-) -> tuple[Settings, LaunchConfig]:
-    """The settings, and W&B's configuration file if one was read."""
-    read = read_launch_config(config, default=default_place)
-    settings = load_settings(env_file, beneath=read.variables)
-    export_aws_variables(env_file)
-    return settings, read
-
-
 def _service_settings(env_file: Path | None, config: Path | None) -> tuple[Settings, KnownSecrets]:
     """For the commands that run until they are stopped: settings, logging, and the secrets that it hides."""
     from worker.launch.redaction import KnownSecrets
     from worker.ops.logging import configure_logging, get_logger
 
-    settings, read = _settings(env_file, config, default_place=True)
+    settings, read = read_settings(env_file, config)
     key = settings.wandb_api_key
     secrets = KnownSecrets([key.get_secret_value()] if key else [])
     configure_logging(level=settings.log_level, style=settings.log_format, secrets=secrets)

@@ -52,6 +52,8 @@ class RunStops:
         self._is_current = is_current
         self._seen: set[str] = set()
         """Launches whose stop is on its way; they stay here while they are asked about."""
+        self._unstopped: set[str] = set()
+        """Launches with an earlier stop whose run W&B has called not stopped since."""
 
     async def run(self, stop: StopJob) -> None:
         """Until cancelled; `stop` is asked to stop a job, with the reason."""
@@ -59,6 +61,7 @@ class RunStops:
             while True:
                 asked = [record for record in self._running() if _is_asked_about(record)]
                 self._seen &= {record.launch_id for record in asked}
+                self._unstopped &= {record.launch_id for record in asked}
                 chunks = [asked[start : start + MAX_RUNS] for start in range(0, len(asked), MAX_RUNS)]
                 for chunk in chunks or [[]]:
                     await asyncio.sleep(self._interval / max(1, len(chunks)))
@@ -77,7 +80,10 @@ class RunStops:
         except Exception as error:  # of any kind: the next round asks again
             _log.warning("run_stops_not_read", runs=len(records), error=str(error) or type(error).__name__)
             return []
-        return [record for record in records if record.run in stopped]
+        again = [record for record in records if record.stopped_before]
+        self._unstopped |= {record.launch_id for record in again if record.run not in stopped}
+        earlier = {record.launch_id for record in again} - self._unstopped
+        return [record for record in records if record.run in stopped and record.launch_id not in earlier]
 
     async def _stop_later(self, record: LaunchRecord, stop: StopJob) -> None:
         """Give the container its time, then stop the job if it still runs."""

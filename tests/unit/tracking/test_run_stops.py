@@ -113,3 +113,20 @@ async def test_nobody_asks_about_runs_that_are_the_workers_own_or_about_jobs_of_
     bench.current = False
     await bench.run(0.15)
     assert double.operations == []
+
+
+async def test_the_stop_that_ended_the_attempt_before_is_not_heard_twice(
+    double: WandbDouble, api: WandbApi
+) -> None:
+    launch = record(stopped_before=True)
+    run = RunKey(launch.run.entity, launch.run.project, launch.run.run_id)
+    make(double, launch.run, stopped=True)
+    bench = Bench(api, launch)
+    running = asyncio.ensure_future(bench.run(0.8))
+    await asyncio.sleep(0.25)
+    assert bench.stops == []
+    double.runs[run].stopped = False  # its container has resumed it
+    await asyncio.sleep(0.15)
+    double.runs[run].stopped = True
+    await running
+    assert len(bench.stops) == 1
