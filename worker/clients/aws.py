@@ -132,6 +132,8 @@ async def call(
     Raises `Throttled`, `Unreachable`, `AwsDenied` or `AwsRefused`."""
     if rate is not None and not acquired:
         await rate.acquire()
+    if rate is not None:
+        rate.sent()
     try:
         answer = await send()
     except (ClientError, BotoCoreError, ResponseParserError, aiohttp.ClientError, OSError) as error:
