@@ -2,8 +2,9 @@
 
 Counters die with their process. What a worker counted between its last scrape and its end nobody knows; in that time,
 its *gap*, the proxies saw all that any worker did. So a sum over all processes is at most what happened, and at least
-that without what happened in gaps. A worker that is told to leave, or wakes after a freeze, drops requests whose answer is
-on its way: these seconds are gaps as well. Nothing else is forgiven. `disagreements` is pure; `Scrapes` reads the pages.
+that without what happened in gaps. A worker that is told to leave, or wakes after a freeze, drops requests whose
+answer is on its way: these seconds are gaps as well. Nothing else is forgiven. `disagreements` is pure; `Scrapes`
+reads the pages.
 """
 
 from __future__ import annotations
