@@ -140,6 +140,7 @@ class Posting:
             await self._companion.post_lines(
                 record, batch.first_line, lines, first_row=batch.first_row, rows=rows
             )
+            self.metrics.log_lines.inc(len(lines))
 
         try:
             done = await self.until_done(log, send)

@@ -85,7 +85,9 @@ class Metrics:
             registry=registry,
         )
         self.log_lines = Counter(
-            "launch_log_lines", "Console lines that W&B has acknowledged.", registry=registry
+            "launch_log_lines",
+            "Console lines that W&B has acknowledged; after a takeover the last ones of a job again.",
+            registry=registry,
         )
         self.log_latency = Histogram(
             "launch_log_latency_seconds",
