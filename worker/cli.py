@@ -185,8 +185,13 @@ def enqueue(
 
 @app.command()
 def dev(
+    *,
     write_env: Annotated[
         Path | None, typer.Option("--env-file", help="Write the environment to talk to the stack here.")
+    ] = None,
+    message: Annotated[
+        Path | None,
+        typer.Option("--message", "-m", help="Write a launch message that runs on the stack here."),
     ] = None,
     aws_port: Annotated[int, typer.Option(help="AWS; 0: any free port.")] = 4566,
     registry_port: Annotated[int, typer.Option(help="Image registry; 0: any free port.")] = 5566,
@@ -198,7 +203,16 @@ def dev(
     """Run the local stack (AWS, registry, SageMaker, W&B double) on loopback until stopped."""
     with exit_codes():
         _need_local()
-        from worker.local.stack import serve_dev
+        from worker.demo import write_example
+        from worker.local.stack import LocalServices, serve_dev
+
+        state = Path(".state").resolve()
+
+        async def example(services: LocalServices) -> dict[str, str]:
+            assert message is not None
+            variables = await write_example(services, message, state)
+            typer.echo(f"message       {message}")
+            return variables
 
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(
@@ -208,6 +222,7 @@ def dev(
                     registry_port=registry_port,
                     wandb_port=wandb_port,
                     executor=executor,
+                    prepare=example if message else None,
                     say=typer.echo,
                 )
             )

@@ -85,6 +85,17 @@ async def run_demo(executor: Literal["auto", "docker", "process"], state: Path) 
     return 0 if success else 1
 
 
+async def write_example(services: LocalServices, file: Path, state: Path) -> dict[str, str]:
+    """Write a launch message that runs on the stack, the demo's, to `file`; returns variables that its worker needs.
+    `state`: as for `run_demo`. Raises `SettingsError`."""
+    sources, base_image = await _prepare(services, state, _Screen())
+    message = json.loads(_message(sources[0], 1, services.role_arn))
+    # Without a name of its own, so that `enqueue` makes each sending a launch of its own.
+    del message["launchId"]
+    await asyncio.to_thread(file.write_text, json.dumps(message, indent=2) + "\n", "utf-8")
+    return {"LAUNCH_BASE_IMAGE": base_image} if base_image else {}
+
+
 async def _prepare(services: LocalServices, state: Path, screen: _Screen) -> tuple[list[dict[str, Any]], str]:
     """What the launches run, as the message's fields for it, and the base image of what is built.
 
@@ -281,7 +292,9 @@ def _show(event: Mapping[str, Any], screen: _Screen) -> None:
     if name:
         screen.stage(name, sentence)
     elif get("level") in ("warning", "error"):
-        screen.stage("warning", f"{get('event')}: {get('error', '')}", "bold yellow")
+        screen.stage(
+            "warning", f"{get('code')}: {get('error') or get('reason') or get('what')}", "bold yellow"
+        )
 
 
 def _show_results(services: LocalServices, screen: _Screen) -> None:
