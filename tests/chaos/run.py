@@ -107,7 +107,7 @@ async def run(options: Options, say: Say) -> Outcome:
             await chaos.play()
             evidence = await chaos.evidence()
             finding = audit(chaos.sent, evidence)
-            counted = await asyncio.to_thread(chaos.uncounted, finding)
+            counted = await asyncio.to_thread(chaos.uncounted, finding, evidence)
         wanted = sum(sent.case.fate != "job" for sent in chaos.sent)
         finding = replace(finding, violations=[*finding.violations, *chaos.violations, *counted])
         outcome = Outcome(
@@ -236,10 +236,10 @@ class _Chaos:
             left_over=left,
         )
 
-    def uncounted(self, finding: Finding) -> list[Violation]:
+    def uncounted(self, finding: Finding, evidence: Evidence) -> list[Violation]:
         """Where /metrics and what the audit found disagree."""
         events = list(self.fleet.events("job_finished", "launch_refused", "launch_claimed"))
-        refused = {str(event["launch_id"]) for event in events if event["event"] == "launch_refused"}
+        refused = {name for name, record in evidence.ledger.records.items() if record.state == "refused"}
         truth = Truth(
             requests=[*self.aws.requests, *self.wandb.requests],
             jobs=finding.jobs,

@@ -149,7 +149,7 @@ async def test_dev_writes_an_environment_that_works(tmp_path: Path) -> None:
     async with asyncio.TaskGroup() as tasks:
         ports = {"aws_port": 0, "registry_port": 0, "wandb_port": 0}
         example = partial(write_example, file=tmp_path / "launch.json", state=tmp_path)
-        serving = serve_dev(file, **ports, executor="process", prepare=example, say=say)  # type: ignore[arg-type]
+        serving = serve_dev(file, **ports, executor="process", prepare=example, say=say)
         dev = tasks.create_task(serving)
         await ready.wait()
         settings = load_settings(file, {})
