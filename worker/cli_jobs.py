@@ -130,15 +130,18 @@ async def _jobs(settings: Settings, *, over: bool, states: Sequence[str], watch:
             typer.echo(json.dumps(await look(), indent=2, ensure_ascii=False))
             return
         console = Console(highlight=False)
+        nothing = (
+            "no such launches" if over or states else "no open launches; --all shows those that are over"
+        )
         if not watch:
-            console.print(jobs_table(await look()))
+            console.print(jobs_table(await look(), nothing))
             return
         with Live(
-            jobs_table(await look()), console=console, auto_refresh=False, screen=console.is_terminal
+            jobs_table(await look(), nothing), console=console, auto_refresh=False, screen=console.is_terminal
         ) as live:
             while True:
                 await asyncio.sleep(_WATCH_EVERY)
-                live.update(jobs_table(await look()), refresh=True)
+                live.update(jobs_table(await look(), nothing), refresh=True)
 
 
 async def _logs(
@@ -194,11 +197,11 @@ async def _workers(settings: Settings, *, wait: bool, as_json: bool) -> None:
         Console(highlight=False).print(workers_table(found))
 
 
-def jobs_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Launches for people."""
+def jobs_table(rows: Sequence[dict[str, Any]], nothing: str = "no such launches") -> Table:
+    """Launches for people; `nothing` says that there are none."""
     priced = any("cost" in row for row in rows)
     columns = ["launch", "name", "run", "state", "instance", "age", "waits for / end", "lines", "worker"]
-    table = Table(box=None, pad_edge=False, caption=None if rows else "no launches", caption_justify="left")
+    table = Table(box=None, pad_edge=False, caption=None if rows else nothing, caption_justify="left")
     for column in [*columns, *(["cost"] if priced else [])]:
         right = column in ("age", "lines", "cost")
         table.add_column(
@@ -208,7 +211,9 @@ def jobs_table(rows: Sequence[dict[str, Any]]) -> Table:
             overflow="fold",
         )
     for row in rows:
-        detail = f" {row['secondaryStatus']}" if row["secondaryStatus"] else ""
+        # Before a further attempt is a job, its facts are those of the job before.
+        has_detail = row["secondaryStatus"] and row["state"] != "waiting"
+        detail = f" {row['secondaryStatus']}" if has_detail else ""
         attempt = f" (attempt {row['attempt']})" if row["attempt"] > 1 else ""
         cells = [
             Text(row["launchId"][:10]),

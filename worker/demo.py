@@ -81,7 +81,9 @@ async def run_demo(executor: Literal["auto", "docker", "process"], state: Path) 
                     screen.stage("failed", f"no end after {_LIMIT:.0f} s", "bold red")
                     return 1
     if success:
-        screen.stage("done", "everything is stopped again; next: README.md, `make dev`", "bold green")
+        screen.stage(
+            "done", "everything is stopped again; next: `make dev`, and README.md, By hand", "bold green"
+        )
     return 0 if success else 1
 
 
@@ -271,6 +273,7 @@ def _show(event: Mapping[str, Any], screen: _Screen) -> None:
         "worker_started": ("worker", f"started as a process of its own, {get('worker')}"),
         "launch_received": ("intake", "message received under a lease; intent written to the ledger"),
         "source_fetched": ("source", f"{get('origin')} fetched, {str(get('content_id'))[:20]}…"),
+        "build_warning": ("note", str(get("what"))),
         "build_started": ("build", f"image {str(get('tag'))[:12]}…, {get('files')} file(s) in the context"),
         "image_ready": (
             "image",

@@ -375,3 +375,12 @@ async def test_the_command_tells_crosses_by_its_exit_code_and_remedies_to_people
     assert told.exit_code == 1
     (at,) = [number for number, line in enumerate(told.stdout.splitlines()) if line.startswith("✗ image")]
     assert told.stdout.splitlines()[at + 1].strip().startswith("→ ")
+
+
+async def test_a_service_that_fails_is_no_fault_of_the_launch(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clinic.fake.fail_next("ListServiceQuotas", AwsError("InternalFailure", "no", status=500))
+    checks = await clinic.examine(monkeypatch)
+    assert crosses(checks) == []
+    assert [check.verdict for check in checks if check.name == "quota"] == [Verdict.SKIPPED]

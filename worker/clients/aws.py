@@ -109,7 +109,7 @@ def translate(operation: str, error: Exception) -> WorkerError:
 
 def _translate_client_error(operation: str, error: ClientError) -> WorkerError:
     details = error.response.get("Error", {})
-    code, message = str(details.get("Code", "")), str(details.get("Message", ""))
+    code, message = str(details.get("Code", "")), _in_a_line(str(details.get("Message", "")))
     code = code.rpartition("#")[2]
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     if code in THROTTLING_CODES or status == 429:
@@ -121,6 +121,12 @@ def _translate_client_error(operation: str, error: ClientError) -> WorkerError:
     if status >= 500 or code in {"InternalFailure", "InternalError", "ServiceUnavailable"}:
         return Unreachable(f"{operation}: AWS failed with {status} {code}: {message}")
     return AwsRefused(operation, code, message)
+
+
+def _in_a_line(message: str) -> str:
+    """What stands before a service, or plays it, answers with a page of its own."""
+    is_page = message.lstrip().lower().startswith(("<!doctype html", "<html"))
+    return "an HTML page in place of an answer" if is_page else " ".join(message.split())
 
 
 async def call(
