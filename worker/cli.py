@@ -44,14 +44,15 @@ app = typer.Typer(
     name="launch-worker",
     help="Runs W&B Launch jobs on Amazon SageMaker: launches come from SQS, logs go to W&B, exactly once.",
     cls=Commands,
+    rich_markup_mode="markdown",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-app.add_typer(dlq, name="dlq")
-app.command()(doctor)
-add_to(app)
-app.command()(retry)
+
+
+_WORKING, _SENDING, _OPERATING, _TRYING = "Work", "Send", "See, ask, stop", "Try it, without an account"
+"""Groups of commands in `--help`."""
 
 
 def main() -> None:
@@ -73,7 +74,7 @@ def _options(
 ) -> None: ...
 
 
-@app.command()
+@app.command(rich_help_panel=_WORKING)
 def run(
     mirror: Annotated[
         bool, typer.Option("--mirror", help="Also mirror W&B launch queues into the SQS queue.")
@@ -92,7 +93,7 @@ def run(
         raise typer.Exit(asyncio.run(serve(settings, secrets, mirror=mirror)))
 
 
-@app.command()
+@app.command(rich_help_panel=_WORKING)
 def mirror(config: ConfigFile = None, env_file: EnvFile = Path(".env")) -> None:
     """Move W&B launch queues into the SQS queue until SIGTERM, as a launch agent of those queues.
 
@@ -105,7 +106,7 @@ def mirror(config: ConfigFile = None, env_file: EnvFile = Path(".env")) -> None:
         raise typer.Exit(asyncio.run(serve_mirror(settings, secrets)))
 
 
-@app.command()
+@app.command(rich_help_panel=_SENDING)
 def validate(
     file: MessageFile,
     *,
@@ -139,7 +140,7 @@ def validate(
         _warn(planned.warnings)
 
 
-@app.command()
+@app.command(rich_help_panel=_SENDING)
 def enqueue(
     file: MessageFile,
     wait: Annotated[
@@ -183,7 +184,13 @@ def enqueue(
             raise typer.Exit(0 if success else 1)
 
 
-@app.command()
+add_to(app, _OPERATING)
+app.command(rich_help_panel=_OPERATING)(retry)
+app.command(rich_help_panel=_OPERATING)(doctor)
+app.add_typer(dlq, name="dlq", rich_help_panel=_OPERATING)
+
+
+@app.command(rich_help_panel=_TRYING)
 def dev(
     *,
     write_env: Annotated[
@@ -228,13 +235,13 @@ def dev(
             )
 
 
-@app.command()
+@app.command(rich_help_panel=_TRYING)
 def demo(
     executor: Annotated[
         Literal["auto", "docker", "process"], typer.Option(help="What runs the training job.")
     ] = "auto",
 ) -> None:
-    """Send one launch through the whole pipeline on the local stack and show what happens."""
+    """Send launches through the whole pipeline on the local stack and show what happens."""
     with exit_codes():
         _need_local()
         from worker.demo import run_demo

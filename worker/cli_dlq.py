@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 dlq = typer.Typer(
     help="Refused launches: list them, show one, send it back after a fix. Nothing is removed by looking.",
+    rich_markup_mode="markdown",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

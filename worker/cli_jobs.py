@@ -37,10 +37,10 @@ _HOST_COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_red", "br
 _STATE_COLOURS = {"accepted": "green", "waiting": "yellow", "intent": "yellow", "refused": "red"}
 
 
-def add_to(app: typer.Typer) -> None:
-    """Make the commands of `app` that stand here."""
+def add_to(app: typer.Typer, panel: str) -> None:
+    """Make the commands of `app` that stand here, in a group of its `--help`."""
     for command in (jobs, logs, stop, workers):
-        app.command()(command)
+        app.command(rich_help_panel=panel)(command)
 
 
 def jobs(
