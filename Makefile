@@ -38,8 +38,8 @@ system:
 demo: $(STAMP) ## See it work: local stack, one launch from queue to finished log
 	@$(WITH_DOCKERD) $(BIN)/launch-worker demo
 
-dev: $(STAMP) ## Run the local stack until Ctrl+C
-	@$(WITH_DOCKERD) $(BIN)/launch-worker dev
+dev: $(STAMP) ## Run the local stack until Ctrl+C; writes dev.env and launch.json to use it
+	@$(WITH_DOCKERD) $(BIN)/launch-worker dev --env-file dev.env --message launch.json
 
 check: $(STAMP) ## Lint, format check, types, import direction
 	$(BIN)/ruff check

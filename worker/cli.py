@@ -21,28 +21,39 @@ from worker import __version__
 from worker.cli_dlq import dlq
 from worker.cli_doctor import doctor
 from worker.cli_jobs import add_to
+from worker.cli_retry import retry
 from worker.errors import Problem, SettingsError
-from worker.launch_config import LaunchConfig, read_launch_config
-from worker.settings import Settings, export_aws_variables, load_settings, partition_of
-from worker.terminal import EnvFile, MessageFile, errors, exit_codes, read_file
+from worker.settings import partition_of
+from worker.terminal import (
+    AsJson,
+    Commands,
+    ConfigFile,
+    EnvFile,
+    MessageFile,
+    errors,
+    exit_codes,
+    read_file,
+    read_settings,
+)
 
 if TYPE_CHECKING:
     from worker.launch.redaction import KnownSecrets
+    from worker.launch_config import LaunchConfig
+    from worker.settings import Settings
 
 app = typer.Typer(
     name="launch-worker",
     help="Runs W&B Launch jobs on Amazon SageMaker: launches come from SQS, logs go to W&B, exactly once.",
+    cls=Commands,
+    rich_markup_mode="markdown",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", help="W&B's launch-config.yaml; environment and --env-file win over it."),
-]
-app.add_typer(dlq, name="dlq")
-app.command()(doctor)
-add_to(app)
+
+
+_WORKING, _SENDING, _OPERATING, _TRYING = "Work", "Send", "See, ask, stop", "Try it, without an account"
+"""Groups of commands in `--help`."""
 
 
 def main() -> None:
@@ -64,7 +75,7 @@ def _options(
 ) -> None: ...
 
 
-@app.command()
+@app.command(rich_help_panel=_WORKING)
 def run(
     mirror: Annotated[
         bool, typer.Option("--mirror", help="Also mirror W&B launch queues into the SQS queue.")
@@ -75,8 +86,6 @@ def run(
     """Take launches from the queue and supervise their jobs until SIGTERM.
 
     Then running jobs go to other workers at once, and builds have LAUNCH_SHUTDOWN_GRACE; a second SIGTERM ends now.
-
-    Without --config, ~/.config/wandb/launch-config.yaml is read if it is there, as `wandb launch-agent` does.
     """
     # What is loaded now is no garbage; `settle_garbage_collector` takes it from here.
     gc.set_threshold(100_000)
@@ -87,7 +96,7 @@ def run(
         raise typer.Exit(asyncio.run(serve(settings, secrets, mirror=mirror)))
 
 
-@app.command()
+@app.command(rich_help_panel=_WORKING)
 def mirror(config: ConfigFile = None, env_file: EnvFile = Path(".env")) -> None:
     """Move W&B launch queues into the SQS queue until SIGTERM, as a launch agent of those queues.
 
@@ -100,7 +109,7 @@ def mirror(config: ConfigFile = None, env_file: EnvFile = Path(".env")) -> None:
         raise typer.Exit(asyncio.run(serve_mirror(settings, secrets)))
 
 
-@app.command()
+@app.command(rich_help_panel=_SENDING)
 def validate(
     file: MessageFile,
     *,
@@ -124,7 +133,7 @@ def validate(
     with exit_codes():
         if account and not re.fullmatch(r"\d{12}", account, re.ASCII):
             raise SettingsError(f"--account: {account!r} is not an AWS account; give its 12 digits")
-        settings, read = _settings(env_file, config)
+        settings, read = read_settings(env_file, config)
         _tell_ignored(read)
         region = region or settings.aws_region or "us-east-1"
         role_account = settings.assume_role.split(":")[4] if settings.assume_role else ""
@@ -134,13 +143,13 @@ def validate(
         _warn(planned.warnings)
 
 
-@app.command()
+@app.command(rich_help_panel=_SENDING)
 def enqueue(
     file: MessageFile,
     wait: Annotated[
         bool, typer.Option("--wait", help="Follow the launch in the ledger; exit 1 if it fails.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    as_json: AsJson = False,
     config: ConfigFile = None,
     env_file: EnvFile = Path(".env"),
 ) -> None:
@@ -164,7 +173,7 @@ def enqueue(
             typer.echo(f"{record.state}{detail} {record.job_name}".rstrip())
 
     with exit_codes():
-        settings, read = _settings(env_file, config)
+        settings, read = read_settings(env_file, config)
         _tell_ignored(read)
         body = with_identity(read_file(file))
         record = asyncio.run(send(body, settings, on_sent=on_sent, on_state=on_state if wait else None))
@@ -178,10 +187,21 @@ def enqueue(
             raise typer.Exit(0 if success else 1)
 
 
-@app.command()
+add_to(app, _OPERATING)
+app.command(rich_help_panel=_OPERATING)(retry)
+app.command(rich_help_panel=_OPERATING)(doctor)
+app.add_typer(dlq, name="dlq", rich_help_panel=_OPERATING)
+
+
+@app.command(rich_help_panel=_TRYING)
 def dev(
+    *,
     write_env: Annotated[
         Path | None, typer.Option("--env-file", help="Write the environment to talk to the stack here.")
+    ] = None,
+    message: Annotated[
+        Path | None,
+        typer.Option("--message", "-m", help="Write a launch message that runs on the stack here."),
     ] = None,
     aws_port: Annotated[int, typer.Option(help="AWS; 0: any free port.")] = 4566,
     registry_port: Annotated[int, typer.Option(help="Image registry; 0: any free port.")] = 5566,
@@ -193,7 +213,16 @@ def dev(
     """Run the local stack (AWS, registry, SageMaker, W&B double) on loopback until stopped."""
     with exit_codes():
         _need_local()
-        from worker.local.stack import serve_dev
+        from worker.demo import write_example
+        from worker.local.stack import LocalServices, serve_dev
+
+        state = Path(".state").resolve()
+
+        async def example(services: LocalServices) -> dict[str, str]:
+            assert message is not None
+            variables = await write_example(services, message, state)
+            typer.echo(f"message       {message}")
+            return variables
 
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(
@@ -203,18 +232,19 @@ def dev(
                     registry_port=registry_port,
                     wandb_port=wandb_port,
                     executor=executor,
+                    prepare=example if message else None,
                     say=typer.echo,
                 )
             )
 
 
-@app.command()
+@app.command(rich_help_panel=_TRYING)
 def demo(
     executor: Annotated[
         Literal["auto", "docker", "process"], typer.Option(help="What runs the training job.")
     ] = "auto",
 ) -> None:
-    """Send one launch through the whole pipeline on the local stack and show what happens."""
+    """Send launches through the whole pipeline on the local stack and show what happens."""
     with exit_codes():
         _need_local()
         from worker.demo import run_demo
@@ -232,22 +262,12 @@ def _warn(warnings: Iterable[Problem]) -> None:
         errors.print(f"warning: {warning}", markup=False)
 
 
-def _settings(
-    env_file: Path | None, config: Path | None, *, default_place: bool = False
-) -> tuple[Settings, LaunchConfig]:
-    """The settings, and W&B's configuration file if one was read."""
-    read = read_launch_config(config, default=default_place)
-    settings = load_settings(env_file, beneath=read.variables)
-    export_aws_variables(env_file)
-    return settings, read
-
-
 def _service_settings(env_file: Path | None, config: Path | None) -> tuple[Settings, KnownSecrets]:
     """For the commands that run until they are stopped: settings, logging, and the secrets that it hides."""
     from worker.launch.redaction import KnownSecrets
     from worker.ops.logging import configure_logging, get_logger
 
-    settings, read = _settings(env_file, config, default_place=True)
+    settings, read = read_settings(env_file, config)
     key = settings.wandb_api_key
     secrets = KnownSecrets([key.get_secret_value()] if key else [])
     configure_logging(level=settings.log_level, style=settings.log_format, secrets=secrets)

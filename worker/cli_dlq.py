@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from worker.errors import SettingsError, WorkerError
-from worker.settings import Settings, export_aws_variables, load_settings
-from worker.terminal import EnvFile, exit_codes, read_file
+from worker.settings import Settings
+from worker.terminal import AsJson, ConfigFile, EnvFile, exit_codes, read_file, read_settings
 
 if TYPE_CHECKING:
     from worker.intake.dead_letter_queue import DeadLetter, Letters
 
 dlq = typer.Typer(
     help="Refused launches: list them, show one, send it back after a fix. Nothing is removed by looking.",
+    rich_markup_mode="markdown",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -29,14 +30,15 @@ dlq = typer.Typer(
 LetterId = Annotated[
     str, typer.Argument(metavar="ID", help="Launch id or SQS message id, or at least its first 4 characters.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
 @dlq.command("list")
-def list_letters(as_json: AsJson = False, env_file: EnvFile = Path(".env")) -> None:
+def list_letters(
+    as_json: AsJson = False, config: ConfigFile = None, env_file: EnvFile = Path(".env")
+) -> None:
     """List the refused launches with stage, code and reason, oldest first."""
     with exit_codes():
-        found = asyncio.run(_look(_settings(env_file)))
+        found = asyncio.run(_look(read_settings(env_file, config)[0]))
         if as_json:
             typer.echo(
                 json.dumps({"letters": [_summary(letter) for letter in found.letters], "more": found.more})
@@ -46,12 +48,14 @@ def list_letters(as_json: AsJson = False, env_file: EnvFile = Path(".env")) -> N
 
 
 @dlq.command()
-def show(letter_id: LetterId, as_json: AsJson = False, env_file: EnvFile = Path(".env")) -> None:
+def show(
+    letter_id: LetterId, as_json: AsJson = False, config: ConfigFile = None, env_file: EnvFile = Path(".env")
+) -> None:
     """Show the whole message and reason of one refused launch; its secrets were taken out when it was refused."""
     from worker.dead_letters import matching
 
     with exit_codes():
-        found = asyncio.run(_look(_settings(env_file)))
+        found = asyncio.run(_look(read_settings(env_file, config)[0]))
         for letter in matching(found.letters, letter_id):
             if as_json:
                 typer.echo(json.dumps({**_summary(letter), "message": letter.body}))
@@ -67,6 +71,7 @@ def retry(
         str,
         typer.Argument(metavar="ID", help="Launch id or SQS message id, or at least its first 4 characters."),
     ] = "",
+    *,
     everything: Annotated[bool, typer.Option("--all", help="All of them, each as it is.")] = False,
     message: Annotated[
         str,
@@ -75,6 +80,7 @@ def retry(
         ),
     ] = "",
     as_json: AsJson = False,
+    config: ConfigFile = None,
     env_file: EnvFile = Path(".env"),
 ) -> None:
     """Send a refused launch back to its queue once what was wrong is mended: the same launch, a new attempt.
@@ -88,15 +94,17 @@ def retry(
         if everything and message:
             raise SettingsError("dlq retry: --message is for one launch, not for --all")
         corrected = read_file(message) if message else None
-        failed = asyncio.run(_retry(_settings(env_file), letter_id, corrected, as_json=as_json))
+        failed = asyncio.run(
+            _retry(read_settings(env_file, config)[0], letter_id, corrected, as_json=as_json)
+        )
         raise typer.Exit(1 if failed else 0)
 
 
 @dlq.command()
-def purge(letter_id: LetterId, env_file: EnvFile = Path(".env")) -> None:
+def purge(letter_id: LetterId, config: ConfigFile = None, env_file: EnvFile = Path(".env")) -> None:
     """Delete the letter of one refused launch for good."""
     with exit_codes():
-        asyncio.run(_purge(_settings(env_file), letter_id))
+        asyncio.run(_purge(read_settings(env_file, config)[0], letter_id))
 
 
 async def _look(settings: Settings) -> Letters:
@@ -140,12 +148,6 @@ async def _purge(settings: Settings, wanted: str) -> None:
         chosen = matching(found.letters, wanted)
         await letters.delete(chosen)
         typer.echo(f"deleted {len(chosen)} letter(s) of {chosen[0].launch_id or chosen[0].message_id}")
-
-
-def _settings(env_file: Path | None) -> Settings:
-    settings = load_settings(env_file)
-    export_aws_variables(env_file)
-    return settings
 
 
 def _summary(letter: DeadLetter) -> dict[str, str]:

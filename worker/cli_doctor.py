@@ -15,9 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from worker.errors import SettingsError
-from worker.launch_config import read_launch_config
-from worker.settings import export_aws_variables, load_settings
-from worker.terminal import EnvFile, exit_codes, read_file
+from worker.terminal import AsJson, ConfigFile, EnvFile, exit_codes, read_file, read_settings
 
 if TYPE_CHECKING:
     from worker.doctor.check import Check
@@ -31,10 +29,8 @@ def doctor(
         str,
         typer.Option("--message", "-m", metavar="FILE|-", help="Check this launch as well; starts nothing."),
     ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="W&B's launch-config.yaml, as for `run`.")
-    ] = None,
+    as_json: AsJson = False,
+    config: ConfigFile = None,
     env_file: EnvFile = Path(".env"),
 ) -> None:
     """Look at all that a worker needs, and say what is wrong and what to do; changes nothing. Exit 1 on a cross.
@@ -53,8 +49,7 @@ def doctor(
     with exit_codes():
         body = read_file(message) if message else None
         try:
-            read = read_launch_config(config, default=True)
-            settings = load_settings(env_file, beneath=read.variables)
+            settings, _ = read_settings(env_file, config)
         except SettingsError as error:
             checks = [
                 failed("settings", text, "see .env.example for each variable")
@@ -63,7 +58,6 @@ def doctor(
             for check in checks:
                 tell(check)
         else:
-            export_aws_variables(env_file)
             checks = list(asyncio.run(examine(settings, body, tell)))
         if as_json:
             typer.echo(json.dumps([_as_json(check) for check in checks], indent=2, ensure_ascii=False))

@@ -22,21 +22,13 @@ from rich.table import Table
 from rich.text import Text
 
 from worker.errors import SettingsError
-from worker.settings import Settings, export_aws_variables, load_settings, parse_duration
-from worker.terminal import EnvFile, exit_codes
+from worker.settings import Settings, parse_duration
+from worker.terminal import AsJson, ConfigFile, EnvFile, JobName, exit_codes, read_settings
 
 if TYPE_CHECKING:
     from worker.launch.console import ConsoleLine
     from worker.launch.record import LaunchRecord
     from worker.overview import WorkerLine
-
-JobName = Annotated[
-    str,
-    typer.Argument(
-        metavar="JOB", help="Launch id (or its beginning), run id, training job, or the run's name."
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 _ENDED = frozenset({"finished", "refused", "completed", "failed", "stopped"})
 """States that only launches have that are over."""
@@ -45,13 +37,14 @@ _HOST_COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_red", "br
 _STATE_COLOURS = {"accepted": "green", "waiting": "yellow", "intent": "yellow", "refused": "red"}
 
 
-def add_to(app: typer.Typer) -> None:
-    """Make the commands of `app` that stand here."""
+def add_to(app: typer.Typer, panel: str) -> None:
+    """Make the commands of `app` that stand here, in a group of its `--help`."""
     for command in (jobs, logs, stop, workers):
-        app.command()(command)
+        app.command(rich_help_panel=panel)(command)
 
 
 def jobs(
+    *,
     everything: Annotated[
         bool, typer.Option("--all", "-a", help="Finished and refused ones as well.")
     ] = False,
@@ -64,6 +57,7 @@ def jobs(
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay and show what changes.")] = False,
     as_json: AsJson = False,
+    config: ConfigFile = None,
     env_file: EnvFile = Path(".env"),
 ) -> None:
     """List launches: state, instance, age, what each waits for, delivered lines, and which worker has it."""
@@ -71,7 +65,7 @@ def jobs(
         if watch and as_json:
             raise SettingsError("jobs: --watch is for people, --json for programs; take one of them")
         over = everything or bool(_ENDED & {state.lower() for state in states or ()})
-        settings = _settings(env_file)
+        settings = read_settings(env_file, config)[0]
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(_jobs(settings, over=over, states=states or [], watch=watch, as_json=as_json))
 
@@ -85,12 +79,13 @@ def logs(
     ] = "",
     host: Annotated[str, typer.Option(help="Only this container's lines, as algo-1.")] = "",
     as_json: AsJson = False,
+    config: ConfigFile = None,
     env_file: EnvFile = Path(".env"),
 ) -> None:
     """Print a launch's log straight from CloudWatch, a colour a host; progress bars show their last state."""
     with exit_codes():
         start = moment(since, time.time()) if since else 0.0
-        settings = _settings(env_file)
+        settings = read_settings(env_file, config)[0]
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(_logs(settings, job, follow=follow, since=start, host=host, as_json=as_json))
 
@@ -99,11 +94,12 @@ def stop(
     job: JobName,
     reason: Annotated[str, typer.Option(help="Told at the launch's end, in W&B and here.")] = "",
     as_json: AsJson = False,
+    config: ConfigFile = None,
     env_file: EnvFile = Path(".env"),
 ) -> None:
     """Stop a launch through the worker that has it, which keeps the reason; without a living one SageMaker is asked."""
     with exit_codes():
-        settings = _settings(env_file)
+        settings = read_settings(env_file, config)[0]
         told = f"{getpass.getuser()} stopped it with launch-worker stop{': ' + reason if reason else ''}."
         asyncio.run(_stop(settings, job, told, as_json=as_json))
 
@@ -111,11 +107,12 @@ def stop(
 def workers(
     now: Annotated[bool, typer.Option("--now", help="Do not wait to see who is alive.")] = False,
     as_json: AsJson = False,
+    config: ConfigFile = None,
     env_file: EnvFile = Path(".env"),
 ) -> None:
     """List workers: host, start, launches; alive is who beats within LAUNCH_HEARTBEAT, which is waited for."""
     with exit_codes():
-        asyncio.run(_workers(_settings(env_file), wait=not now, as_json=as_json))
+        asyncio.run(_workers(read_settings(env_file, config)[0], wait=not now, as_json=as_json))
 
 
 async def _jobs(settings: Settings, *, over: bool, states: Sequence[str], watch: bool, as_json: bool) -> None:
@@ -133,15 +130,18 @@ async def _jobs(settings: Settings, *, over: bool, states: Sequence[str], watch:
             typer.echo(json.dumps(await look(), indent=2, ensure_ascii=False))
             return
         console = Console(highlight=False)
+        nothing = (
+            "no such launches" if over or states else "no open launches; --all shows those that are over"
+        )
         if not watch:
-            console.print(jobs_table(await look()))
+            console.print(jobs_table(await look(), nothing))
             return
         with Live(
-            jobs_table(await look()), console=console, auto_refresh=False, screen=console.is_terminal
+            jobs_table(await look(), nothing), console=console, auto_refresh=False, screen=console.is_terminal
         ) as live:
             while True:
                 await asyncio.sleep(_WATCH_EVERY)
-                live.update(jobs_table(await look()), refresh=True)
+                live.update(jobs_table(await look(), nothing), refresh=True)
 
 
 async def _logs(
@@ -197,11 +197,11 @@ async def _workers(settings: Settings, *, wait: bool, as_json: bool) -> None:
         Console(highlight=False).print(workers_table(found))
 
 
-def jobs_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Launches for people."""
+def jobs_table(rows: Sequence[dict[str, Any]], nothing: str = "no such launches") -> Table:
+    """Launches for people; `nothing` says that there are none."""
     priced = any("cost" in row for row in rows)
     columns = ["launch", "name", "run", "state", "instance", "age", "waits for / end", "lines", "worker"]
-    table = Table(box=None, pad_edge=False, caption=None if rows else "no launches", caption_justify="left")
+    table = Table(box=None, pad_edge=False, caption=None if rows else nothing, caption_justify="left")
     for column in [*columns, *(["cost"] if priced else [])]:
         right = column in ("age", "lines", "cost")
         table.add_column(
@@ -211,7 +211,9 @@ def jobs_table(rows: Sequence[dict[str, Any]]) -> Table:
             overflow="fold",
         )
     for row in rows:
-        detail = f" {row['secondaryStatus']}" if row["secondaryStatus"] else ""
+        # Before a further attempt is a job, its facts are those of the job before.
+        has_detail = row["secondaryStatus"] and row["state"] != "waiting"
+        detail = f" {row['secondaryStatus']}" if has_detail else ""
         attempt = f" (attempt {row['attempt']})" if row["attempt"] > 1 else ""
         cells = [
             Text(row["launchId"][:10]),
@@ -298,9 +300,3 @@ def _worker_as_json(line: WorkerLine) -> dict[str, Any]:
     beat = line.beat
     values: dict[str, Any] = {"worker": beat.worker, "host": beat.host, "deployment": beat.deployment}
     return {**values, "alive": line.alive, "launches": line.launches, "startedAt": beat.started_at}
-
-
-def _settings(env_file: Path | None) -> Settings:
-    settings = load_settings(env_file)
-    export_aws_variables(env_file)
-    return settings

@@ -32,6 +32,8 @@ _SHORTEST_PREFIX = 4
 class CannotSendBack(WorkerError):
     """This letter cannot go back as it is; the message says why and what to do."""
 
+    code = "LW-CANNOT-SEND-BACK"
+
 
 @dataclass(frozen=True, slots=True)
 class SentBack:
@@ -73,7 +75,12 @@ class DeadLetters:
         """Send a launch back to its queue; `letters` are all of this launch, `corrected` a body instead of theirs.
 
         Raises `BadMessage` for a body that would be refused at once, and `CannotSendBack`."""
-        letter = letters[-1]
+        sent = await self.send_again(letters[-1], corrected)
+        await self.delete(letters)
+        return sent
+
+    async def send_again(self, letter: DeadLetter, corrected: str | None = None) -> SentBack:
+        """The same, and the letter stays. Raises as `send_back`."""
         body = _whole_body(letter) if corrected is None else corrected
         message = parse_message(body)
         record = await self._ledger.read(letter.launch_id) if letter.launch_id else None
@@ -89,7 +96,6 @@ class DeadLetters:
             )
         launch = interpret(message, launch_id=identity, default_log_target=self._settings.log_target)
         sent = await self._send(letter, body, launch.queue, identity, record)
-        await self.delete(letters)
         if message.item_id:
             note = f"queue item {message.item_id} stays failed in W&B, which revives no item; the run itself shows"
             return replace(sent, note=f"{sent.note}; {note}" if sent.note else note)
@@ -115,6 +121,7 @@ class DeadLetters:
                 f"a worker is still telling the refusal of {record.launch_id}; try again shortly"
             )
         me = f"dlq-{uuid4().hex[:8]}"
+        await self._ledger.forget_stop(record.launch_id)  # a worker would stop the new attempt as well
         claimed = await self._ledger.claim(record, me)
         if claimed is None:
             raise CannotSendBack(f"somebody else is sending {record.launch_id} back at this moment")

@@ -81,8 +81,21 @@ async def run_demo(executor: Literal["auto", "docker", "process"], state: Path) 
                     screen.stage("failed", f"no end after {_LIMIT:.0f} s", "bold red")
                     return 1
     if success:
-        screen.stage("done", "everything is stopped again; next: README.md, `make dev`", "bold green")
+        screen.stage(
+            "done", "everything is stopped again; next: `make dev`, and README.md, By hand", "bold green"
+        )
     return 0 if success else 1
+
+
+async def write_example(services: LocalServices, file: Path, state: Path) -> dict[str, str]:
+    """Write a launch message that runs on the stack, the demo's, to `file`; returns variables that its worker needs.
+    `state`: as for `run_demo`. Raises `SettingsError`."""
+    sources, base_image = await _prepare(services, state, _Screen())
+    message = json.loads(_message(sources[0], 1, services.role_arn))
+    # Without a name of its own, so that `enqueue` makes each sending a launch of its own.
+    del message["launchId"]
+    await asyncio.to_thread(file.write_text, json.dumps(message, indent=2) + "\n", "utf-8")
+    return {"LAUNCH_BASE_IMAGE": base_image} if base_image else {}
 
 
 async def _prepare(services: LocalServices, state: Path, screen: _Screen) -> tuple[list[dict[str, Any]], str]:
@@ -260,6 +273,7 @@ def _show(event: Mapping[str, Any], screen: _Screen) -> None:
         "worker_started": ("worker", f"started as a process of its own, {get('worker')}"),
         "launch_received": ("intake", "message received under a lease; intent written to the ledger"),
         "source_fetched": ("source", f"{get('origin')} fetched, {str(get('content_id'))[:20]}…"),
+        "build_warning": ("note", str(get("what"))),
         "build_started": ("build", f"image {str(get('tag'))[:12]}…, {get('files')} file(s) in the context"),
         "image_ready": (
             "image",
@@ -281,7 +295,9 @@ def _show(event: Mapping[str, Any], screen: _Screen) -> None:
     if name:
         screen.stage(name, sentence)
     elif get("level") in ("warning", "error"):
-        screen.stage("warning", f"{get('event')}: {get('error', '')}", "bold yellow")
+        screen.stage(
+            "warning", f"{get('code')}: {get('error') or get('reason') or get('what')}", "bold yellow"
+        )
 
 
 def _show_results(services: LocalServices, screen: _Screen) -> None:

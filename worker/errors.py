@@ -26,11 +26,16 @@ class Stage(StrEnum):
 
 
 class WorkerError(Exception):
-    """Base of all errors this package raises on purpose."""
+    """Base of all errors this package raises on purpose. `code` is stable (`LW-…`, docs/errors.md): commands name it,
+    and a `Never` has one of its own, which goes along wherever a launch is told of."""
+
+    code = "LW-FAILED"
 
 
 class Again(WorkerError):
     """The try failed, a later one may succeed."""
+
+    code = "LW-TRY-AGAIN"
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -40,9 +45,13 @@ class Again(WorkerError):
 class Throttled(Again):
     """The service said: slow down."""
 
+    code = "LW-THROTTLED"
+
 
 class Unreachable(Again):
     """No answer, or a server-side failure. Whether the effect happened is unknown."""
+
+    code = "LW-UNREACHABLE"
 
 
 class Never(WorkerError):
@@ -98,3 +107,5 @@ class MustRestart(Exception):
 
 class SettingsError(WorkerError):
     """A setting is missing or wrong; exit code 2."""
+
+    code = "LW-SETTINGS"

@@ -18,6 +18,7 @@ from worker.training.sagemaker import SageMaker
 from worker.training.status import End, Ending, console_links
 
 AlertKind = Literal["failure", "waiting"]
+ALERT_CODES: Mapping[AlertKind, str] = {"failure": "LW-JOB-FAILED", "waiting": "LW-JOB-PENDING"}
 NO_START = "It did not start within"
 """How the reason of a stop begins that LAUNCH_START_TIMEOUT has brought."""
 
@@ -73,7 +74,8 @@ class JobStory:
         if kind not in self._alerts or kind in held.record.alerted:
             return False
         try:
-            await self._companion.alert(held.record, title, text, "ERROR" if kind == "failure" else "WARN")
+            told = f"{ALERT_CODES[kind]}: {text}"
+            await self._companion.alert(held.record, title, told, "ERROR" if kind == "failure" else "WARN")
         except WandbRefused as error:
             _log.warning("alert_refused", launch_id=held.launch_id, kind=kind, error=str(error))
         held.update(alerted=(*held.record.alerted, kind))

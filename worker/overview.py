@@ -28,6 +28,8 @@ SHORTEST_PREFIX = 4
 class NoSuchLaunch(WorkerError):
     """Nothing in the ledger has that name, or more than one thing has."""
 
+    code = "LW-NO-SUCH-LAUNCH"
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerLine:
@@ -138,13 +140,20 @@ class Overview:
 @contextlib.asynccontextmanager
 async def open_overview(settings: Settings) -> AsyncIterator[tuple[Overview, AwsClients]]:
     """Open ledger and clients; SageMaker and logs as LAUNCH_ASSUME_ROLE says. Raises `SettingsError`."""
+    async with open_ledger_and_aws(settings) as (ledger, aws):
+        yield Overview(ledger, aws, settings), aws
+
+
+@contextlib.asynccontextmanager
+async def open_ledger_and_aws(settings: Settings) -> AsyncIterator[tuple[Ledger, AwsClients]]:
+    """The same without the view. Raises `SettingsError`."""
     async with contextlib.AsyncExitStack() as stack:
         aws = await stack.enter_async_context(aws_clients(settings.aws_region))
         if settings.assume_role:
             role = TargetRole(settings.assume_role, settings.assume_role_external_id)
             aws = await stack.enter_async_context(with_role(aws, role))
         ledger = await stack.enter_async_context(open_ledger(settings.ledger, aws.dynamodb))
-        yield Overview(ledger, aws, settings), aws
+        yield ledger, aws
 
 
 def end_words(record: LaunchRecord) -> str:

@@ -77,7 +77,9 @@ class PendingJobs:
         held.update(facts=facts)
         reason = f"{NO_START} {waited:.0f} s (LAUNCH_START_TIMEOUT): {waits_for(held.record)}"
         if await stop(held.launch_id, reason):
-            await self._refusals.warn(held.record.item_id, f"The job is stopped. {reason}", Stage.RUN)
+            _log.warning("job_not_started", launch_id=held.launch_id, reason=reason)
+            told = f"The job is stopped. {reason}"
+            await self._refusals.warn(held.record.item_id, "job_not_started", told, Stage.RUN)
 
     async def _tell(self, held: HeldLaunch, waited: float) -> None:
         text = f"Waiting for {waited / 60:.0f} min: {waits_for(held.record)}"

@@ -243,7 +243,7 @@ class Pipeline:
         await self._give_back(held)
         outcome = self._again(error, tries)
         told = f"Try {tries} failed, next in {outcome.delay:.0f} s: {self._told(error)}"
-        await self._refusals.warn(held.record.item_id, told, Stage.AGENT)
+        await self._refusals.warn(held.record.item_id, "launch_again", told, Stage.AGENT)
         return outcome
 
     async def _give_back(self, held: HeldLaunch) -> None:

@@ -83,8 +83,12 @@ class Preparing:
         Raises `Never` for what cannot be run, and `Again`."""
         plan = await self._planned(held, launch, save)
         for warning in plan.warnings:
-            await self._refusals.warn(held.record.item_id, str(warning), Stage.AGENT)
+            await self._warn(held, str(warning))
         return plan
+
+    async def _warn(self, held: HeldLaunch, what: str) -> None:
+        _log.warning("message_odd", what=what)
+        await self._refusals.warn(held.record.item_id, "message_odd", what, Stage.AGENT)
 
     async def _planned(self, held: HeldLaunch, launch: Launch, save: Save) -> Plan:
         attempt, of_job = held.record.attempt, isinstance(launch.source, JobSource)
@@ -119,7 +123,7 @@ class Preparing:
             await save(held)
         if spec.kind == "image" and source.dockerfile:
             text = f"overrides.dockerfile is not used: job {artifact.name} is a ready image"
-            await self._refusals.warn(held.record.item_id, text, Stage.AGENT)
+            await self._warn(held, text)
         job = JobCode(
             name=artifact.name,
             artifact=artifact.id,

@@ -106,4 +106,4 @@ class Retrying:
             f"Attempt {following.number - 1} ({past.job_name}) ended: {past.reason} Attempt {following.number}"
             f" follows in {pause:.0f} s as {following.job_name} on {following.instance_type or 'the same machines'}."
         )
-        await self._refusals.warn(held.record.item_id, told, Stage.RUN)
+        await self._refusals.warn(held.record.item_id, "attempt_follows", told, Stage.RUN)

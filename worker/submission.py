@@ -270,7 +270,7 @@ class Submission:
             return True
         told = f"{self._key.without_secrets(held, str(error))} {following} is taken instead."
         _log.warning("instance_type_changed", launch_id=held.launch_id, reason=told)
-        await self._refusals.warn(record.item_id, told, Stage.RUN)
+        await self._refusals.warn(record.item_id, "instance_type_changed", told, Stage.RUN)
         self._wake.set()
         return True
 

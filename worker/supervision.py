@@ -146,7 +146,7 @@ def _delivery(
         companion=parts.companion,
         metrics=parts.metrics,
         give_up_after=parts.settings.log_give_up,
-        on_stop=heartbeats.pressed,
+        on_answer=heartbeats.answered,
     )
     return LogDelivery(
         feed=feed,

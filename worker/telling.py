@@ -67,4 +67,5 @@ class RefusalTelling:
         except WorkerError as error:  # at worst it is told twice
             _log.warning("ledger_unreachable", error=str(error))
         if not held.lost:
-            await self._refusals.warn(held.record.item_id, f"Waiting to be submitted: {told}", Stage.RUN)
+            told = f"Waiting to be submitted: {told}"
+            await self._refusals.warn(held.record.item_id, "launch_waits", told, Stage.RUN)

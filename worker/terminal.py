@@ -1,44 +1,110 @@
-"""What all commands share: options, exit codes, and reading FILE or standard input."""
+"""What all commands share: options, settings, exit codes, and reading FILE or standard input."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
-from worker.errors import BadMessage, Never, Problem, SettingsError, WorkerError
+from worker.errors import BadMessage, Problem, SettingsError, WorkerError
+from worker.launch_config import LaunchConfig, read_launch_config
+from worker.settings import Settings, export_aws_variables, load_settings
 
+WRONG_USE = "LW-USAGE"
+_UsageError: type[Any] = typer.BadParameter.__mro__[1]
+"""Base of all that Typer says about wrong use; it has no public name of its own."""
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 """Standard error."""
 
 MessageFile = Annotated[
     str, typer.Argument(metavar="FILE|-", help="Launch message (JSON); - for standard input.")
 ]
+JobName = Annotated[
+    str,
+    typer.Argument(
+        metavar="JOB", help="Launch id (or its beginning), run id, training job, or the run's name."
+    ),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        help="W&B's launch-config.yaml; environment and --env-file win over it. Default: the one in ~/.config/wandb.",
+    ),
+]
 EnvFile = Annotated[Path | None, typer.Option(help="File with settings; the environment wins over it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+class Commands(TyperGroup):
+    """Commands whose wrong use is told in two lines: how it is called, and the code with what is wrong."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Exit code 2 for wrong use, as for wrong settings."""
+        given = (args, prog_name, complete_var, False, windows_expand_args)
+        if not standalone_mode:
+            return super().main(*given, **extra)
+        try:
+            code = super().main(*given, **extra)
+        except typer.Abort:
+            code = 1
+        except _UsageError as error:
+            _tell_wrong_use(error)
+            code = 2
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _tell_wrong_use(error: Any) -> None:
+    told = error.format_message().strip()
+    if not told or "\n" in told:  # no command at all: Typer answers with its help
+        error.show()
+        return
+    path = error.ctx.command_path if error.ctx else "launch-worker"
+    if error.ctx:
+        errors.print(error.ctx.get_usage(), markup=False)
+    errors.print(f"{WRONG_USE}: {told.rstrip('.')}; `{path} --help` lists what there is", markup=False)
+
+
+def read_settings(env_file: Path | None, config: Path | None) -> tuple[Settings, LaunchConfig]:
+    """The settings of a command, and W&B's configuration file beneath them if there is one. AWS's own variables of
+    `env_file` are in the environment afterwards. Raises `SettingsError`."""
+    read = read_launch_config(config, default=True)
+    settings = load_settings(env_file, beneath=read.variables)
+    export_aws_variables(env_file)
+    return settings, read
 
 
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
-    """Errors as sentences on standard error: 1 failed, 2 bad settings."""
+    """Errors as sentences on standard error, each line with its code but for the problems of a message, which have
+    their JSON paths: 1 failed, 2 bad settings."""
     try:
         yield
-    except SettingsError as error:
-        errors.print(str(error), markup=False)
-        raise typer.Exit(2) from error
     except BadMessage as error:
         for problem in error.problems:
             errors.print(str(problem), markup=False)
         raise typer.Exit(1) from error
-    except Never as error:
-        errors.print(f"{error.code}: {error}", markup=False)
-        raise typer.Exit(1) from error
+    except SettingsError as error:
+        for line in str(error).splitlines():
+            errors.print(f"{error.code}: {line}", markup=False)
+        raise typer.Exit(2) from error
     except WorkerError as error:
-        errors.print(str(error), markup=False)
+        errors.print(f"{error.code}: {error}", markup=False)
         raise typer.Exit(1) from error
 
 

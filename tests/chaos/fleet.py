@@ -9,11 +9,13 @@ import itertools
 import json
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.chaos.metrics import Life
 from tests.chaos.plan import Kind
 
 _LEAVES_WITHIN = 60.0
@@ -50,6 +52,8 @@ class Fleet:
     failed_starts: list[str] = field(default_factory=list)
     """Logs of workers that gave up while they started, because a service failed or they were asked to leave."""
     happened: collections.Counter[Kind] = field(default_factory=collections.Counter)
+    lives: list[Life] = field(default_factory=list)
+    """Of all processes, in the order of their starts."""
     _leaving: bool = False
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
@@ -84,6 +88,7 @@ class Fleet:
         finally:
             if process.returncode is None:
                 process.send_signal(signal.SIGCONT)
+                self._note_interruption(process)
             if slot.process is process:
                 slot.frozen = False
 
@@ -125,7 +130,13 @@ class Fleet:
         assert slot.process is not None
         slot.expected, slot.away = kind, away
         slot.process.send_signal(number)
+        self._note_interruption(slot.process)
         self.happened[kind] += 1
+
+    def _note_interruption(self, process: asyncio.subprocess.Process) -> None:
+        for life in self.lives:
+            if life.pid == process.pid:
+                life.interrupted.append(time.monotonic())
 
     def _living(self, worker: int, *, frozen: bool | None) -> _Slot | None:
         """That worker's slot, or the next one whose worker lives."""
@@ -139,9 +150,13 @@ class Fleet:
         try:
             while not self._leaving:
                 log = self.folder / f"worker-{slot.number}-{next(self._numbers):04d}.log"
+                started_at = time.monotonic()
                 slot.process = await self._spawn(log)
+                life = Life(log, started_at, pid=slot.process.pid)
+                self.lives.append(life)
                 slot.expected, slot.away, slot.frozen = None, _RESTART, False
                 code = await slot.process.wait()
+                life.ended_at = time.monotonic()
                 self._note_end(slot, code, log)
                 if not self._leaving:
                     await asyncio.sleep(slot.away)

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs
@@ -44,11 +45,28 @@ _NOT_PASSED_ON = {
     "connection",
     "keep-alive",
 }
+_THROTTLED_BY_US = "x-chaos-throttled"
 _SLOW = 1.2
 """Seconds by which an answer is late."""
 
 Duplicate = Callable[[list[str]], Awaitable[None]]
 """Told the receipt handles of messages that have just been received."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request of a worker, and how it went. Times are monotonic seconds."""
+
+    name: str
+    received_at: float
+    answered_at: float
+    status: int
+    """Of the answer."""
+    whole: bool
+    """Nothing of the answer was held back, and the worker was still there to take it."""
+    throttled: bool = False
+    lines: int = 0
+    """Console lines that it posted."""
 
 
 @dataclass(eq=False, slots=True)
@@ -73,6 +91,8 @@ class FaultProxy:
         self.rules: list[Rule] = []
         self.hits: collections.Counter[Kind] = collections.Counter()
         """How many requests each kind of fault has hit."""
+        self.requests: list[Request] = []
+        """All that have come, in the order of their answers."""
         self.on_received: Duplicate | None = None
         self._session = session
         self._upstream = upstream
@@ -80,8 +100,24 @@ class FaultProxy:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """One request and what becomes of it."""
+        received_at = time.monotonic()
         body = await request.read()
         name = self._name_of(request, body)
+        answer = await self._answered(request, name, body)
+        self.requests.append(
+            Request(
+                name=name,
+                received_at=received_at,
+                answered_at=time.monotonic(),
+                status=answer.status,
+                whole=request.transport is not None and not request.transport.is_closing(),
+                throttled=answer.headers.get(_THROTTLED_BY_US) is not None,
+                lines=_console_lines(body) if name == "wandb file_stream" else 0,
+            )
+        )
+        return answer
+
+    async def _answered(self, request: web.Request, name: str, body: bytes) -> web.StreamResponse:
         rule = next((rule for rule in self.rules if rule.hits(name)), None)
         if rule is None:
             return await self._forward(request, body)
@@ -136,6 +172,12 @@ def _name_at_wandb(request: web.Request, body: bytes) -> str:
     return f"wandb {request.path.rpartition('/')[2]}" if request.method == "POST" else "wandb upload"
 
 
+def _console_lines(body: bytes) -> int:
+    """Lines of the console in a post to `file_stream`."""
+    files = json.loads(body).get("files") or {}
+    return len(files.get("output.log", {}).get("content", ()))
+
+
 def _refusal(kind: Kind, name: str, *, second_form: bool) -> web.Response | None:
     """What the service says in place of an answer."""
     refusal: web.Response | None = None
@@ -143,6 +185,7 @@ def _refusal(kind: Kind, name: str, *, second_form: bool) -> web.Response | None
         case "AWS throttles":
             code = _THROTTLED.get(name.split(maxsplit=1)[0], "ThrottlingException")
             refusal = _aws_error(name, code, "Rate exceeded")
+            refusal.headers[_THROTTLED_BY_US] = "yes"
         case "no quota left":
             refusal = _aws_error(name, "ResourceLimitExceeded", "The account-level service limit is reached.")
         case "AWS 5xx" if second_form:  # not from the service but from what stands before it

@@ -13,8 +13,9 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 
 import aiohttp
@@ -36,6 +37,7 @@ from tests.chaos.evidence import (
     wandb_state,
 )
 from tests.chaos.fleet import Fleet
+from tests.chaos.metrics import Scrapes, Truth, at_rest, disagreements
 from tests.chaos.plan import HEARTBEAT, Fault, Kind, Options, plan_of
 from tests.chaos.proxy import FaultProxy, Rule, running_proxy
 from tests.chaos.stack import Stack, running_stack_process
@@ -104,9 +106,10 @@ async def run(options: Options, say: Say) -> Outcome:
         async with _opened(options, folder, say) as chaos:
             await chaos.play()
             evidence = await chaos.evidence()
+            finding = audit(chaos.sent, evidence)
+            counted = await asyncio.to_thread(chaos.uncounted, finding, evidence)
         wanted = sum(sent.case.fate != "job" for sent in chaos.sent)
-        finding = audit(chaos.sent, evidence)
-        finding = replace(finding, violations=[*finding.violations, *chaos.violations])
+        finding = replace(finding, violations=[*finding.violations, *chaos.violations, *counted])
         outcome = Outcome(
             options=options,
             finding=finding,
@@ -118,7 +121,7 @@ async def run(options: Options, say: Say) -> Outcome:
             folder=str(folder) if finding.violations else "",
         )
         if finding.violations:
-            text = json.dumps(asdict(evidence), indent=1, ensure_ascii=False)
+            text = json.dumps(asdict(evidence), indent=1, ensure_ascii=False, default=sorted)
             await asyncio.to_thread((folder / "evidence.json").write_text, text)
     finally:
         if outcome is None or not outcome.folder:
@@ -195,6 +198,8 @@ class _Chaos:
         async with asyncio.TaskGroup() as tasks:
             self.aws.on_received = self._make_visible
             self.fleet.start(tasks)
+            scrapes = Scrapes(self.http, self.fleet.lives)
+            scraping = tasks.create_task(scrapes.run(), name="scrapes")
             reporter = tasks.create_task(self._report(), name="report")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.options.minutes * 60 + 1):
@@ -204,6 +209,8 @@ class _Chaos:
                         playing.create_task(self._until_all_sent_are_settled(faults), name="settled")
             self.say("no more faults; the workers stay whole until everything is done")
             await self._drain()
+            scraping.cancel()
+            await self._last_scrape(scrapes)
             reporter.cancel()
             problems = await self.fleet.leave()
             self._blame("workers", [*problems, *self.fleet.ended_by_themselves])
@@ -228,6 +235,23 @@ class _Chaos:
             messages=await depth(self.clients.sqs, self.stack.facts.queue_url),
             left_over=left,
         )
+
+    def uncounted(self, finding: Finding, evidence: Evidence) -> list[Violation]:
+        """Where /metrics and what the audit found disagree."""
+        events = list(self.fleet.events("job_finished", "launch_refused", "launch_claimed"))
+        refused = {name for name, record in evidence.ledger.records.items() if record.state == "refused"}
+        truth = Truth(
+            requests=[*self.aws.requests, *self.wandb.requests],
+            jobs=finding.jobs,
+            refusals=finding.refusals,
+            lines=finding.in_wandb,
+            ended=_times(events, "job_finished"),
+            refused=_times(events, "launch_refused"),
+            told_by_others=len(
+                {e["launch_id"] for e in events if e["event"] == "launch_claimed"} & refused,
+            ),
+        )
+        return [Violation("wrong", "/metrics", what) for what in disagreements(self.fleet.lives, truth)]
 
     def faults(self) -> dict[Kind, int]:
         """How often each kind has happened."""
@@ -351,6 +375,16 @@ class _Chaos:
                 "ledger", [f"the heartbeat of dead worker {worker} is left" for worker in sorted(dead)]
             )
 
+    async def _last_scrape(self, scrapes: Scrapes) -> None:
+        """What the survivors have counted in the end; nothing is in hand any more once they have beaten again."""
+
+        async def idle() -> bool:
+            await scrapes.once()
+            return not at_rest(self.fleet.lives)
+
+        if not await _becomes(idle, 5 * HEARTBEAT):
+            self._blame("/metrics", at_rest(self.fleet.lives))
+
     async def _is(self, what: str) -> bool:
         if what == "settled":
             return not await self._unsettled()
@@ -406,6 +440,13 @@ async def _becomes(condition: Callable[[], Awaitable[bool]], seconds: float) -> 
             return False
         await asyncio.sleep(1)
     return True
+
+
+def _times(events: Sequence[Mapping[str, object]], name: str) -> list[float]:
+    """When log events of a name were written, by this process's monotonic clock."""
+    ahead = time.time() - time.monotonic()
+    times = (str(event["timestamp"]) for event in events if event["event"] == name)
+    return [datetime.fromisoformat(at).timestamp() - ahead for at in times]
 
 
 def _short(event: Mapping[str, object]) -> str:

@@ -103,7 +103,8 @@ async def artifact(bench: Bench) -> None:
         await worker.wait_for("image_ready", seconds=120)  # three installations, in a build
         await code.audit(case)
         told = [warning["message"] for warning in item.warnings]
-        assert "Some packages were not successfully installed during the build: missing==2.0" in told
+        missing = "Some packages were not successfully installed during the build: missing==2.0"
+        assert f"LW-BUILD-WARNING: {missing}" in told
         _no_key_in(bench.folder)
 
 

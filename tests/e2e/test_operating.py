@@ -1,4 +1,4 @@
-"""`jobs`, `workers`, `logs` and `stop` beside a worker that runs, as somebody else would call them."""
+"""`jobs`, `workers`, `logs`, `stop` and `retry` beside a worker that runs, as somebody else would call them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import asyncio
 import json
 import os
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from tests.e2e.audit import audit, ended, queue_empty
 from tests.e2e.bench import FAST, Bench
 from tests.e2e.launches import numbered
 from tests.e2e.process import until
 from worker.launch.record import LaunchState
+from worker.ledger.opening import open_ledger
+from worker.ledger.port import StopRequest
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="package")]
 
@@ -26,6 +30,7 @@ async def command(bench: Bench, *arguments: str) -> tuple[int, str, str]:
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         "NO_PROXY": "127.0.0.1,localhost",
+        "LAUNCH_DEPLOYMENT": bench.deployment,
         "LAUNCH_QUEUE_URL": bench.queue_url,
         "LAUNCH_LEDGER": bench.ledger,
         "COLUMNS": "200",
@@ -90,6 +95,74 @@ async def test_see_ask_and_stop(shared_bench: Bench) -> None:
     assert await answer(bench, "jobs") == []
     code, out, _ = await command(bench, "stop", case.launch_id)
     assert (code, "it is over already" in out) == (1, True)
+
+
+async def test_a_failed_launch_is_sent_again_as_the_same_launch(bench: Bench) -> None:
+    await bench.started()
+    once = '[ "$WANDB_RESUME" ] || { sleep 0.3; exit 3; }'
+    case = bench.launch(numbered(2), tail=once, _wandb_api_key="5" * 40)
+    await bench.send(case)
+    await audit(bench, case, end="failed", exit_code=3)
+    sent = await answer(bench, "retry", case.run_id)
+    assert (sent["launchId"], sent["attempt"], sent["messageId"]) == (case.launch_id, 2, "")
+    assert "exit code: 3" in sent["note"]
+    code, _, err = await command(bench, "retry", case.launch_id)
+    assert (code, err.split(":")[0]) == (1, "LW-CANNOT-RETRY")
+    assert "is not over" in err
+    twice = replace(case, printed=[*case.printed] * 2)
+    (record,) = await audit(bench, twice, attempts=2)
+    assert [past.kind for past in record.attempts] == ["by hand"]
+    second = await bench.clients.sagemaker.describe_training_job(TrainingJobName=sent["job"])
+    assert second["Environment"]["WANDB_API_KEY"] == "5" * 40, "the key that the launch brought"
+    code, _, err = await command(bench, "retry", case.launch_id)
+    assert code == 1
+    assert "has completed; to train once more send its message with another launchId" in err
+
+
+async def test_a_stopped_launch_is_sent_again_and_not_stopped_again(bench: Bench) -> None:
+    """Stopped in W&B, which goes on to say so of the companion; a note of `stop` is left in the ledger as well."""
+    worker = await bench.started()
+    case = bench.launch(numbered(1), tail='[ "$WANDB_RESUME" ] || sleep 600', max_runtime=900)
+    await bench.send(case)
+    await bench.lines_in_wandb(case, 1)
+    bench.press_stop(case)
+    await worker.wait_for("job_finished", launch_id=case.launch_id)
+    async with open_ledger(bench.ledger, bench.clients.dynamodb) as ledger:
+        await ledger.ask_stop(StopRequest(case.launch_id, "too late", 1.0))
+    code, out, err = await command(bench, "retry", case.launch_id[:12])
+    assert (code, err) == (0, "")
+    assert out.startswith(
+        f"attempt 2 of launch {case.launch_id} as training job {case.job_name}-r2: it waits"
+    )
+    await audit(bench, replace(case, printed=[*case.printed] * 2), attempts=2)
+
+
+async def test_a_refused_launch_is_sent_again_with_its_letter_or_its_message(bench: Bench) -> None:
+    strict = await bench.started(allowed_instance_types="ml.m5.*")
+    kept, lost = (bench.launch(numbered(1), instance_type="ml.c5.large") for _ in range(2))
+    await bench.send(lost)
+    await strict.wait_for("launch_refused", launch_id=lost.launch_id)
+    await bench.dead_letters(1)  # taken off by somebody
+    await bench.send(kept)
+    await strict.wait_for("launch_refused", launch_id=kept.launch_id)
+    await queue_empty(bench)
+    strict.terminate()
+    assert await strict.exit_code() == 0
+    sent = await answer(bench, "retry", kept.launch_id)
+    assert sent["attempt"] == 2
+    assert sent["messageId"]
+    code, _, err = await command(bench, "retry", lost.launch_id)
+    assert (code, err.split(":")[0]) == (1, "LW-CANNOT-RETRY")
+    assert "give it with --message FILE" in err
+    (bench.folder / "message.json").write_text(lost.body)
+    await answer(bench, "retry", lost.launch_id, "--message", "message.json")
+    await bench.started()
+    await ended(bench, kept, lost)
+    for case in (kept, lost):
+        record = await bench.record(case)
+        assert record is not None
+        assert (record.state, record.attempt) == (LaunchState.FINISHED, 2)
+        assert bench.jobs(case) == [f"{case.job_name}-r2"]
 
 
 async def test_without_a_living_worker_the_job_is_stopped_all_the_same_and_the_reason_is_kept(

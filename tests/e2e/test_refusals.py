@@ -103,7 +103,10 @@ async def test_bad_message_of_a_queue_item_is_told_to_wandb(refusing: Refusing) 
     assert record.failure is not None
     assert item.state == "FAILED"
     assert item.error is not None
-    assert (item.error["message"], item.error["stage"]) == (record.failure.reason, "agent")
+    assert (item.error["message"], item.error["stage"]) == (
+        f"LW-BAD-MESSAGE: {record.failure.reason}",
+        "agent",
+    )
 
 
 async def test_refused_by_policy(refusing: Refusing) -> None:

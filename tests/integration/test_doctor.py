@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from aiohttp import web
+from typer.testing import CliRunner
 
 from tests.fakes.aws_errors import AwsError
 from tests.fakes.aws_server import AwsServer, serving_aws
 from tests.unit.launches import message
+from worker.cli import app
 from worker.doctor.check import Check, Verdict
 from worker.doctor.examination import all_well, examine
 from worker.ledger.dynamodb import create_table_request
@@ -329,3 +336,51 @@ async def test_no_secret_is_in_a_finding(clinic: Clinic, monkeypatch: pytest.Mon
     checks = await clinic.examine(monkeypatch)
     key = clinic.environment["WANDB_API_KEY"]
     assert not any(key in f"{check.detail} {check.remedy}" for check in checks)
+
+
+IDENTITY = """<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><GetCallerIdentityResult>
+<Arn>arn:aws:iam::123456789012:user/dev</Arn><UserId>dev</UserId><Account>123456789012</Account>
+</GetCallerIdentityResult></GetCallerIdentityResponse>"""
+
+
+async def test_a_clock_that_is_wrong_is_found(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+    clinic.environment["AWS_ENDPOINT_URL_STS"] = clinic.fake.url
+    early = format_datetime(datetime.now(UTC) - timedelta(minutes=4), usegmt=True)
+    answer = web.Response(text=IDENTITY, content_type="text/xml", headers={"Date": early})
+    clinic.fake.fail_next("", answer)
+    found = only(crosses(await clinic.examine(monkeypatch, with_message=False)))
+    assert (found.name, "NTP" in found.remedy) == ("clock", True)
+    assert "s ahead of AWS" in found.detail
+
+
+async def test_the_command_tells_crosses_by_its_exit_code_and_remedies_to_people_and_programs(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in clinic.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "launch.json").write_text(json.dumps(clinic.body))
+    command = ("doctor", "--message", "launch.json")
+    well = await asyncio.to_thread(CliRunner().invoke, app, [*command, "--json"])
+    assert well.exit_code == 0, well.output
+    assert {check["verdict"] for check in json.loads(well.stdout)} == {"ok", "skipped"}
+    clinic.body["runSpec"]["docker"]["docker_image"] = f"{clinic.services.registry}:gone"
+    (tmp_path / "launch.json").write_text(json.dumps(clinic.body))
+    ill = await asyncio.to_thread(CliRunner().invoke, app, [*command, "--json"])
+    assert ill.exit_code == 1
+    (cross,) = [check for check in json.loads(ill.stdout) if check["verdict"] == "failed"]
+    assert (cross["name"], "push it first" in cross["remedy"]) == ("image", True)
+    told = await asyncio.to_thread(CliRunner().invoke, app, [*command])
+    assert told.exit_code == 1
+    (at,) = [number for number, line in enumerate(told.stdout.splitlines()) if line.startswith("✗ image")]
+    assert told.stdout.splitlines()[at + 1].strip().startswith("→ ")
+
+
+async def test_a_service_that_fails_is_no_fault_of_the_launch(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clinic.fake.fail_next("ListServiceQuotas", AwsError("InternalFailure", "no", status=500))
+    checks = await clinic.examine(monkeypatch)
+    assert crosses(checks) == []
+    assert [check.verdict for check in checks if check.name == "quota"] == [Verdict.SKIPPED]

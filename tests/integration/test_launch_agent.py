@@ -185,8 +185,9 @@ async def test_warnings_are_told_once_while_they_stay_the_same(double: WandbDoub
     item = double.push("acme", "sm", {})
     refusals = Refusals(QueueItems(api), FakeLaunchQueue())
     for text in ("no room", "no room", "AccessDenied", "no room"):
-        await refusals.warn(item.id, text, "run")
-    assert [w["message"] for w in item.warnings] == ["no room", "AccessDenied", "no room"]
+        await refusals.warn(item.id, "launch_waits", text, "run")
+    told = ["no room", "AccessDenied", "no room"]
+    assert [w["message"] for w in item.warnings] == [f"LW-LAUNCH-WAITS: {text}" for text in told]
 
 
 async def test_packages_that_failed_are_a_warning_with_a_file(double: WandbDouble, api: WandbApi) -> None:

@@ -9,15 +9,19 @@ import socket
 import stat
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from worker.demo import write_example
 from worker.errors import SettingsError
 from worker.local.executor_docker import DockerNotRunning
 from worker.local.ports import listening_socket
 from worker.local.stack import running_stack, serve_dev, write_env_file
+from worker.sender import planned_request
 from worker.settings import load_settings
+from worker.training.request import AccountFacts
 
 OTHER_PROCESS = """
 import asyncio, aioboto3, os
@@ -144,12 +148,17 @@ async def test_dev_writes_an_environment_that_works(tmp_path: Path) -> None:
 
     async with asyncio.TaskGroup() as tasks:
         ports = {"aws_port": 0, "registry_port": 0, "wandb_port": 0}
-        dev = tasks.create_task(serve_dev(file, **ports, executor="process", say=say))
+        example = partial(write_example, file=tmp_path / "launch.json", state=tmp_path)
+        serving = serve_dev(file, **ports, executor="process", prepare=example, say=say)
+        dev = tasks.create_task(serving)
         await ready.wait()
         settings = load_settings(file, {})
         assert settings.queue_url.endswith("/123456789012/launches")
         assert any(settings.wandb_base_url in line for line in said)
         assert file.read_text().startswith("# ")
+        account = AccountFacts("123456789012", "us-east-1", "aws")
+        text = (tmp_path / "launch.json").read_text()
+        assert planned_request(text, settings, account=account, image=None).request["RoleArn"]
         dev.cancel()
         await asyncio.wait({dev})
     with contextlib.closing(socket.socket()) as probe:

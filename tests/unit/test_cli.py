@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 import worker
@@ -22,7 +23,10 @@ from worker.cli import app
 from worker.launch.record import Failure, JobFacts, LaunchRecord, LaunchState
 from worker.ledger.sqlite import open_sqlite_ledger
 
-COMMANDS = ("run", "validate", "enqueue", "dlq", "dev", "demo")
+COMMANDS = (
+    *("run", "mirror", "validate", "enqueue", "dlq", "doctor", "jobs", "logs", "stop", "retry", "workers"),
+    *("dev", "demo"),
+)
 
 
 def invoke(*arguments: str, stdin: str = "", env: Mapping[str, str] | None = None) -> Result:
@@ -391,14 +395,87 @@ def test_validate_and_enqueue_take_wandbs_configuration(elsewhere: Path) -> None
     assert "LAUNCH_QUEUE_URL" in sent.stderr
 
 
-def test_only_run_looks_in_wandbs_own_place(elsewhere: Path) -> None:
+ON_SETTINGS = [
+    ("run",),
+    ("mirror",),
+    ("validate", "-"),
+    ("enqueue", "-"),
+    ("doctor",),
+    ("jobs",),
+    ("logs", "x"),
+    ("stop", "x"),
+    ("retry", "x"),
+    ("workers",),
+    ("dlq", "list"),
+    ("dlq", "show", "x"),
+    ("dlq", "retry", "x"),
+    ("dlq", "purge", "x"),
+]
+"""Every command that has settings."""
+
+
+@pytest.mark.parametrize("command", ON_SETTINGS, ids=" ".join)
+def test_every_command_takes_its_settings_in_the_same_way(command: tuple[str, ...], elsewhere: Path) -> None:
+    """From --env-file over --config, without that over W&B's own place."""
     place = elsewhere / ".config" / "wandb" / "launch-config.yaml"
     place.parent.mkdir(parents=True)
     place.write_text("max_jobs: many")
-    assert invoke("validate", written(elsewhere, message())).exit_code == 0
-    result = invoke("run")
+    told = "max_jobs: is 'many'; write a whole number from -1"
+    result = invoke(*command, stdin=json.dumps(message()))
+    place.rename(elsewhere / "mine.yaml")
+    given = invoke(*command, "--config", "mine.yaml", stdin=json.dumps(message()))
+    (elsewhere / "mine.env").write_text("LAUNCH_SLOTS=none\n")
+    of_file = invoke(*command, "--env-file", "mine.env", stdin=json.dumps(message()))
+    if command == ("doctor",):  # it tells them as findings
+        assert (result.exit_code, given.exit_code, of_file.exit_code) == (1, 1, 1)
+        assert f"{place}: {told}" in result.stdout
+        return
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == f"{place}: max_jobs: is 'many'; write a whole number from -1\n"
+    assert result.stderr == f"LW-SETTINGS: {place}: {told}\n"
+    assert (given.exit_code, given.stderr) == (2, f"LW-SETTINGS: mine.yaml: {told}\n")
+    assert (of_file.exit_code, of_file.stderr.startswith("LW-SETTINGS: LAUNCH_SLOTS")) == (2, True)
+
+
+def test_no_command_is_left_out() -> None:
+    group: Any = get_command(app)
+    nested = {(name, below) for name in ("dlq",) for below in group.commands[name].commands}
+    known = {(name,) for name in group.commands} - {("dlq",)} | nested
+    assert {command[: 2 if command[0] == "dlq" else 1] for command in ON_SETTINGS} == known - {
+        ("dev",),
+        ("demo",),
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("jobs", "--al"), "No such option: --al"),
+        (("job",), "No such command 'job'"),
+        (("logs",), "Missing argument 'JOB'"),
+        (("dlq", "lst"), "No such command 'lst'"),
+        (("dev", "--aws-port", "x"), "Invalid value for '--aws-port'"),
+    ],
+)
+def test_wrong_use_is_told_with_its_code_and_where_help_is(arguments: tuple[str, ...], told: str) -> None:
+    result = invoke(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    usage, problem = result.stderr.splitlines()
+    assert usage.startswith("Usage: ")
+    assert problem.startswith(f"LW-USAGE: {told}")
+    assert "--help` lists what there is" in problem
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"), [("re", ["retry"]), ("dlq ", ["list", "purge"]), ("do", ["doctor"])]
+)
+def test_a_shell_completes_commands(words: str, offered: list[str]) -> None:
+    asked = {
+        "_LAUNCH_WORKER_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"launch-worker {words}",
+        "COMP_CWORD": str(len(f"launch-worker {words}".split(" ")) - 1),
+    }
+    result = CliRunner().invoke(app, [], env=asked, prog_name="launch-worker")
+    assert set(offered) <= set(result.stdout.split())
 
 
 def test_the_role_that_is_assumed_says_whose_roles_are_meant(elsewhere: Path) -> None:

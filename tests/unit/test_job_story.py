@@ -58,7 +58,7 @@ async def test_a_failure_is_an_alert_once_also_when_the_end_is_told_again() -> N
     await bench.end(failed)
     await bench.end(failed)
     assert bench.companion.alerts == [
-        ("launch-1", "ERROR", "job-1: failed", "AlgorithmError: no, exit code: 2")
+        ("launch-1", "ERROR", "job-1: failed", "LW-JOB-FAILED: AlgorithmError: no, exit code: 2")
     ]
     assert bench.held.record.alerted == ("failure",)
 

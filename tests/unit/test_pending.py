@@ -114,7 +114,7 @@ async def test_a_long_wait_is_told_once_and_by_no_other_worker_again() -> None:
     await bench.look(alert_after=1800)
     ((_, level, title, text),) = bench.companion.alerts
     assert (level, title) == ("WARN", "job-1 has not started")
-    assert text == "Waiting for 60 min: SageMaker says Pending for its instances."
+    assert text == "LW-JOB-PENDING: Waiting for 60 min: SageMaker says Pending for its instances."
     stored = await bench.ledger.read("launch-1")
     assert stored is not None
     assert stored.alerted == ("waiting",)

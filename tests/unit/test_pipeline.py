@@ -208,7 +208,7 @@ async def test_code_is_built_and_submitted_by_digest(bench: Bench) -> None:
     assert (await worker.handle(code())).verdict is Verdict.DONE
     record = await bench.only_record()
     assert record.image == BUILT
-    assert bench.items.warned == [("item-1", "no lock file", "build")]
+    assert bench.items.warned == [("item-1", "LW-BUILD-WARNING: no lock file", "build")]
 
 
 async def test_what_is_odd_but_runs_is_shown_on_the_queue_item(bench: Bench) -> None:
@@ -250,7 +250,7 @@ async def test_a_failed_build_is_told_with_the_end_of_its_output(bench: Bench) -
     (log,) = bench.items.files.values()
     assert log.endswith("\nsecret: ***\npip: no matching distribution")
     assert bench.items.attached == [["item-1/error/error.log"]]
-    assert bench.items.failed == [("item-1", "the build failed", "build")]
+    assert bench.items.failed == [("item-1", "LW-BUILD-FAILED: the build failed", "build")]
     failure = (await bench.only_record()).failure
     assert failure is not None
     assert failure.log == "", "what has been told is not kept"
@@ -335,6 +335,7 @@ async def test_again_counts_the_try_releases_the_launch_and_warns(bench: Bench) 
     assert (record.state, record.owner, record.tries) == (LaunchState.INTENT, "", 1)
     ((item, text, stage),) = bench.items.warned
     assert (item, stage) == ("item-1", "agent")
+    assert text.startswith("LW-LAUNCH-AGAIN: ")
     assert "the registry is away" in text
 
 
@@ -435,7 +436,7 @@ async def test_a_dockerfile_for_a_ready_image_is_told_and_not_used(bench: Bench)
     assert outcome.verdict is Verdict.DONE
     ((item, text, stage),) = bench.items.warned
     assert (item, stage) == ("item-1", "agent")
-    assert text.startswith("overrides.dockerfile is not used")
+    assert text.startswith("LW-MESSAGE-ODD: overrides.dockerfile is not used")
 
 
 async def test_the_git_host_of_a_job_is_checked_before_it_is_fetched(bench: Bench) -> None:
@@ -494,7 +495,7 @@ async def test_a_refusal_is_decided_in_the_ledger_then_told_to_wandb_then_to_the
     assert json.loads(body)["runQueueItemId"] == "item-1"
     assert identity == attributes["launchId"] == record.launch_id
     assert (attributes["stage"], attributes["code"]) == ("agent", "LW-BAD-MESSAGE")
-    assert bench.items.failed == [("item-1", attributes["reason"], "agent")]
+    assert bench.items.failed == [("item-1", f"{attributes['code']}: {attributes['reason']}", "agent")]
 
 
 @pytest.mark.parametrize("where", ["wandb", "dlq"])

@@ -389,7 +389,7 @@ async def test_a_refused_request_is_told_to_everybody_and_never_tried_again(erro
     assert stored.reported
     assert (stored.message, stored.request) == ("", None)
     assert stored.expires_at > stored.finished_at + 14 * 24 * HOUR
-    assert bench.items.failed == [("item-launch-1", str(error), Stage.RUN)]
+    assert bench.items.failed == [("item-launch-1", f"{error.code}: {error}", Stage.RUN)]
     ((body, launch_id, attributes),) = bench.queue.copied
     assert (body, launch_id, attributes["code"]) == ('{"runSpec": {}}', "launch-1", error.code)
     assert bench.accepted == []
@@ -431,7 +431,7 @@ async def test_a_refusal_that_another_worker_could_not_tell_is_told() -> None:
     async with bench.running():
         await (await bench.add(refused))[1]
     assert bench.sagemaker.requests == []
-    assert bench.items.failed == [("item-launch-1", "bad", "run")]
+    assert bench.items.failed == [("item-launch-1", "LW-X: bad", "run")]
     assert (await bench.stored()).reported
 
 

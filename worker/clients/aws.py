@@ -111,7 +111,7 @@ def translate(operation: str, error: Exception) -> WorkerError:
 
 def _translate_client_error(operation: str, error: ClientError) -> WorkerError:
     details = error.response.get("Error", {})
-    code, message = str(details.get("Code", "")), str(details.get("Message", ""))
+    code, message = str(details.get("Code", "")), _in_a_line(str(details.get("Message", "")))
     code = code.rpartition("#")[2]
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     if code in THROTTLING_CODES or status == 429:
@@ -125,6 +125,12 @@ def _translate_client_error(operation: str, error: ClientError) -> WorkerError:
     return AwsRefused(operation, code, message)
 
 
+def _in_a_line(message: str) -> str:
+    """What stands before a service, or plays it, answers with a page of its own."""
+    is_page = message.lstrip().lower().startswith(("<!doctype html", "<html"))
+    return "an HTML page in place of an answer" if is_page else " ".join(message.split())
+
+
 async def call(
     operation: str, send: Callable[[], Awaitable[T]], rate: Rate | None = None, *, acquired: bool = False
 ) -> T:
@@ -134,6 +140,8 @@ async def call(
     Raises `Throttled`, `Unreachable`, `AwsDenied` or `AwsRefused`."""
     if rate is not None and not acquired:
         await rate.acquire()
+    if rate is not None:
+        rate.sent()
     try:
         answer = await send()
     except (ClientError, BotoCoreError, ResponseParserError, aiohttp.ClientError, OSError) as error:

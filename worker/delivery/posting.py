@@ -38,11 +38,11 @@ class Posting:
         companion: Companion,
         metrics: Metrics,
         give_up_after: float = GIVE_UP_AFTER,
-        on_stop: Callable[[LaunchRecord], None] = lambda _: None,
+        on_answer: Callable[[LaunchRecord, bool], None] = lambda *_: None,
     ) -> None:
-        """`give_up_after`: seconds after a job's end, see `persistence`. `on_stop` is told when W&B's answer says that
-        somebody pressed Stop in the companion."""
-        self._on_stop = on_stop
+        """`give_up_after`: seconds after a job's end, see `persistence`. `on_answer` is told whether W&B's answer says
+        that somebody pressed Stop in the companion."""
+        self._on_answer = on_answer
         self.persistence = Persistence(metrics, give_up_after)
         self._held = held
         self._feed = feed
@@ -80,8 +80,7 @@ class Posting:
             stopped = await self._companion.post_lines(
                 record, batch.first_line, batch.lines, first_row=batch.first_row, rows=batch.rows
             )
-            if stopped:
-                self._on_stop(record)
+            self._on_answer(record, stopped)
 
         if await self.until_done(batch.log, send):
             self.metrics.log_lines.inc(len(batch.lines))
@@ -141,6 +140,7 @@ class Posting:
             await self._companion.post_lines(
                 record, batch.first_line, lines, first_row=batch.first_row, rows=rows
             )
+            self.metrics.log_lines.inc(len(lines))
 
         try:
             done = await self.until_done(log, send)

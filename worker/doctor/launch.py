@@ -12,7 +12,7 @@ from worker.clients.api_key import ApiKey
 from worker.clients.aws import AwsClients, AwsDenied, AwsRefused, call, ecr_client, quotas_client
 from worker.doctor.check import Check, failed, guarded, ok, skipped
 from worker.doctor.images import builds
-from worker.errors import Never
+from worker.errors import Again, Never
 from worker.images.reference import ImageReference, parse_ecr_host, parse_reference
 from worker.launch.job_spec import parse_artifact_ref
 from worker.launch.message import CodeSource, JobSource, Launch, interpret, parse_message
@@ -170,7 +170,7 @@ async def _quota(asked: Asked, aws: AwsClients, settings: Settings) -> Sequence[
     wanted = {f"{kind} for {use}": count for kind, count in _machines(request["ResourceConfig"]).items()}
     try:
         quotas = await _quotas(aws.region)
-    except (AwsDenied, AwsRefused) as error:
+    except (Again, AwsRefused) as error:
         return [skipped("quota", f"{error} (servicequotas:ListServiceQuotas)")]
     checks = []
     for name, count in wanted.items():

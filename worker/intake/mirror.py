@@ -205,7 +205,8 @@ class Mirror:
                 except AwsRefused as error:
                     if error.aws_code.rpartition(".")[2] not in _THIS_ITEM_ONLY:
                         raise
-                    await self._fail(item, f"SQS does not take the launch: {error.aws_message}", deadline)
+                    told = f"{error.code}: SQS does not take the launch: {error.aws_message}"
+                    await self._fail(item, told, deadline)
                 else:
                     await self._ack(item, message, deadline)
 

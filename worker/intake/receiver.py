@@ -139,6 +139,8 @@ class Receiver:
                     return
                 outcome = await self._handle(message)
                 self._metrics.outcomes.labels(outcome.verdict, outcome.stage).inc()
+                took = time.monotonic() - started_at
+                self._metrics.leg1_seconds.labels(outcome.verdict, outcome.stage).observe(took)
                 await self._settle(message, outcome)
         except asyncio.CancelledError:
             if not lease.lost:
@@ -154,7 +156,6 @@ class Receiver:
         finally:
             self._leases.end(lease)
             self._metrics.in_work.dec()
-            self._metrics.leg1_seconds.observe(time.monotonic() - started_at)
             self._give_slots(1)
 
     async def _settle(self, message: SqsMessage, outcome: Outcome) -> None:

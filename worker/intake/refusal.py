@@ -13,6 +13,7 @@ from worker.intake.wandb_queue import QUEUE_PROJECT, QueueItems
 from worker.launch.intent import MAX_KEPT_BODY
 from worker.launch.record import Failure, LaunchRecord
 from worker.ops.logging import get_logger
+from worker.ops.warning_codes import code_of
 
 _REMEMBERED = 1000
 """Items whose last warning is known, so that it is not told again."""
@@ -31,7 +32,7 @@ class Refusals:
 
     async def report(self, record: LaunchRecord, failure: Failure) -> None:
         """Raises `Again` when W&B or SQS does not answer: the refusal stands and is reported later."""
-        await self.fail_item(record, failure.reason, failure.stage, log=failure.log)
+        await self.fail_item(record, f"{failure.code}: {failure.reason}", failure.stage, log=failure.log)
         await self._queue.copy_to_dlq(
             record.message,
             record.launch_id,
@@ -56,9 +57,10 @@ class Refusals:
             # The item is gone or not ours to fail; ledger and DLQ still tell.
             _log.warning("queue_item_not_failed", launch_id=record.launch_id, error=str(error))
 
-    async def warn(self, item_id: str, message: str, stage: str) -> None:
-        """Show passing trouble on the queue item, once while it stays the same; never fails, since the trouble may be
-        W&B itself."""
+    async def warn(self, item_id: str, event: str, text: str, stage: str) -> None:
+        """Show passing trouble on the queue item, once while it stays the same, with the code of `event`; never fails,
+        since the trouble may be W&B itself."""
+        message = f"{code_of(event)}: {text}"
         if not item_id or self._items is None or self._warned.get(item_id) == message:
             return
         try:
@@ -72,13 +74,16 @@ class Refusals:
         self, record: LaunchRecord, warnings: Sequence[str], packages: Sequence[str]
     ) -> None:
         """Shown as `warn` does; the list of `packages` that the image lacks goes along as a file."""
+        for warning in warnings:
+            _log.warning("build_warning", launch_id=record.launch_id, what=warning)
         if not warnings or not record.item_id or self._items is None:
             return
         text = "".join(f"{package}\n" for package in packages)
         try:
             files = await self._attached(self._items, record, "warning", "failed-packages.log", text)
             for warning in warnings:
-                await self._items.warn(record.item_id, warning, Stage.BUILD, files)
+                told = f"{code_of('build_warning')}: {warning}"
+                await self._items.warn(record.item_id, told, Stage.BUILD, files)
         except Exception as error:  # of any kind, as above
             _log.warning("queue_item_not_warned", error=str(error) or type(error).__name__)
 

@@ -70,7 +70,7 @@ def envelope(item_id: str, run_spec: Any, origin: Origin, *, max_bytes: int) -> 
         body = json.dumps(message)
     if (size := len(body.encode())) > max_bytes:
         return TooLarge(
-            f"The launch has {size} bytes, and the SQS queue takes {max_bytes} ({MESSAGE_SIZE});"
+            f"{MESSAGE_SIZE}: the launch has {size} bytes, and the SQS queue takes {max_bytes};"
             " put large values into an artifact or a file, and name that in the launch."
         )
     given = spec.get("run_id")

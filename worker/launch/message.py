@@ -10,10 +10,11 @@ from pydantic import SecretStr
 
 from worker.errors import Problem
 from worker.launch.builder_arguments import BuilderArguments, builder_arguments
+from worker.launch.forms import CONTROL, PRIORITIES, read_priority
 from worker.launch.job_spec import ArtifactRef, parse_artifact_ref
 from worker.launch.parsing import STAND_IN_IMAGE, PartlyBad, parse_message, unknown_keys
 from worker.launch.record import RunRef
-from worker.launch.schema import CONTROL, PRIORITIES, LaunchMessage, RunSpec, read_priority
+from worker.launch.schema import LaunchMessage, RunSpec
 from worker.launch.strict_json import type_name
 
 __all__ = [

@@ -79,7 +79,7 @@ class PastAttempt:
     job_name: str
     instance_type: str
     kind: str
-    """A `RetryKind`: whose budget the next attempt uses."""
+    """A `RetryKind`: whose budget the next attempt uses; or `by hand`, which uses none."""
     reason: str
     """How it ended, in one sentence."""
 
@@ -157,6 +157,9 @@ class LaunchRecord:
     facts: JobFacts = field(default_factory=JobFacts)
     stop_reason: str = ""
     """Why this worker asked SageMaker to stop the job; empty: it did not."""
+    stopped_before: bool = False
+    """The attempt before was stopped, and W&B may go on to say so of its runs: there, only a stop that was not there
+    at first is a new one."""
     failure: Failure | None = None
     reported: bool = False
     """The refusal has reached W&B (or there is no queue item to report to)."""

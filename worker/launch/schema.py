@@ -2,127 +2,30 @@
 
 It accepts what W&B's own agent accepts: unknown keys are ignored, null means absent. So are keys that mean nothing for
 a SageMaker job, whatever they hold: `docker.user_id`, `git.repo`, `overrides.working_dir`, `builder`, `registry`,
-`queue_entity`, `template_variables`, and the resource arguments of other resources. docs/messages.md lists every key.
+`queue_entity`, `template_variables`, and the resource arguments of other resources. docs/messages.md is rendered from
+the models here: a field's description is its meaning there, `Form` its type, `otherwise` what a missing one stands for.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    model_validator,
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+from worker.launch.forms import (
+    Anything,
+    Count,
+    Entity,
+    Form,
+    InstanceType,
+    Line,
+    LogTarget,
+    Priority,
+    Project,
+    Retry,
+    RunId,
+    Words,
 )
-from pydantic_core import PydanticCustomError
-
-from worker.launch.retry import is_instance_type, parse_retry
-from worker.launch.strict_json import type_name
-
-# A W&B name ends up in URLs. The SDK refuses the first set in projects, and the second in run ids as well
-# (wandb/sdk/wandb_settings.py, validate_project and validate_run_id).
-_NOT_IN_PROJECT = "/\\#?%:"
-_NOT_IN_RUN_ID = _NOT_IN_PROJECT + ";,'"
-_MAX_WANDB_NAME = 128
-MAX_WORDS = 100
-"""Items of a command or its arguments (CreateTrainingJob, ContainerEntrypoint and ContainerArguments)."""
-CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-"""What no name, path or reference holds."""
-
-
-def _refusal(what: str, remedy: str) -> PydanticCustomError:
-    return PydanticCustomError("launch", "{what}", {"what": what, "remedy": remedy})
-
-
-def _line(text: str) -> str:
-    """One line of text: identities are joined by newlines, and names go into headers and tags."""
-    if CONTROL.search(text):
-        raise _refusal("holds control characters", "write it on one line")
-    return text
-
-
-def _required(text: str) -> str:
-    if not text.strip():
-        raise _refusal("is empty", "give it a value")
-    return _line(text)
-
-
-def _wandb_name(text: str, refused: str) -> str:
-    _required(text)
-    if text != text.strip():
-        raise _refusal("starts or ends with white space, which W&B refuses", "trim it")
-    if not text.strip("."):
-        raise _refusal("consists of dots, which an address cannot hold", "give it a name")
-    if len(text) > _MAX_WANDB_NAME:
-        raise _refusal(f"has {len(text)} characters, W&B takes {_MAX_WANDB_NAME}", "shorten it")
-    if found := sorted({c for c in text if c in refused}):
-        raise _refusal(f"holds {' '.join(found)}, which W&B refuses", f"leave out {' '.join(refused)}")
-    return text
-
-
-def _count(value: object) -> int:
-    """A number of any spelling (W&B's agent asks only whether it is above 0)."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _refusal(f"should be a number, not {type_name(value)}", "write it as a whole number")
-    return math.ceil(value)
-
-
-PRIORITIES = {"critical": 0, "high": 1, "medium": 2, "low": 3}
-"""W&B's names of priorities (wandb/cli/cli.py, `launch --priority`); 0 is the most urgent."""
-
-
-def read_priority(value: object) -> int | None:
-    """0 to 3 or one of W&B's names as a number; None for anything else."""
-    if isinstance(value, str):
-        return PRIORITIES.get(value.strip().lower())
-    if isinstance(value, bool) or not isinstance(value, int):
-        return None
-    return value if value in PRIORITIES.values() else None
-
-
-def _priority(value: object) -> int:
-    priority = read_priority(value)
-    if priority is None:
-        raise _refusal(f"should be 0 to 3 or one of {', '.join(PRIORITIES)}", "choose one of these")
-    return priority
-
-
-def _few(value: object) -> object:
-    if isinstance(value, list) and len(value) > MAX_WORDS:
-        raise _refusal(f"has {len(value)} items, SageMaker's limit is {MAX_WORDS}", "shorten it")
-    return value
-
-
-def _retry(text: str) -> str:
-    try:
-        parse_retry(text)
-    except ValueError as error:
-        raise _refusal(str(error), "correct it") from None
-    return text
-
-
-def _instance_type(text: str) -> str:
-    if not is_instance_type(text):
-        raise _refusal("is no instance type of SageMaker", "write it as ml.g5.xlarge")
-    return text
-
-
-Line = Annotated[str, AfterValidator(_line)]
-Words = Annotated[tuple[str, ...], BeforeValidator(_few)]
-Count = Annotated[int, BeforeValidator(_count)]
-Priority = Annotated[int, BeforeValidator(_priority)]
-Entity = Annotated[str, AfterValidator(lambda text: _wandb_name(text, _NOT_IN_PROJECT))]
-Project = Annotated[str, AfterValidator(lambda text: _wandb_name(text, _NOT_IN_PROJECT))]
-RunId = Annotated[str, AfterValidator(lambda text: _wandb_name(text, _NOT_IN_RUN_ID))]
-Retry = Annotated[str, AfterValidator(_retry)]
-InstanceType = Annotated[str, AfterValidator(_instance_type)]
-LogTarget = Literal["companion", "run", "files", "off"]
 
 
 class _Part(BaseModel):
@@ -139,55 +42,100 @@ class _Part(BaseModel):
 class Docker(_Part):
     """`runSpec.docker`."""
 
-    docker_image: Line = ""
+    docker_image: Line = Field("", description="the image to run")
 
 
 class Git(_Part):
     """`runSpec.git`; for a direct source it says which commit, else nobody reads it."""
 
-    version: Any = ""
+    version: Anything = Field(
+        "",
+        description="branch, tag or commit of `uri`",
+        json_schema_extra={"otherwise": "the remote's default"},
+    )
 
 
 class Overrides(_Part):
     """`runSpec.overrides`: what this launch changes about the job."""
 
-    args: Words = ()
-    entry_point: Words = ()
-    run_config: dict[str, Any] = Field(default_factory=dict)
-    artifacts: dict[str, Any] = Field(default_factory=dict)
-    files: dict[str, Any] = Field(default_factory=dict)
-    dockerfile: Line = ""
+    args: Words = Field(
+        (), description="ContainerArguments", json_schema_extra={"otherwise": "the image's own"}
+    )
+    entry_point: Words = Field(
+        (),
+        description="ContainerEntrypoint",
+        json_schema_extra={"otherwise": "the job's or image's own"},
+    )
+    run_config: dict[str, Any] = Field(default_factory=dict, description="the run's config, `WANDB_CONFIG`")
+    files: dict[str, Any] = Field(
+        default_factory=dict, description="changes of config files, `WANDB_LAUNCH_FILE_OVERRIDES`"
+    )
+    artifacts: dict[str, Any] = Field(
+        default_factory=dict,
+        description="`WANDB_ARTIFACTS`; 512 characters together with the job's name",
+    )
+    dockerfile: Line = Field("", description="Dockerfile inside of the code")
 
 
 class ResourceArgs(_Part):
     """`runSpec.resource_args`; only the SageMaker part is ours."""
 
-    sagemaker: dict[str, Any] | None = None
+    sagemaker: dict[str, Any] | None = Field(
+        None,
+        description="CreateTrainingJob's arguments, see below",
+        json_schema_extra={"otherwise": "required"},
+    )
 
 
 class RunSpec(_Part):
     """`runSpec`, the launch spec that `wandb launch` and sweeps write."""
 
-    entity: Entity
-    project: Project
-    run_id: RunId | None = None
-    name: Line = ""
-    author: Line = ""
-    job: Line = ""
-    uri: Line = ""
-    image_uri: Line = ""
-    resource: Line = ""
-    sweep_id: Line = ""
+    entity: Entity = Field(description="where the run goes")
+    project: Project = Field(description="the same, in lower case")
+    run_id: RunId | None = Field(
+        None,
+        description="the run, and the training job's name",
+        json_schema_extra={"otherwise": "derived from the launch's identity"},
+    )
+    name: Line = Field("", description="the run's display name, `WANDB_NAME`, macro `run_name`")
+    author: Line = Field("", description="`WANDB_USERNAME` unless the message brings a key; macro `author`")
+    sweep_id: Line = Field(
+        "",
+        description="`WANDB_SWEEP_ID`, or `{}` for none; refused (`LW-SWEEP-OVER`) once the sweep is over",
+    )
     docker: Docker = Field(default_factory=Docker)
+    image_uri: Line = Field("", description="the same as `docker.docker_image`, and after it")
+    job: Line = Field(
+        "",
+        description="a [W&B job](concepts.md#wb-jobs): `entity/project/name:alias` or `wandb-artifact://_id/ID`",
+    )
+    uri: Line = Field(
+        "",
+        description="code: `s3://…`, `https://….git`, `ssh://…`, `user@host:path`; `placeholder…` is a sweep"
+        " scheduler, which is refused",
+    )
     git: Git = Field(default_factory=Git)
-    overrides: Overrides = Field(default_factory=Overrides)
+    python_version: Anything = Field(
+        "", description='`"3.11"`, the Python of a generated image; read for code only'
+    )
+    resource: Line = Field(
+        "",
+        description="`sagemaker`; any other is refused",
+        json_schema_extra={"otherwise": "`sagemaker`"},
+    )
     resource_args: ResourceArgs = Field(default_factory=ResourceArgs)
-    python_version: Any = ""
-    """Read for code only, so for a ready image it may be anything."""
-    priority: Any = None
-    """W&B's agent ignores it, so one that is no priority is told and ignored."""
-    resume_count: Count = Field(0, alias="_resume_count")
-    wandb_api_key: SecretStr | None = Field(None, alias="_wandb_api_key")
+    overrides: Overrides = Field(default_factory=Overrides)
+    priority: Anything = Field(
+        None,
+        description="as `options.priority`; anything else is a warning, since W&B's agent ignores it",
+        json_schema_extra={"otherwise": "`medium`"},
+    )
+    resume_count: Count = Field(0, alias="_resume_count", description="above 0: `WANDB_RESUME=allow`")
+    wandb_api_key: Annotated[SecretStr, Form("text")] | None = Field(
+        None,
+        alias="_wandb_api_key",
+        description="the submitter's own W&B key, in place of the worker's",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -205,11 +153,28 @@ class Options(_Part):
 
     model_config = ConfigDict(extra="allow")
 
-    log_target: LogTarget | None = None
-    priority: Priority | None = None
-    """Goes before the one of `runSpec`."""
-    retry: Retry | None = None
-    instance_types: tuple[InstanceType, ...] = ()
+    log_target: LogTarget | None = Field(
+        None,
+        description="where the log goes",
+        json_schema_extra={"otherwise": "`LAUNCH_LOG_TARGET`"},
+    )
+    priority: Priority | None = Field(
+        None,
+        description="how urgent the launch is [among those of its queue](concepts.md#turns); goes before"
+        " `runSpec.priority`",
+        json_schema_extra={"otherwise": "`medium`"},
+    )
+    retry: Retry | None = Field(
+        None,
+        description="[further attempts](concepts.md#further-attempts) after ends that are not the code's fault",
+        json_schema_extra={"otherwise": "`LAUNCH_RETRY`"},
+    )
+    instance_types: Annotated[tuple[InstanceType, ...], Form("list of instance types")] = Field(
+        (),
+        description="what attempts take in turn after a want of capacity; policy is checked for each at the start;"
+        " not with InstanceGroups",
+        json_schema_extra={"otherwise": "`LAUNCH_INSTANCE_TYPES`"},
+    )
 
 
 class LaunchMessage(_Part):
@@ -217,11 +182,28 @@ class LaunchMessage(_Part):
 
     model_config = ConfigDict(extra="allow")
 
-    run_spec: RunSpec = Field(alias="runSpec")
-    item_id: Line = Field("", alias="runQueueItemId")
-    launch_id: Line = Field("", alias="launchId")
-    queue: Line = ""
-    entity: Line = ""
-    """Entity of the W&B queue; it may differ from the run's."""
-    agent_run: Line = Field("", alias="agentRun")
+    run_spec: Annotated[RunSpec, Form("object, or text that holds one")] = Field(
+        alias="runSpec", description="the launch, see below"
+    )
+    item_id: Line = Field(
+        "",
+        alias="runQueueItemId",
+        description="the W&B queue item; the launch's identity, `WANDB_LAUNCH_TRACE_ID`",
+    )
+    launch_id: Line = Field(
+        "",
+        alias="launchId",
+        description="identity of a launch that is no queue item: sending it twice is harmless",
+        json_schema_extra={"otherwise": "the SQS message's id"},
+    )
+    queue: Line = Field("", description="W&B queue: `WANDB_LAUNCH_QUEUE_NAME`")
+    entity: Line = Field(
+        "",
+        description="entity of the queue, which may differ from the run's: `WANDB_LAUNCH_QUEUE_ENTITY`",
+    )
+    agent_run: Line = Field(
+        "",
+        alias="agentRun",
+        description="the agent that popped the item; files of failures go into its run",
+    )
     options: Options = Field(default_factory=Options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -212,17 +212,21 @@ async def serve_dev(
     registry_port: int = REGISTRY_PORT,
     wandb_port: int = WANDB_PORT,
     executor: ExecutorChoice = "auto",
+    prepare: Callable[[LocalServices], Awaitable[Mapping[str, str]]] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Run the stack until cancelled; write its environment to `env_file` and tell `say` where things are."""
+    """Run the stack until cancelled; write its environment to `env_file` and tell `say` where things are. `prepare`
+    does what else is wanted, and returns variables that go into the file as well."""
     async with running_stack(
         aws_port=aws_port, registry_port=registry_port, wandb_port=wandb_port, executor=executor
     ) as services:
         for line in describe(services):
             say(line)
+        more = await prepare(services) if prepare else {}
         if env_file is not None:
-            await asyncio.to_thread(write_env_file, env_file, services.environment)
+            await asyncio.to_thread(write_env_file, env_file, {**services.environment, **more})
             say(f"environment   {env_file}")
+            say(f"next          in another shell: launch-worker run --env-file {env_file}")
         await asyncio.Event().wait()
 
 

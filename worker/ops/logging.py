@@ -14,7 +14,10 @@ from typing import Any, Literal
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from worker.ops.warning_codes import code_of
+
 REDACTED = "***"
+_WITH_CODE = frozenset({"warning", "error", "critical"})
 
 
 def configure_logging(
@@ -49,11 +52,18 @@ def configure_logging(
     # It tells a failed renewal with a traceback; the call that needed the credentials tells it as well.
     logging.getLogger("aiobotocore.credentials").setLevel(logging.ERROR)
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[*shared, add_code, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
+
+
+def add_code(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """A processor that gives each warning and error its stable code, unless it brings one, as a refusal does."""
+    if event["level"] in _WITH_CODE and (code := code_of(str(event["event"]))):
+        event.setdefault("code", code)
+    return event
 
 
 def redact_secrets(secrets: Iterable[str]) -> Processor:

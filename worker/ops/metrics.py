@@ -25,7 +25,11 @@ class Metrics:
         self.in_work = Gauge("launch_in_work", "Launches in leg 1 now.", registry=registry)
         self.leases_lost = Counter("launch_leases_lost", "SQS leases lost while in work.", registry=registry)
         self.leg1_seconds = Histogram(
-            "launch_leg1_seconds", "Duration of leg 1, start of work to outcome.", registry=registry
+            "launch_leg1_seconds",
+            "Duration of leg 1, start of work to outcome.",
+            ["outcome", "stage"],
+            buckets=(0.1, 0.5, 1, 2.5, 5, 15, 60, 300, 900, 3600),
+            registry=registry,
         )
         self.images = Counter(
             "launch_images", "Images of code launches: built, or found in ECR.", ["how"], registry=registry
@@ -81,7 +85,9 @@ class Metrics:
             registry=registry,
         )
         self.log_lines = Counter(
-            "launch_log_lines", "Console lines that W&B has acknowledged.", registry=registry
+            "launch_log_lines",
+            "Console lines that W&B has acknowledged; after a takeover the last ones of a job again.",
+            registry=registry,
         )
         self.log_latency = Histogram(
             "launch_log_latency_seconds",

@@ -56,6 +56,9 @@ class Rate:
                 # Not longer than a second at a time: the pace may have grown meanwhile.
                 await wait_for_event(self._sooner, min(1.0, missing / self.per_second))
             self._tokens -= self._pace.gap(self._now())
+
+    def sent(self) -> None:
+        """The call that `acquire` allowed is made now."""
         self._metrics.aws_calls.labels(self.api).inc()
 
     def give_back(self) -> None:

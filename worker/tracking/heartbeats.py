@@ -43,6 +43,19 @@ class CompanionHeartbeats:
         self._pressed: dict[str, float] = {}
         """Launch id → monotonic time at which an answer told it."""
         self._news = asyncio.Event()
+        self._unpressed: set[str] = set()
+        """Launches of which an answer has said that nobody pressed Stop."""
+
+    def answered(self, record: LaunchRecord, stopped: bool) -> None:
+        """An answer about a companion says whether Stop was pressed."""
+        if not record.stopped_before:
+            self._unpressed.discard(record.launch_id)
+        elif not stopped:
+            self._unpressed.add(record.launch_id)
+        elif record.launch_id not in self._unpressed:
+            return  # the Stop that ended the attempt before
+        if stopped:
+            self.pressed(record)
 
     def pressed(self, record: LaunchRecord) -> None:
         """An answer to a post of log lines says that Stop was pressed: that does not wait for a heartbeat."""
@@ -77,8 +90,7 @@ class CompanionHeartbeats:
         if not self._is_current():
             return
         try:
-            if await self._companion.heartbeat(record):
-                self.pressed(record)
+            self.answered(record, await self._companion.heartbeat(record))
         except MustRestart:
             raise
         except Exception as error:  # one run's unforeseen trouble ends no other

@@ -55,6 +55,8 @@ class RunStops:
         """Launches whose stop is on its way; they stay here while they are asked about."""
         self._asked_at: dict[str, float] = {}
         """Launch id → monotonic time."""
+        self._unstopped: set[str] = set()
+        """Launches with an earlier stop whose run W&B has called not stopped since."""
 
     async def run(self, stop: StopJob) -> None:
         """Until cancelled; `stop` is asked to stop a job, with the reason."""
@@ -74,6 +76,7 @@ class RunStops:
         """Those of a query: what was never asked about first, then what was longest ago."""
         alive = self._asked_about()
         self._seen &= alive.keys()
+        self._unstopped &= alive.keys()
         self._asked_at = {launch_id: self._asked_at.get(launch_id, -math.inf) for launch_id in alive}
         chosen = sorted(alive, key=self._asked_at.__getitem__)[:MAX_RUNS]
         self._asked_at |= dict.fromkeys(chosen, time.monotonic())
@@ -88,7 +91,10 @@ class RunStops:
         except Exception as error:  # of any kind: the next round asks again
             _log.warning("run_stops_not_read", runs=len(records), error=str(error) or type(error).__name__)
             return []
-        return [record for record in records if record.run in stopped]
+        again = [record for record in records if record.stopped_before]
+        self._unstopped |= {record.launch_id for record in again if record.run not in stopped}
+        earlier = {record.launch_id for record in again} - self._unstopped
+        return [record for record in records if record.run in stopped and record.launch_id not in earlier]
 
     async def _stop_later(self, record: LaunchRecord, stop: StopJob) -> None:
         """Give the container its time, then stop the job if it still runs."""

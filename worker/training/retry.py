@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from worker.errors import Problem
 from worker.launch.identity import training_job_name
@@ -29,13 +29,15 @@ _CODE = re.compile(r"\s*AlgorithmError\b")
 _INTERNAL = re.compile(r"\s*InternalServerError\b")
 _MAX_REASON = 300
 """Characters of a reason that are kept of an earlier attempt."""
+BY_HAND: Literal["by hand"] = "by hand"
+"""The kind of an attempt after which somebody asked for another (`launch-worker retry`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class NextAttempt:
     """What comes after an attempt that ended."""
 
-    kind: RetryKind
+    kind: RetryKind | Literal["by hand"]
     number: int
     """Of the attempt, from 2."""
     job_name: str
@@ -64,18 +66,30 @@ def next_attempt(record: LaunchRecord) -> NextAttempt | None:
     kind = None if record.stop_reason or record.given_up else retry_kind(record.facts)
     if kind is None:
         return None
-    used = sum(past.kind == kind for past in record.attempts)
+    used = sum(past.kind == kind for past in _since_asked(record.attempts))
     if used >= record.retries.get(kind, 0):
         return None
-    first = record.job_name.removesuffix(f"-r{record.attempt}") if record.attempt > 1 else record.job_name
     reason = ending(record.facts, stop_reason="").reason[:_MAX_REASON]
     return NextAttempt(
         kind=kind,
         number=record.attempt + 1,
-        job_name=training_job_name(first, record.launch_id, record.attempt + 1),
+        job_name=_next_name(record),
         instance_type=_next_type(record) if kind is RetryKind.CAPACITY else record.instance_type,
         earlier_of_kind=used,
         past=PastAttempt(record.job_name, record.instance_type, kind, reason),
+    )
+
+
+def attempt_by_hand(record: LaunchRecord) -> NextAttempt:
+    """The attempt that somebody asks for once a launch is over; each kind of end has its whole budget again."""
+    reason = ending(record.facts, stop_reason=record.stop_reason, given_up=record.given_up).reason
+    return NextAttempt(
+        kind=BY_HAND,
+        number=record.attempt + 1,
+        job_name=_next_name(record),
+        instance_type=record.instance_type,
+        earlier_of_kind=0,
+        past=PastAttempt(record.job_name, record.instance_type, BY_HAND, reason[:_MAX_REASON]),
     )
 
 
@@ -116,6 +130,17 @@ def check_fallbacks(request: Mapping[str, Any], launch: Launch, policy: Policy) 
             path, "does not go with InstanceGroups", f"use {SAGEMAKER_PATH}.ResourceConfig.InstanceType"
         )
     yield from refused_instance_types(path, launch.instance_types, policy)
+
+
+def _next_name(record: LaunchRecord) -> str:
+    first = record.job_name.removesuffix(f"-r{record.attempt}") if record.attempt > 1 else record.job_name
+    return training_job_name(first, record.launch_id, record.attempt + 1)
+
+
+def _since_asked(attempts: Sequence[PastAttempt]) -> Sequence[PastAttempt]:
+    """The attempts that nobody asked for by hand, as far as they count for the present one."""
+    asked = [number for number, past in enumerate(attempts, 1) if past.kind == BY_HAND]
+    return attempts[asked[-1] :] if asked else attempts
 
 
 def _next_type(record: LaunchRecord) -> str:

@@ -151,7 +151,7 @@ class SageMaker:
         except AwsRefused as error:
             if error.aws_code not in _GONE_CODES:
                 raise
-            gone = f"the training job {name}, whose request another attempt repeats, was deleted"
+            gone = f"the training job {name}, whose request another attempt repeats, was deleted; send the launch again"
             raise Never(gone, code="LW-JOB-GONE", stage=Stage.RUN) from error
 
     async def tags(self, arn: str) -> list[Mapping[str, str]]:

@@ -337,6 +337,9 @@ class TestIssuesOfUsers:
         async with successor.running():
             await successor.end(held)
         assert worker.companion.posts == [("launch-1", 0, 2)], "replayed"
+        assert "launch_log_lines_total 2.0" in successor.metrics.text().decode(), (
+            "W&B has them by this worker"
+        )
         assert worker.companion.console["launch-1"] == live
         assert {line.timestamp for line in live.values()} == {int(NOW * 1000) - 5_000}
 

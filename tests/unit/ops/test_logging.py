@@ -187,3 +187,15 @@ def test_short_words_are_no_secrets(stderr: Captured) -> None:
     get_logger().info("shortly", text="a short text", nothing=None, number=7, yes=True)
     (line,) = lines(stderr)
     assert (line["text"], line["nothing"], line["number"], line["yes"]) == ("a short text", None, 7, True)
+
+
+def test_warnings_have_their_code_and_refusals_their_own(stderr: Captured) -> None:
+    configured()
+    log = get_logger()
+    log.warning("heartbeat_failed", error="no answer")
+    log.error("launch_refused", code="LW-POLICY")
+    log.exception("message_failed", exc_info=ValueError("odd"))
+    log.info("job_accepted")
+    logging.getLogger("aiohttp").warning("Unclosed client session")
+    codes = [line.get("code") for line in lines(stderr)]
+    assert codes == ["LW-HEARTBEAT-FAILED", "LW-POLICY", "LW-MESSAGE-FAILED", None, None]

@@ -267,6 +267,9 @@ async def test_pace_calls_and_throttles_are_told() -> None:
     metrics = Metrics()
     told = Rate("DescribeTrainingJob", 4, metrics)
     await told.acquire()
+    told.give_back()  # a turn that is not used is no call
+    await told.acquire()
+    told.sent()
     told.throttled()
     text = metrics.text().decode()
     assert 'launch_aws_calls_total{api="DescribeTrainingJob"} 1.0' in text

@@ -68,3 +68,14 @@ async def test_a_worker_that_may_be_taken_for_dead_says_nothing() -> None:
     bench.current = False
     await bench.run(100)
     assert bench.companion.heartbeats == []
+
+
+async def test_the_stop_that_ended_the_attempt_before_is_not_heard_twice() -> None:
+    bench = Bench()
+    bench.launch = replace(bench.launch, stopped_before=True)
+    bench.companion.stop_pressed = True
+    await bench.run(100)
+    assert bench.stops == []
+    bench.heartbeats.answered(bench.launch, stopped=False)
+    await bench.run(100)
+    assert [launch_id for _, launch_id, _ in bench.stops] == ["launch-1"]

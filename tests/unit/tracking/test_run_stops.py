@@ -138,3 +138,20 @@ async def test_each_of_many_runs_has_its_turn(double: WandbDouble, api: WandbApi
     assert [len(query) for query in runs] == [100] * 6
     assert len(runs[0] | runs[1] | runs[2]) == 250
     assert len(runs[3] | runs[4] | runs[5]) == 250
+
+
+async def test_the_stop_that_ended_the_attempt_before_is_not_heard_twice(
+    double: WandbDouble, api: WandbApi
+) -> None:
+    launch = record(stopped_before=True)
+    run = RunKey(launch.run.entity, launch.run.project, launch.run.run_id)
+    make(double, launch.run, stopped=True)
+    bench = Bench(api, launch)
+    running = asyncio.ensure_future(bench.run(0.8))
+    await asyncio.sleep(0.25)
+    assert bench.stops == []
+    double.runs[run].stopped = False  # its container has resumed it
+    await asyncio.sleep(0.15)
+    double.runs[run].stopped = True
+    await running
+    assert len(bench.stops) == 1

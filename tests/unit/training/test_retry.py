@@ -16,7 +16,7 @@ from worker.launch.record import JobFacts, LaunchRecord, PastAttempt
 from worker.launch.retry import MAX_RETRIES, RetryRules, parse_instance_types, parse_retry
 from worker.training.limits import check_limits
 from worker.training.policy import Policy
-from worker.training.retry import next_attempt, rebuilt_request, retry_kind
+from worker.training.retry import attempt_by_hand, next_attempt, rebuilt_request, retry_kind
 
 CAPACITY = (
     "CapacityError: Unable to provision requested ML compute capacity. Please retry using another ML type."
@@ -116,6 +116,24 @@ def test_after_a_want_of_capacity_the_next_type_has_its_turn_and_spot_keeps_its_
     spot = next_attempt(ended(JobFacts("Stopped", "MaxWaitTimeExceeded", spot=True), instance_types=types))
     assert spot is not None
     assert spot.instance_type == "ml.g5.xlarge"
+
+
+def test_whoever_asks_by_hand_gets_an_attempt_and_whole_budgets_again() -> None:
+    used = tuple(past(n, "capacity") for n in range(3))
+    spent = ended(failed(CAPACITY), attempts=used, attempt=4, job_name="job-1-r4", retries={"capacity": 3})
+    assert next_attempt(spent) is None
+    asked = attempt_by_hand(spent)
+    assert (asked.kind, asked.number, asked.job_name) == ("by hand", 5, "job-1-r5")
+    assert (asked.past.job_name, asked.past.reason) == ("job-1-r4", CAPACITY)
+    again = replace(spent, attempts=(*used, asked.past), attempt=5, job_name=asked.job_name)
+    following = next_attempt(again)
+    assert following is not None
+    assert (following.kind, following.number, following.earlier_of_kind) == ("capacity", 6, 0)
+
+
+def test_what_was_stopped_may_be_asked_for_again() -> None:
+    stopped = ended(JobFacts("Stopped", "Stopped"), stop_reason="Anna wanted it.")
+    assert attempt_by_hand(stopped).past.reason == "This worker stopped the job: Anna wanted it."
 
 
 DESCRIBED: dict[str, Any] = {

@@ -1,0 +1,50 @@
+"""What `launch-worker jobs` shows to people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from tests.unit.records import record, waiting
+from worker.cli_jobs import jobs_table
+from worker.launch.record import JobFacts, LaunchRecord, PastAttempt
+from worker.overview import described
+
+FAILED = JobFacts("Failed", "Failed", "AlgorithmError: exit code: 1")
+NOW = 1000.0
+
+
+def shown(*records: LaunchRecord, **more: Any) -> str:
+    console = Console(width=200, highlight=False)
+    with console.capture() as captured:
+        console.print(jobs_table([described(each, NOW, {"ml.m5.large": 0.1}) for each in records], **more))
+    return captured.get()
+
+
+def test_a_row_tells_job_state_machines_age_lines_worker_and_cost() -> None:
+    running = record(
+        created_at=NOW - 7500,
+        instance_type="ml.m5.large",
+        instance_count=2,
+        facts=JobFacts("InProgress", "Training", started_at=NOW - 3600),
+    )
+    (heads, row) = shown(running).splitlines()
+    assert heads.split()[:4] == ["launch", "name", "run", "state"]
+    assert "accepted Training" in row
+    assert "2 x ml.m5.large" in row
+    assert "2h05m" in row
+    assert row.split()[-2:] == ["worker-a", "0.20"]
+
+
+def test_a_further_attempt_that_waits_does_not_look_like_the_job_before() -> None:
+    past = PastAttempt("job-1", "ml.m5.large", "by hand", "exit code: 1")
+    again = waiting(facts=FAILED, attempt=2, attempts=(past,), previous_job="job-1")
+    (_, row) = shown(again).splitlines()
+    assert "waiting (attempt 2)" in row
+    assert "a further attempt" in row
+    assert "Failed" not in row
+
+
+def test_an_empty_list_says_so() -> None:
+    assert "no open launches; --all" in shown(nothing="no open launches; --all shows those that are over")
