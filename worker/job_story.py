@@ -62,7 +62,8 @@ class JobStory:
 
     async def end(self, held: HeldLaunch, end: Ending) -> None:
         """The end of the launch: in its companion, on its queue item where its run never appeared, as an alert."""
-        if end.end in (End.FAILED, End.STOPPED_BY_TIME_LIMIT) or held.record.stop_reason.startswith(NO_START):
+        no_start = end.end is End.STOPPED_BY_WORKER and held.record.stop_reason.startswith(NO_START)
+        if no_start or end.end in (End.FAILED, End.STOPPED_BY_TIME_LIMIT):
             await self.alert(held, "failure", f"{held.record.job_name}: {end.end}", end.reason)
         summary = launch_summary(held.record, end=str(end.end), reason=end.reason, prices=self._prices)
         await self._companion.finish(held.record, summary, end.exit_code)

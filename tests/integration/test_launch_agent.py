@@ -297,14 +297,24 @@ async def test_a_run_that_was_started_tells_its_own_end(double: WandbDouble, api
 
 @pytest.mark.parametrize(
     "changes",
-    [{"item_id": ""}, {"log_target": "run"}, {"log_target": "off"}, {"log_target": "files"}],
+    [{"item_id": ""}, {"log_target": "run"}, {"log_target": "files"}],
     ids=str,
 )
 async def test_nobody_expects_a_run_of_the_container(
     double: WandbDouble, api: WandbApi, changes: dict[str, str]
 ) -> None:
-    await unstarted(api).report(record(**changes), completed=True, reason="")
+    held = record(**{"item_id": "item-1", **changes})
+    await unstarted(api).report(held, completed=True, reason="")
     assert double.counts["graphql:RunState"] == 0
+
+
+async def test_who_wants_no_log_in_wandb_is_told_without_it(double: WandbDouble, api: WandbApi) -> None:
+    agent = agent_of(api)
+    await agent.register()
+    item = double.push("acme", "sm", {})
+    held = record(item_id=item.id, agent_run=agent.name, log_target="off")
+    await unstarted(api).report(held, completed=True, reason="")
+    assert item.error == {"message": NO_INIT, "stage": "run", "filePaths": None}
 
 
 async def test_trouble_is_not_taken_for_a_missing_run(double: WandbDouble, api: WandbApi) -> None:

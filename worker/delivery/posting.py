@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from worker.aio import backoff, effect
 from worker.delivery.job_log import AssignedBatch, JobLog
 from worker.errors import Never, WorkerError
+from worker.intake.refusal import Refusals
 from worker.launch.console import CONSOLE_LIMIT
 from worker.launch.record import LaunchRecord
 from worker.ledger.held import HeldLaunches
@@ -38,12 +39,13 @@ class Posting:
         companion: Companion,
         metrics: Metrics,
         give_up_after: float = GIVE_UP_AFTER,
+        refusals: Refusals | None = None,
         on_stop: Callable[[LaunchRecord], None] = lambda _: None,
     ) -> None:
-        """`give_up_after`: seconds after a job's end, see `persistence`. `on_stop` is told when W&B's answer says that
-        somebody pressed Stop in the companion."""
+        """`give_up_after` (seconds after a job's end) and `refusals`: see `persistence`. `on_stop` is told when W&B's
+        answer says that somebody pressed Stop in the companion."""
         self._on_stop = on_stop
-        self.persistence = Persistence(metrics, give_up_after)
+        self.persistence = Persistence(metrics, give_up_after, refusals)
         self._held = held
         self._feed = feed
         self._companion = companion

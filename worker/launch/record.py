@@ -157,6 +157,9 @@ class LaunchRecord:
     facts: JobFacts = field(default_factory=JobFacts)
     stop_reason: str = ""
     """Why this worker asked SageMaker to stop the job; empty: it did not."""
+    stop_asked: str = ""
+    """Why somebody wanted the job stopped although SageMaker was not asked: its container has time to end by itself, or
+    it had ended. No other attempt follows."""
     failure: Failure | None = None
     reported: bool = False
     """The refusal has reached W&B (or there is no queue item to report to)."""

@@ -29,6 +29,8 @@ _log = get_logger()
 
 StopJob = Callable[[str, str], Awaitable[bool]]
 """Launch id and reason."""
+NoteStop = Callable[[str, str], Awaitable[None]]
+"""As `StopJob`, for a stop that the container is to obey by itself."""
 
 
 class RunStops:
@@ -53,8 +55,8 @@ class RunStops:
         self._seen: set[str] = set()
         """Launches whose stop is on its way; they stay here while they are asked about."""
 
-    async def run(self, stop: StopJob) -> None:
-        """Until cancelled; `stop` is asked to stop a job, with the reason."""
+    async def run(self, stop: StopJob, note: NoteStop) -> None:
+        """Until cancelled; `stop` is asked to stop a job, with the reason, and `note` told of it beforehand."""
         async with asyncio.TaskGroup() as tasks:
             while True:
                 asked = [record for record in self._running() if _is_asked_about(record)]
@@ -65,7 +67,7 @@ class RunStops:
                     for record in await self._stopped_of(chunk):
                         if record.launch_id not in self._seen:
                             self._seen.add(record.launch_id)
-                            ending = self._stop_later(record, stop)
+                            ending = self._stop_later(record, stop, note)
                             tasks.create_task(ending, name=f"stop {record.job_name}")
 
     async def _stopped_of(self, records: Sequence[LaunchRecord]) -> list[LaunchRecord]:
@@ -79,12 +81,13 @@ class RunStops:
             return []
         return [record for record in records if record.run in stopped]
 
-    async def _stop_later(self, record: LaunchRecord, stop: StopJob) -> None:
+    async def _stop_later(self, record: LaunchRecord, stop: StopJob, note: NoteStop) -> None:
         """Give the container its time, then stop the job if it still runs."""
         seen_at, tries = time.monotonic(), 0
         _log.info("run_stop_seen", launch_id=record.launch_id, job=record.job_name, timeout=self._timeout)
         reason = f"Stop was pressed in W&B, in the run {'/'.join(_path(record.run))}."
-        await asyncio.sleep(self._timeout)
+        await note(record.launch_id, reason)
+        await asyncio.sleep(max(0.0, seen_at + self._timeout - time.monotonic()))
         while True:
             try:
                 stopping = await stop(record.launch_id, reason)

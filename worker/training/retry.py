@@ -61,7 +61,8 @@ def retry_kind(facts: JobFacts) -> RetryKind | None:
 
 def next_attempt(record: LaunchRecord) -> NextAttempt | None:
     """The attempt that follows an ended job; None: the launch is over."""
-    kind = None if record.stop_reason or record.given_up else retry_kind(record.facts)
+    is_over = bool(record.stop_reason or record.stop_asked or record.given_up)
+    kind = None if is_over else retry_kind(record.facts)
     if kind is None:
         return None
     used = sum(past.kind == kind for past in record.attempts)

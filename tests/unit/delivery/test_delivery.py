@@ -11,14 +11,16 @@ import pytest
 
 from tests.fakes.cloudwatch import CloudWatch, FakeLogFeed
 from tests.fakes.companion import FakeCompanion
+from tests.fakes.launch_queue import FakeLaunchQueue, FakeQueueItems
 from tests.fakes.ledger import MemoryLedger
 from tests.unit.records import OTHER, WORKER, record
-from worker.clients.aws import AwsRefused
+from worker.clients.aws import AwsRefused, NotPermitted
 from worker.delivery import closing, posting
 from worker.delivery.closing import Closing
 from worker.delivery.loop import LogDelivery
 from worker.delivery.posting import Posting
 from worker.errors import Throttled, Unreachable
+from worker.intake.refusal import Refusals
 from worker.launch.record import JobFacts, LaunchRecord
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ops.metrics import Metrics
@@ -51,7 +53,14 @@ class Worker:
         self.metrics = Metrics()
         self.held = HeldLaunches(self.ledger, self.name, self.metrics)
         self.feed = FakeLogFeed(self.cloud)
-        parts = Posting(held=self.held, feed=self.feed, companion=self.companion, metrics=self.metrics)
+        self.items = FakeQueueItems()
+        parts = Posting(
+            held=self.held,
+            feed=self.feed,
+            companion=self.companion,
+            metrics=self.metrics,
+            refusals=Refusals(self.items, FakeLaunchQueue()),
+        )
         self.delivery = LogDelivery(
             feed=self.feed,
             held=self.held,
@@ -540,3 +549,14 @@ async def test_a_silent_stream_is_not_read_from_its_beginning_for_ever(worker: W
     async with worker.running():
         await until(lambda: worker.feed.swept != [] and ONE in worker.feed.swept[-1])
         await until(lambda: worker.feed.swept[-1].get(ONE, cursor.NOTHING_TAKEN).timestamp > 1_000_000)
+
+
+async def test_what_the_policy_hides_stands_on_the_queue_item(worker: Worker) -> None:
+    denied = "FilterLogEvents: AccessDeniedException: no; allow it in the worker's IAM policy"
+    worker.cloud.put(ONE, "a")
+    held = await worker.follow(record(item_id="item-1"))
+    worker.feed.errors = [NotPermitted(denied) for _ in range(5)]
+    async with worker.running():
+        await finish(worker, held)
+    assert worker.items.warned == [("item-1", f"The job's log does not come to W&B: {denied}", "run")]
+    assert worker.companion.lines("launch-1") == ["a"], "somebody has allowed it"
