@@ -46,7 +46,7 @@ def supervisor_of(parts: Opened, held: HeldLaunches, adoption: Adoption, refusal
         adoption=adoption,
         submission=submission,
         watch=_job_watch(parts, held, sagemaker, persistence),
-        delivery=_delivery(parts, held, feed, heartbeats, refusals),
+        delivery=_delivery(parts, held, adoption, feed, heartbeats, refusals=refusals),
         companion=parts.companion,
         story=story,
         retrying=Retrying(
@@ -139,7 +139,13 @@ def _run_stops(parts: Opened, held: HeldLaunches, adoption: Adoption) -> RunStop
 
 
 def _delivery(
-    parts: Opened, held: HeldLaunches, feed: LogFeed, heartbeats: CompanionHeartbeats, refusals: Refusals
+    parts: Opened,
+    held: HeldLaunches,
+    adoption: Adoption,
+    feed: LogFeed,
+    heartbeats: CompanionHeartbeats,
+    *,
+    refusals: Refusals,
 ) -> LogDelivery:
     posting = Posting(
         held=held,
@@ -149,6 +155,7 @@ def _delivery(
         give_up_after=parts.settings.log_give_up,
         refusals=refusals,
         on_stop=heartbeats.pressed,
+        is_current=lambda: adoption.is_current,
     )
     return LogDelivery(
         feed=feed,

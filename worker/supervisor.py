@@ -8,6 +8,7 @@ It rests on the ledger alone: a worker that starts, or sees another one die, cla
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Coroutine
 from typing import Any
@@ -258,6 +259,7 @@ class Supervisor:
     async def _finish(self, held: HeldLaunch) -> None:
         """Tell the end, then let the launch go."""
         end = ending_of(held.record)
+        held.posted_at = math.inf  # a sign of life behind the end might revive the run in W&B
         await self._persistence.until_done(held, "finish_companion", lambda: self._story.end(held, end))
         now = time.time()
         held.update(state=LaunchState.FINISHED, finished_at=now, expires_at=now + FINISHED_TTL)

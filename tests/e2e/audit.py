@@ -96,6 +96,7 @@ async def _audit_console(bench: Bench, case: LaunchCase) -> None:
     run = bench.companion(case)
     assert run is not None
     assert run.overwrites == [], "a line was posted over a different one"
+    assert run.refused == [], "a strict W&B would have had to refuse it"
     assert run.holes() == {}
     assert set(run.lines) <= {""}, "one writer at a time, a plain one"
     in_wandb: dict[str, list[Line]] = {}

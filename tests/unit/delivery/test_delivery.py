@@ -50,6 +50,7 @@ class Worker:
     delivered: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.current = True
         self.metrics = Metrics()
         self.held = HeldLaunches(self.ledger, self.name, self.metrics)
         self.feed = FakeLogFeed(self.cloud)
@@ -60,6 +61,7 @@ class Worker:
             companion=self.companion,
             metrics=self.metrics,
             refusals=Refusals(self.items, FakeLaunchQueue()),
+            is_current=lambda: self.current,
         )
         self.delivery = LogDelivery(
             feed=self.feed,
@@ -560,3 +562,26 @@ async def test_what_the_policy_hides_stands_on_the_queue_item(worker: Worker) ->
         await finish(worker, held)
     assert worker.items.warned == [("item-1", f"The job's log does not come to W&B: {denied}", "run")]
     assert worker.companion.lines("launch-1") == ["a"], "somebody has allowed it"
+
+
+@pytest.mark.parametrize("taken_over", [False, True])
+async def test_a_worker_that_was_frozen_posts_nothing_before_it_knows_whose_the_launch_is(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, taken_over: bool
+) -> None:
+    """The other worker may have ended the run in W&B: late lines would make it running again."""
+    monkeypatch.setattr(posting, "_LATE_BEAT", 0.002)
+    worker.cloud.put(ONE, "a")
+    worker.current = False
+    held = await worker.follow(record())
+    async with worker.running():
+        await until(lambda: held.record.log.next_line == 1)
+        await rounds(worker, 5)
+        assert worker.companion.posts == [], "it is assigned, and waits for the heartbeat"
+        if taken_over:
+            assert await worker.ledger.claim(held.record, OTHER)
+            await worker.held.save([held])
+        worker.current = True
+        await rounds(worker, 5)
+        if not taken_over:
+            await finish(worker, held)
+    assert worker.companion.lines("launch-1") == ([] if taken_over else ["a"])
