@@ -12,6 +12,7 @@ from tests.contract.test_wandb_double import AUTHORIZATION, WHOLE_LIFE, drive
 from tests.unit.records import record
 from worker.clients.api_key import ApiKey
 from worker.clients.wandb_api import WandbApi, WandbRefused, wandb_api
+from worker.clients.wandb_runs import MARK_UPLOADED, RunAddress, upload_run_file
 from worker.errors import Throttled
 from worker.launch.console import ConsoleLine
 from worker.local.wandb_double import WandbDouble, running_wandb_double
@@ -142,3 +143,21 @@ def test_nothing_is_refused_by_default() -> None:
     }
     assert refusal(Strictness(), run, "", "a", body) == (0, "")
     assert RateLimits().of_post(Strictness(), KEY) == 0
+
+
+@pytest.mark.parametrize("knows", [True, False], ids=["the mutation", "an older server"])
+async def test_files_of_a_run_that_is_over_leave_it_over(
+    double: WandbDouble, api: WandbApi, knows: bool
+) -> None:
+    """A failure's file goes to the run of an agent whose mirror may have ended; only an older server is told of it
+    through the file stream, and never in a run whose writer is somebody else."""
+    double.features[MARK_UPLOADED] = knows
+    ours, theirs = double.run_by_hand(*KEY), double.run_by_hand("acme", "vision", "theirs")
+    for run in (ours, theirs):
+        run.move("finished")
+    await upload_run_file(api, RunAddress(*KEY), "a.log", b"a")
+    await upload_run_file(api, RunAddress(*theirs.key), "b.log", b"b", announce=False)
+    assert (ours.files, theirs.files) == ({"a.log": b"a"}, {"b.log": b"b"})
+    assert (ours.uploaded, theirs.uploaded) == (["a.log"], ["b.log"] if knows else [])
+    assert (ours.state, theirs.state) == ("finished" if knows else "running", "finished")
+    assert theirs.posts == []

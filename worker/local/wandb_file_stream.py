@@ -59,7 +59,7 @@ def take_post(run: DoubleRun, writer: str, body: Json, *, client: str = "", revi
         run.exit_code = body.get("exitcode")
         run.move("finished" if run.exit_code == 0 else "failed")
     elif run.state in ("pending", "crashed") or revives:
-        # A run that got `complete` keeps its state by default: whether a real server revives it is not known.
+        # A run that got `complete` keeps its state unless the double is strict.
         run.move("running")
 
 

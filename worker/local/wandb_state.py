@@ -27,7 +27,7 @@ from worker.local.wandb_records import (
 )
 from worker.local.wandb_strict import RateLimits, Strictness
 
-FEATURES = ("STRUCTURED_CONSOLE_LOGS", "FILESTREAM_GZIP", "CLIENT_IDS")
+FEATURES = ("STRUCTURED_CONSOLE_LOGS", "FILESTREAM_GZIP", "CLIENT_IDS", "MARK_RUN_FILES_UPLOADED")
 
 
 class WandbState:

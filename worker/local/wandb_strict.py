@@ -35,7 +35,8 @@ class Strictness:
     queries: float = 0.0
     """The same of GraphQL operations."""
     revives: bool = False
-    """Whatever is posted after the end of a run makes it running again, also a heartbeat."""
+    """Whatever is posted after the end of a run makes it running again, also a heartbeat: W&B's client avoids such
+    posts since they "resurrect" the run (a comment in wandb/apis/public/runs.py, `Run.upload_file`)."""
 
 
 STRICT = Strictness(
