@@ -255,6 +255,8 @@ class Mirror:
             await self._items.warn(item.item_id, warning, Stage.AGENT)
         except WorkerError as error:  # somebody else may have it by now
             _log.warning("queue_item_not_warned", queue_item=item.item_id, error=str(error))
+            if isinstance(error, Again):
+                self._warned.discard(item.item_id)
 
     # What is shared.
 
