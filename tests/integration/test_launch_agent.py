@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from worker.intake.refusal import Refusals
 from worker.intake.sweeps import Sweeps
 from worker.intake.unstarted import NO_INIT, NOT_STARTED, UnstartedRuns
 from worker.intake.wandb_queue import QueueItems
-from worker.launch.record import Failure, LaunchRecord
+from worker.launch.record import Failure, LaunchRecord, RunRef
 from worker.local.wandb_double import WandbDouble, running_wandb_double
 from worker.ops.metrics import Metrics
 
@@ -273,6 +274,28 @@ async def test_a_run_that_never_was_fails_its_item_with_the_log(
         "stage": "run",
         "filePaths": [f"{item.id}/error/error.log"],
     }
+
+
+@pytest.mark.parametrize("told", ["refused", "never started"])
+async def test_it_is_told_whatever_the_entity_of_the_run_is(
+    double: WandbDouble, api: WandbApi, told: str
+) -> None:
+    """W&B's agent reports nothing about runs of other entities than its own."""
+    agent = agent_of(api)
+    await agent.register()
+    item = double.push("acme", "sm", {})
+    failed, failure = refused(item.id, agent.name, LOG)
+    failed = replace(failed, run=RunRef("other-team", "vision", "r1"))
+    if told == "refused":
+        await Refusals(QueueItems(api), FakeLaunchQueue()).report(failed, failure)
+    else:
+        await unstarted(api).report(failed, completed=True, reason="")
+    path = f"{item.id}/error/error.log"
+    assert item.error is not None
+    assert (item.state, item.error["filePaths"]) == ("FAILED", [path])
+    run = double.run("acme", "model-registry", agent.name)
+    assert run is not None
+    assert run.files[path].decode() == LOG
 
 
 async def test_a_run_may_appear_late(double: WandbDouble, api: WandbApi) -> None:

@@ -119,3 +119,18 @@ async def test_nobody_asks_about_runs_that_are_the_workers_own_or_about_jobs_of_
     bench.current = False
     await bench.run(0.15)
     assert double.operations == []
+
+
+async def test_many_runs_are_asked_about_in_few_queries_spread_over_the_interval(
+    double: WandbDouble, api: WandbApi
+) -> None:
+    """A thousand runs are ten queries an interval, whatever happens in them."""
+    launches = [record(f"launch-{number}") for number in range(950)]
+    for launch in launches:
+        make(double, launch.run)
+    bench = Bench(api, *launches)
+    bench.stops_of._interval = 1.0
+    await bench.run(1.15)
+    asked = [operation["at"] for operation in double.operations]
+    assert 8 <= len(asked) <= 12
+    assert asked[7] - asked[0] > 0.5, "not all at once"
