@@ -110,7 +110,7 @@ def wire(parts: Opened, *, mirror: bool = False) -> Service:
         metrics=metrics,
     )
     supervisor = supervisor_of(parts, held, adoption, refusals)
-    build_logs = BuildLogs(parts.companion, parts.secrets)
+    build_logs = BuildLogs(parts.companion, parts.secrets, alerts=settings.alerts)
     locks = BuildLocks(parts.ledger, membership, parts.worker)
     pipeline = Pipeline(
         facts=PipelineFacts(

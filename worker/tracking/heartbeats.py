@@ -68,8 +68,12 @@ class CompanionHeartbeats:
         }
         running = [alive[due] for due in turns.due(alive, asyncio.get_running_loop().time())]
         for start in range(0, len(running), _AT_ONCE):
+            # A run whose end has been told meanwhile would be made running again.
+            still = {record.launch_id for record in self._running()}
             async with asyncio.TaskGroup() as tasks:
                 for record in running[start : start + _AT_ONCE]:
+                    if record.launch_id not in still:
+                        continue
                     tasks.create_task(self._beat(record), name=f"heartbeat {record.job_name}")
 
     async def _beat(self, record: LaunchRecord) -> None:

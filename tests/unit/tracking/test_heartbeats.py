@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from tests.unit.records import record
 from worker.errors import Unreachable
 from worker.launch.record import LaunchRecord
 from worker.tracking.heartbeats import PRESSED, CompanionHeartbeats
+from worker.tracking.turns import Turns
 
 pytestmark = pytest.mark.looptime
 
@@ -68,3 +70,22 @@ async def test_a_worker_that_may_be_taken_for_dead_says_nothing() -> None:
     bench.current = False
     await bench.run(100)
     assert bench.companion.heartbeats == []
+
+
+async def test_a_run_that_has_ended_while_others_were_told_gets_none() -> None:
+    """It would be running again in W&B, behind its end."""
+
+    class AllDue(Turns):
+        def due(self, launch_ids: Iterable[str], now: float) -> list[str]:
+            return list(launch_ids)
+
+    companion = FakeCompanion()
+    launches = [record(f"launch-{number}") for number in range(25)]
+    heartbeats = CompanionHeartbeats(
+        companion,
+        interval=30.0,
+        running=lambda: [] if companion.heartbeats else launches,
+        is_current=lambda: True,
+    )
+    await heartbeats._beat_all(AllDue(30.0))
+    assert len(companion.heartbeats) == 20, "those that were under way already"
