@@ -49,8 +49,11 @@ class ReadTrouble:
         """On the queue items of the jobs whose log the policy hides, some in each round."""
         if not isinstance(error, NotPermitted):
             return
-        untold = [log for log in logs if log.held.launch_id not in self._warned][:_WARNED_AT_ONCE]
-        for log in untold:
+        # Streams that are known are read on where only looking for new ones is forbidden.
+        only_new = str(error).startswith("DescribeLogStreams")
+        hidden = [log for log in logs if not (only_new and log.positions)]
+        untold = [log for log in hidden if log.held.launch_id not in self._warned]
+        for log in untold[:_WARNED_AT_ONCE]:
             self._warned.add(log.held.launch_id)
             cost = "The job's log does not come to W&B"
             await self._persistence.warn_of_permission(log.held.record, error, cost)

@@ -585,3 +585,14 @@ async def test_a_worker_that_was_frozen_posts_nothing_before_it_knows_whose_the_
         if not taken_over:
             await finish(worker, held)
     assert worker.companion.lines("launch-1") == ([] if taken_over else ["a"])
+
+
+async def test_a_log_that_is_read_all_the_same_is_not_called_hidden(worker: Worker) -> None:
+    worker.cloud.put(ONE, "a")
+    held = await worker.follow(record(item_id="item-1"))
+    async with worker.running():
+        await until(lambda: worker.companion.lines("launch-1") == ["a"])
+        worker.feed.errors = [NotPermitted("DescribeLogStreams: AccessDeniedException: no") for _ in range(3)]
+        await until(lambda: worker.feed.errors == [])
+        await finish(worker, held)
+    assert worker.items.warned == []
