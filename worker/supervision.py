@@ -37,6 +37,7 @@ def supervisor_of(parts: Opened, held: HeldLaunches, adoption: Adoption, refusal
         parts.companion,
         interval=settings.companion_heartbeat,
         running=lambda: held.silent_for(settings.companion_heartbeat),
+        is_silent=lambda launch_id: held.is_silent_for(launch_id, settings.companion_heartbeat),
         is_current=lambda: adoption.is_current,
     )
     submission = _submission(parts, held, adoption, refusals, sagemaker)

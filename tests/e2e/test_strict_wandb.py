@@ -23,7 +23,7 @@ def limits(bench: Bench) -> Iterator[None]:
     """So few posts and queries that several jobs cannot but meet the limits."""
     wandb = bench.services.wandb
     wandb.strict = Strictness(
-        writers=True, console_lines=CONSOLE_LINES, run_posts=0.7, project_posts=4, queries=2, revives=True
+        writers=True, console_lines=CONSOLE_LINES, run_posts=0.7, project_posts=4, queries=1.5, revives=True
     )
     wandb.counts["limited:file_stream"] = wandb.counts["limited:graphql"] = 0
     yield
@@ -32,7 +32,7 @@ def limits(bench: Bench) -> Iterator[None]:
 
 async def test_rate_limits_are_ridden_out(bench: Bench, limits: None) -> None:
     cases = [bench.launch(numbered(5), pause=0.2) for _ in range(3)]
-    workers = [await bench.started() for _ in range(2)]
+    workers = [await bench.started(companion_heartbeat="1") for _ in range(2)]
     await bench.send(*cases)
     for case in cases:
         await bench.lines_in_wandb(case, 1)

@@ -87,8 +87,8 @@ class WandbApi:
         heartbeat."""
         path = "/".join(quote(part, safe="") for part in (entity, project, run))
         url = f"{self.base_url}/files/{path}/file_stream"
-        await self._turn(f"{entity}/{project}")
         async with self._pace.turn(path):
+            await self._turn(f"{entity}/{project}")
             return await self._post(url, "file_stream", body, may_compress=True)
 
     async def _turn(self, project: str) -> None:

@@ -72,7 +72,7 @@ async def test_a_worker_that_may_be_taken_for_dead_says_nothing() -> None:
     assert bench.companion.heartbeats == []
 
 
-async def test_a_run_that_has_ended_while_others_were_told_gets_none() -> None:
+async def test_a_run_whose_end_is_told_while_its_heartbeat_begins_gets_none() -> None:
     """It would be running again in W&B, behind its end."""
 
     class AllDue(Turns):
@@ -84,8 +84,10 @@ async def test_a_run_that_has_ended_while_others_were_told_gets_none() -> None:
     heartbeats = CompanionHeartbeats(
         companion,
         interval=30.0,
-        running=lambda: [] if companion.heartbeats else launches,
+        running=lambda: launches,
         is_current=lambda: True,
+        is_silent=lambda launch_id: launch_id != "launch-7" and len(companion.heartbeats) < 19,
     )
     await heartbeats._beat_all(AllDue(30.0))
-    assert len(companion.heartbeats) == 20, "those that were under way already"
+    assert len(companion.heartbeats) == 19
+    assert "launch-7" not in companion.heartbeats
