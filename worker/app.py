@@ -48,6 +48,7 @@ class Service:
     supervisor: Supervisor
     locks: BuildLocks
     queue_watch: QueueWatch
+    refusals: Refusals
     mirror: Mirror | None
     """None: somebody else fills the queue."""
 
@@ -109,7 +110,7 @@ def wire(parts: Opened, *, mirror: bool = False) -> Service:
         metrics=metrics,
     )
     supervisor = supervisor_of(parts, held, adoption, refusals)
-    build_logs = BuildLogs(parts.companion, parts.secrets)
+    build_logs = BuildLogs(parts.companion, parts.secrets, alerts=settings.alerts)
     locks = BuildLocks(parts.ledger, membership, parts.worker)
     pipeline = Pipeline(
         facts=PipelineFacts(
@@ -146,7 +147,7 @@ def wire(parts: Opened, *, mirror: bool = False) -> Service:
     receiver = _receiver(parts, pipeline, adoption)
     mirroring = mirror_of(parts) if mirror else None
     queue_watch = QueueWatch(parts.queue, metrics)
-    return Service(receiver, adoption, supervisor, locks, queue_watch, mirroring)
+    return Service(receiver, adoption, supervisor, locks, queue_watch, refusals, mirroring)
 
 
 def _receiver(parts: Opened, pipeline: Pipeline, adoption: Adoption) -> Receiver:
@@ -172,6 +173,7 @@ async def _run(service: Service, stop: asyncio.Event, metrics: Metrics) -> None:
             root.create_task(service.supervisor.run(stop), name="supervisor"),
             root.create_task(service.locks.run(), name="build locks"),
             root.create_task(service.queue_watch.run(), name="queue depth"),
+            root.create_task(service.refusals.run(), name="late warnings"),
             root.create_task(watch_loop_lag(metrics), name="loop lag"),
         ]
         await service.receiver.run(stop)

@@ -10,6 +10,7 @@ from worker.errors import Never
 from worker.intake.unstarted import UnstartedRuns
 from worker.ledger.held import HeldLaunch
 from worker.ops.logging import get_logger
+from worker.ops.warning_codes import code_of
 from worker.tracking.facts import launch_summary, run_facts
 from worker.tracking.port import Companion
 from worker.tracking.prices import Prices
@@ -18,7 +19,7 @@ from worker.training.sagemaker import SageMaker
 from worker.training.status import End, Ending, console_links
 
 AlertKind = Literal["failure", "waiting"]
-ALERT_CODES: Mapping[AlertKind, str] = {"failure": "LW-JOB-FAILED", "waiting": "LW-JOB-PENDING"}
+ALERT_CODES: Mapping[AlertKind, str] = {"failure": "LW-JOB-FAILED", "waiting": code_of("job_pending")}
 NO_START = "It did not start within"
 """How the reason of a stop begins that LAUNCH_START_TIMEOUT has brought."""
 
@@ -63,7 +64,8 @@ class JobStory:
 
     async def end(self, held: HeldLaunch, end: Ending) -> None:
         """The end of the launch: in its companion, on its queue item where its run never appeared, as an alert."""
-        if end.end in (End.FAILED, End.STOPPED_BY_TIME_LIMIT) or held.record.stop_reason.startswith(NO_START):
+        no_start = end.end is End.STOPPED_BY_WORKER and held.record.stop_reason.startswith(NO_START)
+        if no_start or end.end in (End.FAILED, End.STOPPED_BY_TIME_LIMIT):
             await self.alert(held, "failure", f"{held.record.job_name}: {end.end}", end.reason)
         summary = launch_summary(held.record, end=str(end.end), reason=end.reason, prices=self._prices)
         await self._companion.finish(held.record, summary, end.exit_code)

@@ -19,7 +19,7 @@ from worker.ops.metrics import Metrics
 from worker.ops.rates import Rates
 from worker.settings import Settings
 from worker.training.sagemaker import SageMaker
-from worker.training.status import ended_at, ending
+from worker.training.status import ended_at, ending_of
 
 SHORTEST_PREFIX = 4
 """Characters of a launch id that may stand for it."""
@@ -160,7 +160,7 @@ def end_words(record: LaunchRecord) -> str:
     """How a launch that is over ended."""
     if record.failure is not None:
         return f"refused ({record.failure.code}): {record.failure.reason}"
-    end = ending(record.facts, stop_reason=record.stop_reason, given_up=record.given_up)
+    end = ending_of(record)
     return f"{end.end}: {end.reason}"
 
 

@@ -1,10 +1,12 @@
-"""Jobs that SageMaker has taken and does not start: told after a while, and stopped after LAUNCH_START_TIMEOUT."""
+"""Jobs that SageMaker has taken and does not start: told after a while on the queue item and as an alert, and stopped
+after LAUNCH_START_TIMEOUT."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from worker.errors import MustRestart, Stage
 from worker.intake.refusal import Refusals
@@ -47,11 +49,14 @@ class PendingJobs:
         self._alert_after = alert_after
         self._is_current = is_current
         self._now = now
+        self._asked: set[tuple[str, int]] = set()
+        """(launch id, attempt) of jobs whose overdue start SageMaker was asked about."""
 
     async def run(self, stop: StopJob) -> None:
         """Until cancelled; `stop` is asked to stop a job, with the reason."""
         while True:
             await asyncio.sleep(self._interval)
+            self._asked &= {(held.launch_id, held.record.attempt) for held in self._held}
             for held in self._held:
                 if self._is_current() and _is_pending(held.record):
                     await self._look(held, stop)
@@ -82,9 +87,25 @@ class PendingJobs:
             await self._refusals.warn(held.record.item_id, "job_not_started", told, Stage.RUN)
 
     async def _tell(self, held: HeldLaunch, waited: float) -> None:
+        await self._warn(held)
         text = f"Waiting for {waited / 60:.0f} min: {waits_for(held.record)}"
         if await self._story.alert(held, "waiting", f"{held.record.job_name} has not started", text):
             await self._held.save([held])
+
+    async def _warn(self, held: HeldLaunch) -> None:
+        """On the queue item, whether alerts are wanted or not: once for each attempt, and again when SageMaker's words
+        for it change."""
+        attempt = (held.launch_id, held.record.attempt)
+        if attempt not in self._asked:
+            # As in `_stop`, but once a worker, for any number of jobs may be pending.
+            now = await self._sagemaker.describe(held.record.job_name)
+            facts = held.record.facts
+            if (now.status, now.secondary_status) != (facts.status, facts.secondary_status):
+                return  # the status feed is about to tell it
+            held.update(facts=replace(facts, status_message=now.status_message))
+            self._asked.add(attempt)
+        told = f"The job has not started yet: {waits_for(held.record)}"
+        await self._refusals.warn(held.record.item_id, "job_pending", told, Stage.RUN)
 
 
 def waits_for(record: LaunchRecord) -> str:

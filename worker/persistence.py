@@ -14,7 +14,9 @@ from dataclasses import replace
 from enum import StrEnum
 
 from worker.aio import backoff
-from worker.errors import Again, MustRestart, WorkerError
+from worker.clients.aws import NotPermitted
+from worker.errors import Again, MustRestart, Stage, WorkerError
+from worker.intake.refusal import Refusals
 from worker.launch.record import LaunchRecord
 from worker.ledger.held import HeldLaunch
 from worker.ops.logging import get_logger
@@ -44,10 +46,11 @@ class Tried(StrEnum):
 class Persistence:
     """How long, and how often."""
 
-    def __init__(self, metrics: Metrics, give_up_after: float) -> None:
-        """`give_up_after`: seconds after the job's end."""
+    def __init__(self, metrics: Metrics, give_up_after: float, refusals: Refusals | None = None) -> None:
+        """`give_up_after`: seconds after the job's end. `refusals`: shows on queue items what the policy lacks."""
         self._metrics = metrics
         self._give_up_after = give_up_after
+        self._refusals = refusals
 
     async def until_done(
         self,
@@ -88,9 +91,15 @@ class Persistence:
                     error=str(error),
                     again_in=round(pause, 1),
                 )
+                await self.warn_of_permission(held.record, error, f"The worker cannot go on ({what})")
                 tries += 1
                 await asyncio.sleep(pause)
         return Tried.LOST
+
+    async def warn_of_permission(self, record: LaunchRecord, error: Exception, cost: str) -> None:
+        """Show on the launch's queue item that the worker's policy lacks something; `cost`: what comes of it."""
+        if self._refusals is not None and isinstance(error, NotPermitted):
+            await self._refusals.warn(record.item_id, "permission_missing", f"{cost}: {error}", Stage.RUN)
 
     def is_over(self, record: LaunchRecord, failing_since: float) -> bool:
         """Enough: `failing_since` is the monotonic time at which this worker began to fail, or saw the job's end."""

@@ -25,7 +25,7 @@ from worker.sources.location import ACCEPTED, parse_location
 from worker.training.allowed import policy_of
 from worker.training.plan import plan_launch, review
 from worker.training.request import AccountFacts, with_api_key
-from worker.training.status import ending
+from worker.training.status import ending_of
 
 _LOOK_EVERY = 1.0
 
@@ -137,7 +137,7 @@ def end_of(record: LaunchRecord) -> tuple[str, bool]:
     if record.state is LaunchState.REFUSED:
         assert record.failure is not None
         return f"refused ({record.failure.code}): {record.failure.reason}", False
-    end = ending(record.facts, stop_reason=record.stop_reason, given_up=record.given_up)
+    end = ending_of(record)
     return f"{end.end}: {end.reason}", end.exit_code == 0
 
 

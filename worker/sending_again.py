@@ -29,7 +29,7 @@ from worker.settings import Settings
 from worker.training.request import worker_tags
 from worker.training.retry import NextAttempt, attempt_by_hand, rebuilt_request
 from worker.training.sagemaker import SageMaker
-from worker.training.status import ending
+from worker.training.status import ending_of
 
 
 class CannotRetry(WorkerError):
@@ -84,7 +84,7 @@ class SendingAgain:
                 f"{record.launch_id} was a training job, whose request is repeated as it was; leave --message out, or"
                 " send the changed message as a launch of its own, with another launchId: `launch-worker enqueue`"
             )
-        if ending(record.facts, stop_reason=record.stop_reason, given_up=record.given_up).exit_code == 0:
+        if ending_of(record).exit_code == 0:
             raise CannotRetry(
                 f"{record.launch_id} has completed; to train once more send its message with another launchId:"
                 " `launch-worker enqueue`"
@@ -161,7 +161,8 @@ def _again(record: LaunchRecord, following: NextAttempt, request: Mapping[str, A
         expires_at=0.0,
         given_up="",
         stop_reason="",
-        stopped_before=bool(record.stop_reason),
+        stop_asked="",
+        stopped_before=bool(record.stop_reason or record.stop_asked),
         alerted=(),
         # Its streams are delivered; the next job's lines follow in the same console.
         log=LogState(

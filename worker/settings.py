@@ -209,7 +209,8 @@ class Settings(BaseSettings):
         description="W&B alerts about jobs: `failure`, `waiting` (a job does not start), or `none`.",
     )
     alert_after: Seconds = Field(
-        1800.0, description="How long a job may be pending before `waiting` is told."
+        1800.0,
+        description="How long a job may be pending before that is told: on its queue item, and as the alert `waiting`.",
     )
     prices: str = Field(
         "",

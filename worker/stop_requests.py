@@ -11,10 +11,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from worker.errors import WorkerError
-from worker.ledger.held import HeldLaunch, HeldLaunches
+from worker.ledger.held import HeldLaunches
 from worker.ledger.port import Ledger, StopRequest
 from worker.ops.logging import get_logger
-from worker.training.status import has_ended
 
 _log = get_logger()
 
@@ -46,10 +45,5 @@ class StopRequests:
             record = await self._ledger.read(request.launch_id)
             if record is None or not record.is_open:
                 await self._ledger.forget_stop(request.launch_id)
-        elif _can_be_stopped(held):
+        elif held.record.facts.status != "Stopping":
             await stop(request.launch_id, request.reason)
-
-
-def _can_be_stopped(held: HeldLaunch) -> bool:
-    facts = held.record.facts
-    return facts.status != "Stopping" and not has_ended(facts)

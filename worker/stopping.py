@@ -6,7 +6,8 @@ import asyncio
 
 from worker.aio import backoff
 from worker.clients.aws import NotPermitted
-from worker.errors import MustRestart
+from worker.errors import MustRestart, Stage, WorkerError
+from worker.intake.refusal import Refusals
 from worker.launch.record import LaunchState
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ops.logging import get_logger
@@ -37,6 +38,7 @@ class Stopping:
         run_stops: RunStops | None,
         pending: PendingJobs,
         requests: StopRequests,
+        refusals: Refusals,
     ) -> None:
         """`run_stops`: None while W&B is offline."""
         self._held = held
@@ -46,6 +48,7 @@ class Stopping:
         self._run_stops = run_stops
         self._pending = pending
         self._requests = requests
+        self._refusals = refusals
         self._permissions = MissingPermissions()
 
     async def run(self) -> None:
@@ -56,7 +59,7 @@ class Stopping:
             tasks.create_task(self._requests.run(self.stop), name="stop requests")
             tasks.create_task(self._go_on(), name="stops begun")
             if self._run_stops is not None:
-                tasks.create_task(self._run_stops.run(self.stop), name="stops of runs")
+                tasks.create_task(self._run_stops.run(self.stop, self.note), name="stops of runs")
 
     async def _go_on(self) -> None:
         """Bring to its end what was begun: by a worker that is gone, or in vain."""
@@ -79,10 +82,13 @@ class Stopping:
         """Stop a launch for a reason that is told at its end; False: it had ended, is being stopped, or is not ours.
 
         The reason is durable before the stop, so that no crash can turn it into a stop from outside."""
-        held = next((held for held in self._held if held.launch_id == launch_id), None)
+        held = self._find(launch_id)
         if held is not None and held.record.state is LaunchState.WAITING:
             return await self._submission.cancel(held, reason)
-        if held is None or held.record.state is not LaunchState.ACCEPTED or has_ended(held.record.facts):
+        if held is None or held.record.state is not LaunchState.ACCEPTED:
+            return False
+        if has_ended(held.record.facts):
+            await self.note(launch_id, reason)
             return False
         name = held.record.job_name
         if held.stopping == name or held.record.facts.status == "Stopping":
@@ -93,6 +99,21 @@ class Stopping:
         except BaseException:
             held.stopping = ""  # the next one who asks tries again
             raise
+
+    async def note(self, launch_id: str, reason: str) -> None:
+        """A stop is wanted that nothing is done about: the job has ended, or its container is to end by itself. It is
+        told at the end, and no other attempt follows."""
+        held = self._find(launch_id)
+        if held is None or held.record.stop_asked or held.record.stop_reason:
+            return
+        held.update(stop_asked=reason)
+        try:
+            await self._held.save([held])
+        except WorkerError as error:  # durable with the next write
+            _log.warning("ledger_unreachable", error=str(error))
+
+    def _find(self, launch_id: str) -> HeldLaunch | None:
+        return next((held for held in self._held if held.launch_id == launch_id), None)
 
     async def _stop(self, held: HeldLaunch, name: str, reason: str) -> bool:
         if not held.record.stop_reason:
@@ -107,4 +128,6 @@ class Stopping:
         except NotPermitted as error:  # the policy will not change while this worker runs: nothing to repeat
             cost = "Stop in W&B and LAUNCH_START_TIMEOUT have no effect: jobs end by themselves or by their time limit"
             self._permissions.tell("sagemaker:StopTrainingJob", cost=cost, error=error)
+            told = f"The job is not stopped, although that was asked for ({reason}): {error}"
+            await self._refusals.warn(held.record.item_id, "permission_missing", told, Stage.RUN)
             return False

@@ -30,13 +30,14 @@ from worker.training.status_feed import StatusFeed
 def supervisor_of(parts: Opened, held: HeldLaunches, adoption: Adoption, refusals: Refusals) -> Supervisor:
     settings = parts.settings
     sagemaker = SageMaker(parts.aws.sagemaker, parts.rates)
-    persistence = Persistence(parts.metrics, settings.log_give_up)
+    persistence = Persistence(parts.metrics, settings.log_give_up, refusals)
     feed = LogFeed(parts.aws.logs, parts.rates, parts.metrics, now=parts.aws.clock.now)
     story = _job_story(parts, sagemaker, refusals, feed)
     heartbeats = CompanionHeartbeats(
         parts.companion,
         interval=settings.companion_heartbeat,
         running=lambda: held.silent_for(settings.companion_heartbeat),
+        is_silent=lambda launch_id: held.is_silent_for(launch_id, settings.companion_heartbeat),
         is_current=lambda: adoption.is_current,
     )
     submission = _submission(parts, held, adoption, refusals, sagemaker)
@@ -46,7 +47,7 @@ def supervisor_of(parts: Opened, held: HeldLaunches, adoption: Adoption, refusal
         adoption=adoption,
         submission=submission,
         watch=_job_watch(parts, held, sagemaker, persistence),
-        delivery=_delivery(parts, held, feed, heartbeats),
+        delivery=_delivery(parts, held, adoption, feed, heartbeats, refusals=refusals),
         companion=parts.companion,
         story=story,
         retrying=Retrying(
@@ -64,6 +65,7 @@ def supervisor_of(parts: Opened, held: HeldLaunches, adoption: Adoption, refusal
             heartbeats=heartbeats,
             run_stops=_run_stops(parts, held, adoption),
             requests=StopRequests(parts.ledger, held, settings.heartbeat),
+            refusals=refusals,
             pending=PendingJobs(
                 held=held,
                 sagemaker=sagemaker,
@@ -138,7 +140,13 @@ def _run_stops(parts: Opened, held: HeldLaunches, adoption: Adoption) -> RunStop
 
 
 def _delivery(
-    parts: Opened, held: HeldLaunches, feed: LogFeed, heartbeats: CompanionHeartbeats
+    parts: Opened,
+    held: HeldLaunches,
+    adoption: Adoption,
+    feed: LogFeed,
+    heartbeats: CompanionHeartbeats,
+    *,
+    refusals: Refusals,
 ) -> LogDelivery:
     posting = Posting(
         held=held,
@@ -146,7 +154,9 @@ def _delivery(
         companion=parts.companion,
         metrics=parts.metrics,
         give_up_after=parts.settings.log_give_up,
+        refusals=refusals,
         on_answer=heartbeats.answered,
+        is_current=lambda: adoption.is_current,
     )
     return LogDelivery(
         feed=feed,

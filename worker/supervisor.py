@@ -8,6 +8,7 @@ It rests on the ledger alone: a worker that starts, or sees another one die, cla
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Coroutine
 from typing import Any
@@ -29,7 +30,7 @@ from worker.stopping import Stopping
 from worker.submission import Submission
 from worker.tracking.port import Companion
 from worker.training.retry import NextAttempt, next_attempt
-from worker.training.status import ending, has_ended
+from worker.training.status import ending_of, has_ended
 
 _LEAVE_WITHIN = 5.0
 """Seconds for the last writes."""
@@ -257,8 +258,8 @@ class Supervisor:
 
     async def _finish(self, held: HeldLaunch) -> None:
         """Tell the end, then let the launch go."""
-        record = held.record
-        end = ending(record.facts, stop_reason=record.stop_reason, given_up=record.given_up)
+        end = ending_of(held.record)
+        held.posted_at = math.inf  # a sign of life behind the end might revive the run in W&B
         await self._persistence.until_done(held, "finish_companion", lambda: self._story.end(held, end))
         now = time.time()
         held.update(state=LaunchState.FINISHED, finished_at=now, expires_at=now + FINISHED_TTL)

@@ -148,6 +148,9 @@ def _log(case: Case, job: Job, run: Run) -> Iterator[Violation]:
             f"its console has {run.holes} holes, and {run.overwrites} lines were written over other ones",
             run.holes + run.overwrites,
         )
+    if run.refused:
+        told = f"{run.refused} posts were refused: lines over other ones, behind a gap, or too many"
+        yield Violation("wrong", case.label, told, run.refused)
 
 
 def _stream(

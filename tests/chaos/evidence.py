@@ -58,6 +58,8 @@ class Run:
     console: Sequence[ConsoleLine]
     holes: int = 0
     overwrites: int = 0
+    refused: int = 0
+    """Posts that a strict W&B did not take."""
     files: Mapping[str, str] = field(default_factory=dict)
     """`logs/algo-1/00001.log` → content."""
 
@@ -242,6 +244,7 @@ async def _run(session: aiohttp.ClientSession, url: str, path: str, run: Mapping
         console=[(line["label"], line["ts"], line["content"]) for line in console],
         holes=sum(map(len, run["holes"].values())),
         overwrites=len(run["overwrites"]),
+        refused=len(run["refused"]),
         files=files,
     )
 

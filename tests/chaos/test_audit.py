@@ -124,6 +124,7 @@ def test_a_late_event_may_stand_behind_what_came_still_later() -> None:
         (lambda: with_console(CONSOLE[1], CONSOLE[2], CONSOLE[0]), ("out of order", 1)),
         (lambda: with_run(holes=1), ("lost", 1)),
         (lambda: with_run(overwrites=2), ("lost", 2)),
+        (lambda: with_run(refused=3), ("wrong", 3)),
         (lambda: with_run(exit_code=1, state="failed"), ("wrong", 1)),
         (lambda: with_run(state="running"), ("wrong", 1)),
         (lambda: with_run(files={}), ("wrong", 1)),

@@ -61,6 +61,10 @@ run = api.run("acme/demo/r1")
 print("ANSWER", json.dumps({
     "state": run.state, "config": dict(run.config), "summary": {"best": run.summary["best"]}, "group": run.group,
     "tags": run.tags, "loss": [row["loss"] for row in run.history(pandas=False)],
+    "file": run.file("weights.txt").download(root="back").read(), "size": run.file("weights.txt").size,
+    "files": len([file for file in run.files() if file.name == "weights.txt"]),
+    "console": [(line.number, line.label, line.content) for line in run.console_logs(per_page=1)],
+    "timed": all(line.timestamp is not None for line in run.console_logs()),
 }))
 api.run("acme/demo/r2").stop()
 """
@@ -242,6 +246,11 @@ async def test_api_reads_back_what_was_logged(double: WandbDouble) -> None:
         "group": "g",
         "tags": ["a"],
         "loss": [3, 2, 1],
+        "file": "w" * 10,
+        "size": 10,
+        "files": 1,
+        "console": [[0, "main", "hello from the container"], [1, "main", "unicode: äöü 漢字"]],
+        "timed": True,
     }
     stopped = double.run("acme", "demo", "r2")
     assert stopped is not None

@@ -83,7 +83,8 @@ async def _audit_one(
     assert record.state is LaunchState.FINISHED, record.failure
     run = bench.companion(case)
     assert run is not None
-    assert (run.state, run.exit_code) == ("finished" if exit_code == 0 else "failed", exit_code)
+    told = ("finished" if exit_code == 0 else "failed", exit_code)
+    assert (run.state, run.exit_code) == told, f"its last posts: {run.posts[-4:]}"
     assert run.summary["sagemaker/end"] == end
     assert reason in run.summary["sagemaker/reason"]
     await _audit_console(bench, case)
@@ -96,6 +97,7 @@ async def _audit_console(bench: Bench, case: LaunchCase) -> None:
     run = bench.companion(case)
     assert run is not None
     assert run.overwrites == [], "a line was posted over a different one"
+    assert run.refused == [], "a strict W&B would have had to refuse it"
     assert run.holes() == {}
     assert set(run.lines) <= {""}, "one writer at a time, a plain one"
     in_wandb: dict[str, list[Line]] = {}

@@ -14,6 +14,7 @@ import pytest_asyncio
 from tests.e2e.bench import Bench, Clients, LedgerKind, open_bench, open_clients
 from worker.local.images import ensure_busybox_image
 from worker.local.stack import LocalServices, running_stack
+from worker.local.wandb_strict import STRICT
 
 STATE = Path(__file__).parents[2] / ".state"
 """Debian packages for the test image, kept between runs."""
@@ -34,6 +35,7 @@ async def stack() -> AsyncIterator[Stack]:
         assert services.docker is not None
         assert services.ecr is not None, services.missing
         services.wandb.lease_seconds = 3  # what a killed mirror has popped comes back soon
+        services.wandb.strict = STRICT
         local = await ensure_busybox_image(services.docker, STATE)
         image = await services.ecr.seed_image(services.docker, local, "launch-dev", "e2e")
         # Also a base image: builds that push elsewhere have no login to pull it with.

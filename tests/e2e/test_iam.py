@@ -15,6 +15,7 @@ from tests.e2e.audit import audit, ended
 from tests.e2e.bench import Bench
 from tests.e2e.code import code_bench
 from tests.e2e.launches import numbered
+from worker.local.stack import ENTITY
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="package")]
 
@@ -107,7 +108,8 @@ async def test_with_only_the_guides_policy(bench: Bench) -> None:
     with under(document, bench) as refused:
         worker = await bench.started(log_drain_limit="1")
         done, failed = bench.launch(numbered(2)), bench.launch(numbered(2), tail="exit 3")
-        pressed = bench.launch(numbered(1), tail="sleep 6")
+        item = bench.services.wandb.push(ENTITY, "guide", {})
+        pressed = bench.launch(numbered(1), tail="sleep 6", item_id=item.id)
         await bench.send(done, failed, pressed, "{}")
         await worker.wait_for("companion_opened", training_job=pressed.job_name)
         bench.press_stop(pressed)
@@ -130,5 +132,12 @@ async def test_with_only_the_guides_policy(bench: Bench) -> None:
         assert record is not None
         assert "DescribeLogStreams" in record.log.undelivered
         assert len(bench.jobs(case)) == 1
+    warnings = [warning["message"] for warning in item.warnings]
+    assert len(warnings) == 2, "each once"
+    assert any(told.startswith("The job's log does not come to W&B: DescribeLogStreams") for told in warnings)
+    assert any(told.startswith("The job is not stopped, although that was asked for") for told in warnings)
+    companion = bench.companion(pressed)
+    assert companion is not None
+    assert "ended by itself before it took effect: Stop was pressed" in companion.summary["sagemaker/reason"]
     assert not worker.events("log_round_failed")
     assert not worker.events("status_feed_failed")

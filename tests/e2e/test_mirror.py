@@ -1,111 +1,24 @@
-"""W&B launch queues mirrored: what the real `wandb launch -q` pushes becomes finished jobs, whoever mirrors it."""
+"""W&B launch queues mirrored: what becomes of items, agents and the backlog, whatever happens to the mirror."""
 
 from __future__ import annotations
-
-import asyncio
-import json
-import os
-import sys
-from typing import Any
 
 import aiohttp
 import pytest
 
 from tests.e2e.audit import audit, queue_empty
 from tests.e2e.bench import Bench
-from tests.e2e.jobs import add_job
-from tests.e2e.launches import PROJECT, LaunchCase, arguments, numbered, script
+from tests.e2e.launches import PROJECT, numbered
 from tests.e2e.process import until
-from tests.e2e.queues import MIRROR, case_of, queued
+from tests.e2e.queues import MIRROR, agents_of, claimed_by_its_run, queued, sagemaker_queue
 from worker.intake.unstarted import NO_INIT, NOT_STARTED
+from worker.launch.envelope import SCHEDULER
 from worker.launch.record import LaunchState
-from worker.local.stack import ENTITY, WANDB_KEY
-from worker.local.wandb_records import Agent, Queue, QueueItem
+from worker.local.stack import ENTITY
+from worker.local.wandb_records import Agent, QueueItem
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="package")]
 
 LOG = "step 0 on algo-1\nstep 1 on algo-1\n"
-
-
-def sagemaker_queue(bench: Bench) -> Queue:
-    """A launch queue as it is made in W&B: of resource sagemaker, with the arguments that all its launches share."""
-    queue = bench.services.wandb.queue(ENTITY, f"sm-{bench.deployment}")
-    queue.resource = "sagemaker"
-    queue.config = {
-        "RoleArn": bench.services.role_arn,
-        "ResourceConfig": {"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 1},
-        "OutputDataConfig": {"S3OutputPath": "s3://launch-dev/out"},
-        "StoppingCondition": {"MaxRuntimeInSeconds": 120},
-    }
-    return queue
-
-
-async def wandb_launch(bench: Bench, queue: Queue, config: dict[str, Any], *options: str) -> None:
-    """The real command line."""
-    home = bench.folder / "home"
-    home.mkdir(exist_ok=True)
-    (home / "launch.json").write_text(json.dumps(config))
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "wandb", "launch", "-q", queue.name, "-e", ENTITY, "-p", PROJECT),
-        *("-c", "launch.json", *options),
-        cwd=home,
-        env={
-            "PATH": os.defpath,
-            "HOME": str(home),
-            "TMPDIR": str(home),
-            "LC_ALL": "C.UTF-8",
-            "WANDB_BASE_URL": bench.services.wandb.base_url,
-            "WANDB_API_KEY": WANDB_KEY,
-            "WANDB_ERROR_REPORTING": "false",
-        },
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output, _ = await process.communicate()
-    assert process.returncode == 0, output.decode()
-
-
-def agents_of(bench: Bench, queue: Queue) -> list[Agent]:
-    return [agent for agent in bench.services.wandb.agents.values() if agent.queues == [queue.id]]
-
-
-def claimed_by_its_run(item: QueueItem, case: LaunchCase) -> bool:
-    return (item.state, item.run_name) == ("CLAIMED", case.run_id)
-
-
-@pytest.mark.parametrize("ledger", ["dynamodb"], indirect=True)
-async def test_the_command_line_two_mirrors_and_two_workers(shared_bench: Bench) -> None:
-    bench, wandb = shared_bench, shared_bench.services.wandb
-    queue = sagemaker_queue(bench)
-    lines = numbered(2)
-    overrides = {"overrides": {"entry_point": ["sh", "-c"], "args": arguments(script(lines, 0.05))}}
-    await wandb_launch(bench, queue, overrides, "-d", bench.image, "-P", "high")
-    await wandb_launch(bench, queue, overrides, "-j", add_job(bench, "image", {"image": bench.image}))
-    of_image, of_job = queue.items
-    assert (of_image.priority, "job" in of_job.spec) == (1, True)
-    cases = {item.id: (item, case_of(bench, item, lines)) for item in queue.items}
-    for _ in range(2):
-        item, case = queued(bench, queue.name, lines)
-        cases[item.id] = item, case
-    for _, case in cases.values():
-        wandb.run_by_hand(ENTITY, PROJECT, case.run_id)
-    mirrors = [await bench.start("mirror", wandb_queues=queue.name, **MIRROR) for _ in range(2)]
-    workers = [await bench.start() for _ in range(2)]
-    await audit(bench, *(case for _, case in cases.values()))
-    assert all(claimed_by_its_run(item, case) for item, case in cases.values())
-    assert all(item.error is None for item, _ in cases.values())
-    for process in (*mirrors, *workers):
-        process.terminate()
-    assert [await process.exit_code() for process in (*mirrors, *workers)] == [0, 0, 0, 0]
-    agents = agents_of(bench, queue)
-    assert len(agents) == 2
-    for agent in agents:
-        statuses = [status for _, status in agent.statuses]
-        assert (statuses[0], statuses[-1]) == ("POLLING", "KILLED")
-        assert set(statuses[1:-1]) <= {"POLLING", "RUNNING"}
-        run = wandb.run(ENTITY, "model-registry", agent.name)
-        assert run is not None
-        assert run.state == "finished"
 
 
 async def test_a_worker_with_a_mirror_in_it_does_all_of_it(bench: Bench) -> None:
@@ -140,6 +53,7 @@ async def test_a_worker_with_a_mirror_in_it_does_all_of_it(bench: Bench) -> None
     await bench.dead_letters(1)
     assert scheduler.state == "LEASED"
     assert scheduler.pops >= 1
+    assert [warning["message"] for warning in scheduler.warnings] == [SCHEDULER]
     assert len(worker.events("queue_item_left", queue=queue.name)) == 1
     assert gone.pops == 0
     worker.terminate()
@@ -243,3 +157,42 @@ async def test_a_refused_launch_is_in_the_ledger_with_its_queue(bench: Bench) ->
     assert record.agent_run == agent.name
     assert item.error is not None
     assert item.state == "FAILED"
+
+
+@pytest.mark.parametrize("between", ["pop and send", "send and ack"])
+async def test_a_mirror_frozen_in_the_middle_of_an_item_starts_nothing_twice(
+    bench: Bench, between: str
+) -> None:
+    """W&B gives the item to another mirror meanwhile; woken, the first one goes on with what it had in hand."""
+    wandb, queue = bench.services.wandb, sagemaker_queue(bench)
+    first = await bench.start("mirror", wandb_queues=queue.name, **MIRROR)
+    await first.wait_for("mirror_started")
+    if between == "pop and send":
+        held_up = wandb.fault("popFromRunQueue", latency=1.0)
+    else:
+        held_up = wandb.fault("ackRunQueueItem", status=503, times=1000)
+    before = held_up.times
+
+    async def in_hand() -> bool:
+        return held_up.times < before
+
+    if between == "pop and send":
+        await until(in_hand, "the mirror is about to be given the item")
+    item, case = queued(bench, queue.name, numbered(2))
+    wandb.run_by_hand(ENTITY, PROJECT, case.run_id)
+    await until(in_hand, "the mirror has the item")
+    await first.freeze()
+    if between == "pop and send":
+
+        async def popped() -> bool:
+            return item.state == "LEASED"
+
+        await until(popped, "the item is given to the frozen mirror")
+    held_up.times = 0
+    second = await bench.start("mirror", wandb_queues=queue.name, **MIRROR)
+    await second.wait_for("launch_mirrored", queue_item=item.id)
+    first.wake()
+    await first.wait_for("queue_item_lost", queue_item=item.id)
+    await bench.start()
+    await audit(bench, case)
+    assert (item.pops, item.state, item.run_name, item.error) == (2, "CLAIMED", case.run_id, None)

@@ -13,6 +13,7 @@ import pytest
 from tests.e2e.audit import audit, ended
 from tests.e2e.bench import Bench
 from tests.e2e.launches import PROJECT, LaunchCase, numbered
+from tests.e2e.process import until
 from worker.local.stack import ENTITY
 from worker.local.wandb_records import DoubleRun, RunKey
 
@@ -97,6 +98,33 @@ async def test_a_stop_of_the_run_gives_it_time_and_then_ends_the_job(bench: Benc
     (done,) = worker.events("run_stop_done")
     assert done["seconds"] >= 1
     assert len(worker.events("job_stopping")) == 1
+
+
+async def test_a_stop_that_the_container_obeys_by_itself_is_told_although_the_worker_dies(
+    bench: Bench,
+) -> None:
+    case = bench.launch(numbered(2), tail="sleep 5; exit 1")
+    key = RunKey(ENTITY, PROJECT, case.run_id)
+    bench.services.wandb.runs[key] = DoubleRun(key)  # the container's
+    worker = await bench.started()
+    await bench.send(case)
+    await bench.lines_in_wandb(case, 2)
+    bench.services.wandb.stop(*key)
+    await worker.wait_for("run_stop_seen", launch_id=case.launch_id)
+
+    async def noted() -> bool:
+        record = await bench.record(case)
+        return record is not None and bool(record.stop_asked)
+
+    await until(noted, "the stop is in the ledger")
+    await worker.kill()
+    await bench.container_ended(case)
+    bench.services.wandb.runs[key].stopped = False  # the next worker has only the ledger to know it from
+    second = await bench.start()
+    pressed = f"Stop was pressed in W&B, in the run {ENTITY}/{PROJECT}/{case.run_id}."
+    reason = f"the job ended by itself before it took effect: {pressed}"
+    await audit(bench, case, end="failed", reason=reason, exit_code=1)
+    assert second.events("job_stopping") == []
 
 
 async def test_a_stop_of_the_companion_comes_with_the_answer_to_a_post(bench: Bench) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.fakes.companion import FakeCompanion
-from tests.fakes.launch_queue import FakeLaunchQueue, no_unstarted_runs
+from tests.fakes.launch_queue import FakeLaunchQueue, FakeQueueItems, no_unstarted_runs
 from tests.fakes.ledger import MemoryLedger
 from worker.intake.refusal import Refusals
 from worker.job_story import JobStory
@@ -38,6 +38,7 @@ def stopping_of(
     *,
     interval: float,
     is_current: Callable[[], bool] = lambda: True,
+    items: FakeQueueItems | None = None,
 ) -> Stopping:
     """Stops of companions alone are heard."""
     return Stopping(
@@ -52,6 +53,7 @@ def stopping_of(
         ),
         run_stops=None,
         requests=StopRequests(MemoryLedger(), held, interval),
+        refusals=Refusals(items, FakeLaunchQueue()),
         pending=PendingJobs(
             held=held,
             sagemaker=sagemaker,

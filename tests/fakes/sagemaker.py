@@ -25,6 +25,7 @@ class FakeSageMaker(SageMaker):
         self.descriptions: dict[str, Mapping[str, Any]] = {}
         """Job name → what `description` answers; by default what was asked of CreateTrainingJob."""
         self.description_errors: list[Exception] = []
+        self.described: list[str] = []
         self.stopped: list[str] = []
         self.turns_given_back = 0
         self.answering = asyncio.Event()
@@ -56,6 +57,7 @@ class FakeSageMaker(SageMaker):
 
     async def describe(self, name: str) -> JobFacts:
         await self._turn()
+        self.described.append(name)
         return self.jobs[name]
 
     async def description(self, name: str) -> Mapping[str, Any]:

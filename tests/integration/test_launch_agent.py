@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from worker.intake.refusal import Refusals
 from worker.intake.sweeps import Sweeps
 from worker.intake.unstarted import NO_INIT, NOT_STARTED, UnstartedRuns
 from worker.intake.wandb_queue import QueueItems
-from worker.launch.record import Failure, LaunchRecord
+from worker.launch.record import Failure, LaunchRecord, RunRef
 from worker.local.wandb_double import WandbDouble, running_wandb_double
 from worker.ops.metrics import Metrics
 
@@ -276,6 +277,28 @@ async def test_a_run_that_never_was_fails_its_item_with_the_log(
     }
 
 
+@pytest.mark.parametrize("told", ["refused", "never started"])
+async def test_it_is_told_whatever_the_entity_of_the_run_is(
+    double: WandbDouble, api: WandbApi, told: str
+) -> None:
+    """W&B's agent reports nothing about runs of other entities than its own."""
+    agent = agent_of(api)
+    await agent.register()
+    item = double.push("acme", "sm", {})
+    failed, failure = refused(item.id, agent.name, LOG)
+    failed = replace(failed, run=RunRef("other-team", "vision", "r1"))
+    if told == "refused":
+        await Refusals(QueueItems(api), FakeLaunchQueue()).report(failed, failure)
+    else:
+        await unstarted(api).report(failed, completed=True, reason="")
+    path = f"{item.id}/error/error.log"
+    assert item.error is not None
+    assert (item.state, item.error["filePaths"]) == ("FAILED", [path])
+    run = double.run("acme", "model-registry", agent.name)
+    assert run is not None
+    assert run.files[path].decode() == LOG
+
+
 async def test_a_run_may_appear_late(double: WandbDouble, api: WandbApi) -> None:
     item = double.push("acme", "sm", {})
     held = record(item_id=item.id)
@@ -298,14 +321,24 @@ async def test_a_run_that_was_started_tells_its_own_end(double: WandbDouble, api
 
 @pytest.mark.parametrize(
     "changes",
-    [{"item_id": ""}, {"log_target": "run"}, {"log_target": "off"}, {"log_target": "files"}],
+    [{"item_id": ""}, {"log_target": "run"}, {"log_target": "files"}],
     ids=str,
 )
 async def test_nobody_expects_a_run_of_the_container(
     double: WandbDouble, api: WandbApi, changes: dict[str, str]
 ) -> None:
-    await unstarted(api).report(record(**changes), completed=True, reason="")
+    held = record(**{"item_id": "item-1", **changes})
+    await unstarted(api).report(held, completed=True, reason="")
     assert double.counts["graphql:RunState"] == 0
+
+
+async def test_who_wants_no_log_in_wandb_is_told_without_it(double: WandbDouble, api: WandbApi) -> None:
+    agent = agent_of(api)
+    await agent.register()
+    item = double.push("acme", "sm", {})
+    held = record(item_id=item.id, agent_run=agent.name, log_target="off")
+    await unstarted(api).report(held, completed=True, reason="")
+    assert item.error == {"message": NO_INIT, "stage": "run", "filePaths": None}
 
 
 async def test_trouble_is_not_taken_for_a_missing_run(double: WandbDouble, api: WandbApi) -> None:

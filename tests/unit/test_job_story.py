@@ -69,6 +69,7 @@ async def test_a_failure_is_an_alert_once_also_when_the_end_is_told_again() -> N
         (JobFacts("Completed", "Completed"), ""),
         (JobFacts("Stopped", "Stopped"), "Stop was pressed in W&B, in the companion run."),
         (JobFacts("Stopped", "Stopped"), ""),
+        (JobFacts("Completed", "Completed"), "It did not start within 60 s (LAUNCH_START_TIMEOUT): Pending."),
     ],
 )
 async def test_what_somebody_wanted_is_no_alert(facts: JobFacts, stop_reason: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from tests.fakes.companion import FakeCompanion
-from tests.fakes.launch_queue import FakeLaunchQueue
+from tests.fakes.launch_queue import FakeLaunchQueue, FakeQueueItems
 from tests.fakes.ledger import MemoryLedger
 from tests.fakes.leg2 import story_of
 from tests.fakes.sagemaker import FakeSageMaker
@@ -37,27 +37,29 @@ class Bench:
         self.launch = launch
         self.sagemaker.jobs[launch.job_name] = described or launch.facts
         self.reasons: list[str] = []
+        self.items = FakeQueueItems()
 
     async def look(self, *, start_timeout: float = 0.0, alert_after: float = 1e9, now: float = NOW) -> None:
         await self.ledger.create(self.launch)
         self.held = HeldLaunches(self.ledger, WORKER, Metrics())
         self.held.add(HeldLaunch(self.launch))
+        refusals = Refusals(self.items, FakeLaunchQueue())
         pending = PendingJobs(
             held=self.held,
             sagemaker=self.sagemaker,
             story=story_of(self.companion, self.sagemaker),
-            refusals=Refusals(None, FakeLaunchQueue()),
+            refusals=refusals,
             interval=30.0,
             start_timeout=start_timeout,
             alert_after=alert_after,
             is_current=lambda: True,
             now=lambda: now,
         )
-        run = asyncio.ensure_future(pending.run(self._stop))
+        running = asyncio.gather(pending.run(self._stop), refusals.run())
         await asyncio.sleep(95)
-        run.cancel()
+        running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await run
+            await running
 
     async def _stop(self, launch_id: str, reason: str) -> bool:
         self.reasons.append(reason)
@@ -118,3 +120,20 @@ async def test_a_long_wait_is_told_once_and_by_no_other_worker_again() -> None:
     stored = await bench.ledger.read("launch-1")
     assert stored is not None
     assert stored.alerted == ("waiting",)
+
+
+async def test_a_long_wait_stands_on_the_queue_item_in_sagemaker_s_words() -> None:
+    words = "Insufficient capacity. Retrying."
+    bench = Bench(record(item_id="item-1", facts=PENDING), replace(PENDING, status_message=words))
+    bench.items.errors = [Unreachable("W&B is away")]
+    await bench.look(alert_after=1800)
+    told = f"LW-JOB-PENDING: The job has not started yet: SageMaker says Pending ({words}) for its instances."
+    assert bench.items.warned == [("item-1", told, "run")], "once, however often it is looked at"
+    assert bench.sagemaker.described == ["job-1"]
+
+
+async def test_a_job_that_has_ended_meanwhile_is_left_to_the_status_feed() -> None:
+    bench = Bench(record(item_id="item-1", facts=PENDING), JobFacts("Completed", "Completed"))
+    await bench.look(alert_after=1800)
+    (held,) = bench.held
+    assert (bench.items.warned, held.record.facts) == ([], PENDING)

@@ -129,7 +129,7 @@ class Bench:
         refusals = Refusals(self.items, self.queue)
         beat = WorkerBeat(name, 0, "default", "host", 0.0)
         membership = Membership(self.ledger, beat, HEARTBEAT, clock=lambda: self.now)
-        build_logs = BuildLogs(self.companion)
+        build_logs = BuildLogs(self.companion, alerts=("failure", "waiting"))
         if self.building.output:
             self.building.logs = build_logs
         submitted: list[HeldLaunch] = []
@@ -254,6 +254,9 @@ async def test_a_failed_build_is_told_with_the_end_of_its_output(bench: Bench) -
     failure = (await bench.only_record()).failure
     assert failure is not None
     assert failure.log == "", "what has been told is not kept"
+    ((_, level, title, text),) = bench.companion.alerts
+    assert (level, text) == ("ERROR", "the build failed")
+    assert title.endswith("its image could not be built")
 
 
 async def test_a_run_of_a_sweep_that_is_over_is_refused_before_anything_is_fetched(bench: Bench) -> None:

@@ -83,7 +83,8 @@ OPTIONAL: Mapping[str, st.SearchStrategy[Any]] = {
         ("name", "author", "commit", "job_artifact", "image", "job_name", "job_arn", "instance_type"), TEXT
     ),
     **dict.fromkeys(
-        ("log_target", "stop_reason", "previous_job", "given_up", "waits_for", "agent_run"), TEXT
+        ("log_target", "stop_reason", "stop_asked", "previous_job", "given_up", "waits_for", "agent_run"),
+        TEXT,
     ),
     **dict.fromkeys(("epoch", "attempt", "tries", "instance_count", "opened", "priority"), COUNTS),
     **dict.fromkeys(("private_key", "reported", "stopped_before"), st.booleans()),

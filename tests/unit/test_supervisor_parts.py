@@ -9,17 +9,20 @@ from dataclasses import dataclass
 import pytest
 
 from tests.fakes.companion import FakeCompanion
-from tests.fakes.launch_queue import FakeLaunchQueue
+from tests.fakes.launch_queue import FakeLaunchQueue, FakeQueueItems
 from tests.fakes.ledger import MemoryLedger
 from tests.fakes.leg2 import stopping_of, story_of
 from tests.fakes.sagemaker import FakeSageMaker
+from tests.unit.records import record
 from tests.unit.waiting import until
 from worker.clients.api_key import ApiKey
+from worker.clients.aws import NotPermitted
 from worker.errors import Unreachable
 from worker.intake.refusal import Refusals
 from worker.launch.record import JobFacts, LaunchRecord, LaunchState, RunRef
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ops.metrics import Metrics
+from worker.persistence import Persistence, Tried
 from worker.stopping import Stopping
 from worker.submission import Submission
 
@@ -45,11 +48,12 @@ class Bench:
     held: HeldLaunch
     sagemaker: Watched
     stopping: Stopping
+    items: FakeQueueItems
 
 
 async def bench_of(state: LaunchState = LaunchState.ACCEPTED, status: str = "InProgress") -> Bench:
     ledger, metrics = MemoryLedger(), Metrics()
-    record = LaunchRecord(
+    launch = LaunchRecord(
         launch_id="a",
         state=state,
         run=RunRef("e", "p", "a"),
@@ -57,8 +61,8 @@ async def bench_of(state: LaunchState = LaunchState.ACCEPTED, status: str = "InP
         job_name="job-a",
         facts=JobFacts(status=status),
     )
-    await ledger.create(record)
-    launches, held, sagemaker = HeldLaunches(ledger, "w1", metrics), HeldLaunch(record), Watched(ledger)
+    await ledger.create(launch)
+    launches, held, sagemaker = HeldLaunches(ledger, "w1", metrics), HeldLaunch(launch), Watched(ledger)
     launches.add(held)
     submission = Submission(
         held=launches,
@@ -71,8 +75,9 @@ async def bench_of(state: LaunchState = LaunchState.ACCEPTED, status: str = "InP
     )
     companion = FakeCompanion()
     story = story_of(companion, sagemaker)
-    stopping = stopping_of(launches, submission, sagemaker, story, companion, interval=60.0)
-    return Bench(ledger, held, sagemaker, stopping)
+    items = FakeQueueItems()
+    stopping = stopping_of(launches, submission, sagemaker, story, companion, interval=60.0, items=items)
+    return Bench(ledger, held, sagemaker, stopping, items)
 
 
 async def test_the_reason_is_durable_before_the_stop() -> None:
@@ -134,3 +139,45 @@ async def test_there_is_nothing_to_stop_once_it_is_over(state: LaunchState, stat
     assert not await bench.stopping.stop("a", "Stop was pressed.")
     assert not await bench.stopping.stop("other", "Stop was pressed.")
     assert bench.sagemaker.stopped == []
+
+
+async def test_a_stop_that_comes_after_the_job_s_end_is_kept_for_its_story() -> None:
+    bench = await bench_of(LaunchState.ACCEPTED, "Failed")
+    assert not await bench.stopping.stop("a", "Stop was pressed.")
+    assert not await bench.stopping.stop("a", "Too dear.")
+    stored = await bench.ledger.read("a")
+    assert stored is not None
+    assert (stored.stop_asked, stored.stop_reason) == ("Stop was pressed.", "")
+
+
+async def test_a_stop_that_is_not_permitted_stands_on_the_queue_item() -> None:
+    bench = await bench_of()
+    bench.held.update(item_id="item-1")
+    bench.sagemaker.errors = [NotPermitted("StopTrainingJob: AccessDeniedException: no")]
+    for _ in range(2):
+        assert not await bench.stopping.stop("a", "Stop was pressed.")
+    told = "LW-PERMISSION-MISSING: The job is not stopped, although that was asked for (Stop was pressed.): "
+    ((item, message, stage),) = bench.items.warned
+    assert (item, message.startswith(f"{told}StopTrainingJob: AccessDenied"), stage) == (
+        "item-1",
+        True,
+        "run",
+    )
+
+
+async def test_a_step_that_is_not_permitted_stands_on_the_queue_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.persistence.backoff", lambda *_, **__: 0.001)
+    items, held = FakeQueueItems(), HeldLaunch(record(item_id="item-1"))
+    denied = [NotPermitted("DescribeTrainingJob: AccessDeniedException: no") for _ in range(2)]
+
+    async def step() -> None:
+        if denied:
+            raise denied.pop(0)
+
+    persistence = Persistence(Metrics(), 60.0, Refusals(items, FakeLaunchQueue()))
+    assert await persistence.until_done(held, "describe_training_job", step) is Tried.DONE
+    told = (
+        "LW-PERMISSION-MISSING: The worker cannot go on (describe_training_job): "
+        "DescribeTrainingJob: AccessDeniedException: no"
+    )
+    assert items.warned == [("item-1", told, "run")]

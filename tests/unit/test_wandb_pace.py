@@ -59,3 +59,28 @@ async def test_all_runs_together_come_slower_after_refusals_and_recover() -> Non
     for number in range(100):
         await post(pace, f"u{number}")
     assert now() - started < 0.1
+
+
+async def test_posts_of_a_run_are_never_under_way_together_and_hold_up_no_other() -> None:
+    pace, order = StreamPace(), []
+
+    async def post(run: str, name: str, seconds: float) -> None:
+        async with pace.turn(run):
+            order.append(f"{name} begins")
+            await asyncio.sleep(seconds)
+            order.append(f"{name} ends")
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(post("a", "slow heartbeat", 5))
+        await asyncio.sleep(0.01)
+        tasks.create_task(post("a", "end of the run", 0.1))
+        tasks.create_task(post("b", "another run", 0.1))
+    assert order == [
+        "slow heartbeat begins",
+        "another run begins",
+        "another run ends",
+        "slow heartbeat ends",
+        "end of the run begins",
+        "end of the run ends",
+    ]
+    assert pace._flights == {}

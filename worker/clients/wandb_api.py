@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import io
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -86,8 +87,8 @@ class WandbApi:
         heartbeat."""
         path = "/".join(quote(part, safe="") for part in (entity, project, run))
         url = f"{self.base_url}/files/{path}/file_stream"
-        await self._turn(f"{entity}/{project}")
         async with self._pace.turn(path):
+            await self._turn(f"{entity}/{project}")
             return await self._post(url, "file_stream", body, may_compress=True)
 
     async def _turn(self, project: str) -> None:
@@ -106,7 +107,8 @@ class WandbApi:
 
         async def send(key: str) -> None:
             given = {**headers, **(_authorization(key) if same_server else {})}
-            put = self._session.put(url, data=content, headers=given, timeout=_TIMEOUT)
+            # As a stream it is written in pieces; megabytes at once would hold the event loop up.
+            put = self._session.put(url, data=io.BytesIO(content), headers=given, timeout=_TIMEOUT)
             async with self._translated("upload"), put as response:
                 await self._check("upload", response)
 
@@ -137,7 +139,7 @@ class WandbApi:
 
         async def send(key: str) -> dict[str, Any]:
             headers = {**_authorization(key), "Content-Type": "application/json", **encoding}
-            post = self._session.post(url, data=data, headers=headers, timeout=_TIMEOUT)
+            post = self._session.post(url, data=io.BytesIO(data), headers=headers, timeout=_TIMEOUT)
             async with self._translated(what), post as response:
                 await self._check(what, response)
                 answer = await response.json(content_type=None)

@@ -31,6 +31,13 @@ mutation CreateRunFiles($entity: String!, $project: String!, $run: String!, $fil
   }
 }"""
 
+MARK_UPLOADED = "MARK_RUN_FILES_UPLOADED"
+"""Server feature: the mutation of that name exists."""
+_MARK_UPLOADED = """
+mutation MarkRunFilesUploaded($entity: String!, $project: String!, $run: String!, $files: [String!]!) {
+  markRunFilesUploaded(input: {entityName: $entity, projectName: $project, runName: $run, files: $files}) { success }
+}"""
+
 _ALERT_PAUSE = 60_000
 """Milliseconds in which W&B tells an alert of the same title once (the SDK's default)."""
 _ALERT = """
@@ -85,15 +92,21 @@ async def upsert_run(
 async def upload_run_file(
     api: WandbApi, where: RunAddress, name: str, content: bytes, *, announce: bool = True
 ) -> None:
-    """Put a file into a run; the same name replaces it. `announce`: False leaves the run's file stream alone, whose
-    writer is somebody else."""
+    """Put a file into a run; the same name replaces it.
+
+    The server is told of it by a mutation, which leaves the run's state alone. One that does not know it (older than
+    the feature) is told through the run's file stream, but only with `announce`: that makes a run that is over running
+    again (a comment in wandb/apis/public/runs.py, `Run.upload_file`), and has another writer in runs that are not
+    ours."""
     variables = {"entity": where.entity, "project": where.project, "run": where.run, "files": [name]}
     answer = (await api.graphql("CreateRunFiles", _CREATE_FILES, variables)).get("createRunFiles")
     if not answer or not answer.get("files"):
         raise Unreachable(f"CreateRunFiles: W&B gave no place for {name}")
     headers = dict(header.split(":", 1) for header in answer.get("uploadHeaders") or ())
     await api.put_file(answer["files"][0]["uploadUrl"], content, headers)
-    if announce:
+    if MARK_UPLOADED in await api.features():
+        await api.graphql("MarkRunFilesUploaded", _MARK_UPLOADED, variables)
+    elif announce:
         await api.file_stream(*where, {"uploaded": [name]})
 
 

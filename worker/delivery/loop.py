@@ -121,6 +121,7 @@ class LogDelivery:
                 self._close((), on_delivered)
                 pause = (error.retry_after if isinstance(error, Again) else None) or backoff(tries, cap=30)
                 self._trouble.tell(error, pause)
+                await self._trouble.warn(error, list(self._logs.values()))
                 tries += 1
                 await asyncio.sleep(pause)
                 continue
@@ -203,7 +204,7 @@ class LogDelivery:
     async def _read(self, group: dict[str, JobLog]) -> Iterable[str]:
         asked_ms = self._feed.now_ms()
         sweep = await self._feed.sweep({stream: log.positions[stream] for stream, log in group.items()})
-        self._trouble.has_read = self._trouble.has_read or bool(group)
+        self._trouble.passed(read=bool(group))
         take_in(sweep, group, asked_ms)
         await asyncio.sleep(0)  # of a large sweep this takes milliseconds, and so does what follows
         await self._assign(dict.fromkeys(group.values()))

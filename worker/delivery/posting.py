@@ -9,12 +9,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from worker.aio import backoff, effect
 from worker.delivery.job_log import AssignedBatch, JobLog
 from worker.errors import Never, WorkerError
+from worker.intake.refusal import Refusals
 from worker.launch.console import CONSOLE_LIMIT
 from worker.launch.record import LaunchRecord
 from worker.ledger.held import HeldLaunches
 from worker.ops.logging import get_logger
 from worker.ops.metrics import Metrics
 from worker.persistence import GIVE_UP_AFTER, Persistence, Tried
+from worker.submit_queue import HeartbeatLate
 from worker.tracking.history import history_rows
 from worker.tracking.port import Companion
 from worker.training import cursor
@@ -23,6 +25,9 @@ from worker.training.log_feed import LogFeed
 
 _MAX_PAGES_AGAIN = 5
 """Pages that the batches of several jobs may lie on to be read together."""
+
+_LATE_BEAT = 1.0
+"""Seconds between two looks whether a late heartbeat has come through, which tells whose the launches are."""
 
 _log = get_logger()
 
@@ -38,12 +43,16 @@ class Posting:
         companion: Companion,
         metrics: Metrics,
         give_up_after: float = GIVE_UP_AFTER,
+        refusals: Refusals | None = None,
         on_answer: Callable[[LaunchRecord, bool], None] = lambda *_: None,
+        is_current: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`give_up_after`: seconds after a job's end, see `persistence`. `on_answer` is told whether W&B's answer says
-        that somebody pressed Stop in the companion."""
+        """`give_up_after` (seconds after a job's end) and `refusals`: see `persistence`. `on_answer` is told whether
+        W&B's answer says that somebody pressed Stop in the companion; `is_current`: no other worker can have
+        taken this one's launches over."""
         self._on_answer = on_answer
-        self.persistence = Persistence(metrics, give_up_after)
+        self._is_current = is_current
+        self.persistence = Persistence(metrics, give_up_after, refusals)
         self._held = held
         self._feed = feed
         self._companion = companion
@@ -155,8 +164,17 @@ class Posting:
         """Repeat `send` until it succeeds. False: the launch is lost, or given up a long time after its job's end;
         until then W&B's refusals are ridden out too: a key that is rotated or a server that is mended brings the log
         on, and the backlog stays in CloudWatch."""
+
+        async def send_as_owner() -> None:
+            # The lines of a worker that was frozen would do no harm, but they might revive a run that is over.
+            while not (self._is_current() or log.held.lost):  # noqa: ASYNC110  # a point in time, no event
+                await asyncio.sleep(_LATE_BEAT)
+            if log.held.lost:
+                raise HeartbeatLate("another worker has the launch")
+            await send()
+
         tried = await self.persistence.until_done(
-            log.held, "log_delivery", send, cap=30, final=(cursor.EventsGone,)
+            log.held, "log_delivery", send_as_owner, cap=30, final=(cursor.EventsGone,)
         )
         log.given_up = log.given_up or tried is Tried.GIVEN_UP
         return tried is Tried.DONE

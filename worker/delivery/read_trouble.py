@@ -12,6 +12,8 @@ from worker.ops.logging import get_logger
 from worker.ops.permissions import MissingPermissions
 from worker.persistence import Persistence
 
+_WARNED_AT_ONCE = 20
+
 _log = get_logger()
 
 
@@ -21,9 +23,18 @@ class ReadTrouble:
     def __init__(self, persistence: Persistence, *, drain_limit: float) -> None:
         """`drain_limit`: seconds after its end that a job waits for a log which the policy never let be read."""
         self.has_read = False
+        """Since the start."""
         self._persistence = persistence
         self._drain_limit = drain_limit
         self._permissions = MissingPermissions()
+        self._warned: set[str] = set()
+        """Launch ids whose queue items tell that their logs may not be read; empty again once one could be."""
+
+    def passed(self, *, read: bool) -> None:
+        """A round has not failed; `read`: it was allowed to read some log."""
+        if read:
+            self.has_read = True
+            self._warned.clear()
 
     def tell(self, error: WorkerError, pause: float) -> None:
         """A read failed and is tried again in `pause` seconds."""
@@ -33,6 +44,19 @@ class ReadTrouble:
             self._permissions.tell(action, cost=cost, error=error)
         else:
             _log.warning("log_round_failed", error=str(error), again_in=round(pause, 1))
+
+    async def warn(self, error: WorkerError, logs: Iterable[JobLog]) -> None:
+        """On the queue items of the jobs whose log the policy hides, some in each round."""
+        if not isinstance(error, NotPermitted):
+            return
+        # Streams that are known are read on where only looking for new ones is forbidden.
+        only_new = str(error).startswith("DescribeLogStreams")
+        hidden = [log for log in logs if not (only_new and log.positions)]
+        untold = [log for log in hidden if log.held.launch_id not in self._warned]
+        for log in untold[:_WARNED_AT_ONCE]:
+            self._warned.add(log.held.launch_id)
+            cost = "The job's log does not come to W&B"
+            await self._persistence.warn_of_permission(log.held.record, error, cost)
 
     def give_up(self, error: WorkerError, failing_since: float, logs: Iterable[JobLog]) -> None:
         """CloudWatch cannot be read, or not any more: jobs that ended long ago do not wait for it for ever, and hardly

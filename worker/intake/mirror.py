@@ -34,7 +34,7 @@ _ACK_FIRST = 1
 """Seconds that a message is held back: W&B should hear of the run before a worker can fail the item."""
 _START_TIMEOUT = 10.0
 _END_TIMEOUT = 5.0
-_REMEMBERED = 100
+_REMEMBERED = 1000
 """Warnings that are not repeated."""
 _THIS_ITEM_ONLY = frozenset({"InvalidMessageContents", "InvalidParameterValue"})
 """SendMessage's errors that are about the message, not about the queue."""
@@ -79,6 +79,8 @@ class Mirror:
         self._turns = list(facts.queues)
         self._told: set[tuple[str, str]] = set()
         """(queue, why) that has been warned of."""
+        self._warned: set[str] = set()
+        """Ids of items that are left, and whose warning W&B shows."""
         self._troubles: dict[str, str] = {}
         self._status = AgentStatus.POLLING
         self._leave = asyncio.Event()
@@ -194,9 +196,11 @@ class Mirror:
     async def _settle(self, queue: str, item: QueueItem, deadline: float) -> None:
         origin = Origin(self._facts.base_url, self._agent.entity, queue, self._agent.name)
         match envelope(item.item_id, item.run_spec, origin, max_bytes=self._queue.facts.max_bytes):
-            case Leave(why):
+            case Leave(why, warning):
                 self._count("left")
                 self._tell_once("queue_item_left", queue, why)
+                if warning:
+                    await self._warn_once(item, warning)
             case TooLarge(reason):
                 await self._fail(item, reason, deadline)
             case Forward() as message:
@@ -240,6 +244,20 @@ class Mirror:
         self._count("failed")
         _log.warning("queue_item_failed", queue_item=item.item_id, reason=reason)
         await self._until(deadline, lambda: self._items.fail(item.item_id, reason, Stage.AGENT))
+
+    async def _warn_once(self, item: QueueItem, warning: str) -> None:
+        """An item that is left comes back with each lease's end."""
+        if item.item_id in self._warned:
+            return
+        if len(self._warned) >= _REMEMBERED:
+            self._warned.clear()
+        self._warned.add(item.item_id)
+        try:
+            await self._items.warn(item.item_id, warning, Stage.AGENT)
+        except WorkerError as error:  # somebody else may have it by now
+            _log.warning("queue_item_not_warned", queue_item=item.item_id, error=str(error))
+            if isinstance(error, Again):
+                self._warned.discard(item.item_id)
 
     # What is shared.
 

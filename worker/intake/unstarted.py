@@ -42,14 +42,14 @@ class UnstartedRuns:
     async def report(self, record: LaunchRecord, *, completed: bool, reason: str) -> None:
         """To be called once the job's log is complete; repeating it is harmless. `reason` is how the job ended, in
         words. Raises `Again` when W&B does not answer."""
-        # With another target the worker writes the run, or nobody does.
-        if self._api is None or not record.item_id or record.log_target != "companion":
+        # With `run` the worker writes the run, and with `files` it has made one that the container did not.
+        if self._api is None or not record.item_id or record.log_target not in ("companion", "off"):
             return
         if await self._appears(self._api, record):
             return
         message = NO_INIT if completed else f"{NOT_STARTED}: {reason}"
         _log.warning("run_not_started", launch_id=record.launch_id, run=record.run.run_id, reason=message)
-        log = await self._log_end(record)
+        log = await self._log_end(record) if record.log_target != "off" else ""  # which wants none in W&B
         await self._refusals.fail_item(record, message, Stage.RUN, log=log)
 
     async def _appears(self, api: WandbApi, record: LaunchRecord) -> bool:

@@ -11,6 +11,10 @@ from typing import Any
 from worker.launch.identity import launch_id, normalise_base_url
 
 MESSAGE_SIZE = "LW-MESSAGE-SIZE"
+SCHEDULER = (
+    "A sweep scheduler is left in the queue: launch-worker runs its trials, not the scheduler itself;"
+    " let a `wandb launch-agent` serve this queue, too."
+)
 _RUN_ID_LENGTH = 10
 _NOT_SENDABLE = re.compile("[\ud800-\udfff\ufffe\uffff]")
 """What SQS does not take (XML 1.0) and JSON does not escape by itself."""
@@ -41,6 +45,8 @@ class Leave:
     """It is not for this worker: W&B returns it to the queue when the lease of the pop is over."""
 
     why: str
+    warning: str = ""
+    """What its owner should know, who may wait for it in vain; empty: nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +61,11 @@ def envelope(item_id: str, run_spec: Any, origin: Origin, *, max_bytes: int) -> 
 
     `max_bytes`: the largest body that the SQS queue takes."""
     spec = _readable(run_spec)
-    if why := _not_ours(spec):
-        return Leave(why)
+    if str(spec.get("uri") or "").startswith("placeholder"):
+        return Leave("it is a sweep scheduler, which `wandb launch-agent` runs", SCHEDULER)
+    resource = spec.get("resource") or "sagemaker"
+    if resource != "sagemaker":
+        return Leave(f"its resource is {resource}, and this worker runs sagemaker only")
     identity = launch_id((normalise_base_url(origin.base_url), origin.entity, item_id))
     message = {
         "runQueueItemId": item_id,
@@ -86,13 +95,3 @@ def _readable(run_spec: Any) -> Mapping[str, Any]:
         except (ValueError, RecursionError):
             return {}
     return run_spec if isinstance(run_spec, dict) else {}
-
-
-def _not_ours(spec: Mapping[str, Any]) -> str:
-    """Why an item is somebody else's to run; empty if it is not."""
-    if str(spec.get("uri") or "").startswith("placeholder"):
-        return "it is a sweep scheduler, which `wandb launch-agent` runs"
-    resource = spec.get("resource") or "sagemaker"
-    if resource != "sagemaker":
-        return f"its resource is {resource}, and this worker runs sagemaker only"
-    return ""

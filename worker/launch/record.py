@@ -160,6 +160,9 @@ class LaunchRecord:
     stopped_before: bool = False
     """The attempt before was stopped, and W&B may go on to say so of its runs: there, only a stop that was not there
     at first is a new one."""
+    stop_asked: str = ""
+    """Why somebody wanted the job stopped although SageMaker was not asked: its container has time to end by itself, or
+    it had ended. No other attempt follows."""
     failure: Failure | None = None
     reported: bool = False
     """The refusal has reached W&B (or there is no queue item to report to)."""

@@ -77,6 +77,11 @@ class HeldLaunches:
         now = time.monotonic()
         return [held.record for held in self if now - held.posted_at >= seconds]
 
+    def is_silent_for(self, launch_id: str, seconds: float) -> bool:
+        """`silent_for` has this one."""
+        held = self._launches.get(launch_id)
+        return held is not None and time.monotonic() - held.posted_at >= seconds
+
     def when_lost(self, callback: Callable[[HeldLaunch], None]) -> None:
         """Tell `callback` about each launch that another worker took over."""
         self._on_lost.append(callback)

@@ -12,6 +12,7 @@ Control endpoints, all JSON:
   POST /_double/sweep    {entity, project, sweep, state}: a sweep is in this state
   POST /_double/job      {entity, project, name, type?, aliases?, files: {path: text}}: make an artifact → {id, version}
   POST /_double/fault    {match, status?, times?, latency?, cut?, when?, retry_after?}: see `Fault`
+  POST /_double/strict   {writers?, console_lines?, run_posts?, project_posts?, queries?, revives?}: see `Strictness`
   POST /_double/reset
 """
 
@@ -31,11 +32,12 @@ from aiohttp import web
 
 from worker.local.ports import listening_socket
 from worker.local.wandb_artifacts import ArtifactOperations
-from worker.local.wandb_file_stream import take_post, writer_of
+from worker.local.wandb_file_stream import client_of, take_post, writer_of
 from worker.local.wandb_queues import AgentOperations, QueueOperations
 from worker.local.wandb_records import Json, OperationRefused, RunKey
 from worker.local.wandb_runs import AccountOperations, RunOperations
 from worker.local.wandb_state import WandbState
+from worker.local.wandb_strict import Strictness, refusal
 
 _MAX_BODY = 64 << 20
 _OPERATION = re.compile(r"\b(?:query|mutation)\s+(\w+)")
@@ -143,10 +145,18 @@ class WandbDouble(WandbState):
             }
         )
 
+        if wait := self.limits.of_query(self.strict):
+            return self._limited("graphql", wait)
+
         async def answer() -> web.Response:
             return web.json_response(self._execute(name, query, variables))
 
         return await self._faulted(request, name, answer)
+
+    def _limited(self, what: str, wait: float) -> web.Response:
+        self.counts[f"limited:{what}"] += 1
+        headers = {"Retry-After": f"{wait:.3f}"}
+        return web.json_response({"error": "rate limit exceeded"}, status=429, headers=headers)
 
     def _execute(self, name: str, query: str, variables: Json) -> Json:
         for operations in self._operations:
@@ -167,12 +177,19 @@ class WandbDouble(WandbState):
         if self.keep_bodies:
             self.bodies.append(body)
         self.counts["file_stream:data" if body else "file_stream:heartbeat"] += 1
+        if wait := self.limits.of_post(self.strict, key):
+            return self._limited("file_stream", wait)
 
         async def answer() -> web.Response:
             run = self.runs.get(key)
             if run is None:
                 return web.json_response({"error": "run not found"}, status=404)
-            take_post(run, writer_of(request.headers), body)
+            writer, client = writer_of(request.headers), client_of(request.headers)
+            status, why = refusal(self.strict, run, writer, client, body)
+            if status:
+                run.refused.append(why)
+                return web.json_response({"error": why}, status=status)
+            take_post(run, writer, body, client=client, revives=self.strict.revives)
             return web.json_response({"stopped": run.stopped, "limits": {}, "exitcode": None})
 
         return await self._faulted(request, f"file_stream {'/'.join(key)}", answer)
@@ -243,6 +260,8 @@ class WandbDouble(WandbState):
                 return {"id": artifact.id, "version": artifact.version}
             case "fault":
                 self.fault(**body)
+            case "strict":
+                self.strict = Strictness(**body)
             case "reset":
                 self.reset()
                 self.faults.clear()

@@ -26,8 +26,14 @@ def writer_of(headers: Mapping[str, str]) -> str:
     return headers.get("X-WANDB-ASYNC-CLIENT-ID", "") if shared else ""
 
 
-def take_post(run: DoubleRun, writer: str, body: Json) -> None:
-    """Store one post. A later post at the same offset replaces lines, as the SDK's terminal emulation needs."""
+def client_of(headers: Mapping[str, str]) -> str:
+    """The kind of client: `wandb-core`, `launch-worker`."""
+    return headers.get("User-Agent", "").partition("/")[0]
+
+
+def take_post(run: DoubleRun, writer: str, body: Json, *, client: str = "", revives: bool = False) -> None:
+    """Store one post. A later post at the same offset replaces lines, as the SDK's terminal emulation needs.
+    `revives`: whatever comes after the end of the run makes it running again."""
     now = time.time()
     run.seen_at = now
     if not body:
@@ -41,6 +47,8 @@ def take_post(run: DoubleRun, writer: str, body: Json) -> None:
             rest={key: value for key, value in body.items() if key != "files"},
         )
     )
+    if not files.keys().isdisjoint((CONSOLE, HISTORY)):
+        run.clients.add(client)
     for name, chunk in files.items():
         _store_lines(run, writer, name, chunk["offset"], chunk["content"])
         if name == SUMMARY and chunk["content"]:
@@ -50,8 +58,8 @@ def take_post(run: DoubleRun, writer: str, body: Json) -> None:
     if body.get("complete"):
         run.exit_code = body.get("exitcode")
         run.move("finished" if run.exit_code == 0 else "failed")
-    elif run.state in ("pending", "crashed"):
-        # A run that got `complete` keeps its state: whether a real server revives it is not known.
+    elif run.state in ("pending", "crashed") or revives:
+        # A run that got `complete` keeps its state unless the double is strict.
         run.move("running")
 
 

@@ -67,6 +67,10 @@ class DoubleRun:
     lines: dict[str, dict[str, dict[int, str]]] = field(default_factory=dict)
     """Writer ("" for a plain run, the client id in shared mode) → file → line number → line."""
     overwrites: list[Overwrite] = field(default_factory=list)
+    clients: set[str] = field(default_factory=set)
+    """Kinds of clients that wrote lines or history, by their User-Agent."""
+    refused: list[str] = field(default_factory=list)
+    """Posts that were refused because the double is strict, with the reason."""
     posts: list[StreamPost] = field(default_factory=list)
     heartbeats: list[float] = field(default_factory=list)
     """Epoch seconds of posts with an empty body."""

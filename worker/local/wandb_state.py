@@ -25,8 +25,9 @@ from worker.local.wandb_records import (
     RunKey,
     storage_id,
 )
+from worker.local.wandb_strict import RateLimits, Strictness
 
-FEATURES = ("STRUCTURED_CONSOLE_LOGS", "FILESTREAM_GZIP", "CLIENT_IDS")
+FEATURES = ("STRUCTURED_CONSOLE_LOGS", "FILESTREAM_GZIP", "CLIENT_IDS", "MARK_RUN_FILES_UPLOADED")
 
 
 class WandbState:
@@ -60,6 +61,8 @@ class WandbState:
         self.operations: list[Json] = []
         self.unknown_operations: dict[str, str] = {}
         self.bodies: list[Json] = []
+        self.strict = Strictness()
+        self.limits = RateLimits()
 
     def run(self, entity: str, project: str, run: str) -> DoubleRun | None:
         """A run, or None."""
@@ -183,6 +186,7 @@ class WandbState:
             "lines": lines,
             "holes": run.holes(),
             "overwrites": [asdict(overwrite) for overwrite in run.overwrites],
+            "refused": run.refused,
             "posts": [asdict(post) for post in run.posts] if console else len(run.posts),
             "heartbeats": len(run.heartbeats),
             "transitions": run.transitions,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from worker.errors import WorkerError
 from worker.launch.record import LaunchRecord
@@ -39,8 +39,12 @@ class BuildLogs:
     """Keeps the output of builds until the ledger has taken in how they ended: only then, and only by the launch's
     owner, may W&B be told. Losing the file never fails a launch: a failure is told elsewhere too."""
 
-    def __init__(self, companion: Companion, secrets: Iterable[str] = ()) -> None:
-        """`secrets` are taken out of what is uploaded: a registry that refuses a login may quote it."""
+    def __init__(
+        self, companion: Companion, secrets: Iterable[str] = (), *, alerts: Collection[str] = ()
+    ) -> None:
+        """`secrets` are taken out of what is uploaded: a registry that refuses a login may quote it. `alerts`: the
+        kinds that are wanted (LAUNCH_ALERTS)."""
+        self._alerts = alerts
         self._companion = companion
         self._secrets = secrets
         self._kept: dict[str, _Lines] = {}
@@ -73,5 +77,8 @@ class BuildLogs:
             await self._companion.upload(record, NAME, shown.encode("utf-8", "replace"))
             if failure:
                 await self._companion.finish(record, {"launch/failure": failure}, 1)
+                if "failure" in self._alerts:
+                    title = f"{record.name or record.run.run_id}: its image could not be built"
+                    await self._companion.alert(record, title, failure, "ERROR")
         except WorkerError as error:
             _log.warning("build_log_not_uploaded", launch_id=record.launch_id, error=str(error))

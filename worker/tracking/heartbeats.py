@@ -33,9 +33,11 @@ class CompanionHeartbeats:
         interval: float,
         running: Callable[[], Iterable[LaunchRecord]],
         is_current: Callable[[], bool],
+        is_silent: Callable[[str], bool] = lambda _: True,
     ) -> None:
-        """`running`: the launches this worker holds of which W&B needs a sign of life; `is_current`: no other worker
-        can have taken them over."""
+        """`running`: the launches this worker holds of which W&B needs a sign of life, `is_silent`: one of them (launch
+        id) still needs it; `is_current`: no other worker can have taken them over."""
+        self._is_silent = is_silent
         self._companion = companion
         self._interval = interval
         self._running = running
@@ -87,7 +89,8 @@ class CompanionHeartbeats:
 
     async def _beat(self, record: LaunchRecord) -> None:
         # A worker that may have been taken for dead must not revive a run that another one has ended.
-        if not self._is_current():
+        # Nor may a run whose end is being told: from here on nothing comes before the post has its place in line.
+        if not (self._is_current() and self._is_silent(record.launch_id)):
             return
         try:
             self.answered(record, await self._companion.heartbeat(record))

@@ -30,6 +30,8 @@ _log = get_logger()
 
 StopJob = Callable[[str, str], Awaitable[bool]]
 """Launch id and reason."""
+NoteStop = Callable[[str, str], Awaitable[None]]
+"""As `StopJob`, for a stop that the container is to obey by itself."""
 
 
 class RunStops:
@@ -58,15 +60,15 @@ class RunStops:
         self._unstopped: set[str] = set()
         """Launches with an earlier stop whose run W&B has called not stopped since."""
 
-    async def run(self, stop: StopJob) -> None:
-        """Until cancelled; `stop` is asked to stop a job, with the reason."""
+    async def run(self, stop: StopJob, note: NoteStop) -> None:
+        """Until cancelled; `stop` is asked to stop a job, with the reason, and `note` told of it beforehand."""
         async with asyncio.TaskGroup() as tasks:
             while True:
                 await asyncio.sleep(self._interval / max(1, -(-len(self._asked_about()) // MAX_RUNS)))
                 for record in await self._stopped_of(self._next()):
                     if record.launch_id not in self._seen:
                         self._seen.add(record.launch_id)
-                        ending = self._stop_later(record, stop)
+                        ending = self._stop_later(record, stop, note)
                         tasks.create_task(ending, name=f"stop {record.job_name}")
 
     def _asked_about(self) -> dict[str, LaunchRecord]:
@@ -96,12 +98,13 @@ class RunStops:
         earlier = {record.launch_id for record in again} - self._unstopped
         return [record for record in records if record.run in stopped and record.launch_id not in earlier]
 
-    async def _stop_later(self, record: LaunchRecord, stop: StopJob) -> None:
+    async def _stop_later(self, record: LaunchRecord, stop: StopJob, note: NoteStop) -> None:
         """Give the container its time, then stop the job if it still runs."""
         seen_at, tries = time.monotonic(), 0
         _log.info("run_stop_seen", launch_id=record.launch_id, job=record.job_name, timeout=self._timeout)
         reason = f"Stop was pressed in W&B, in the run {'/'.join(_path(record.run))}."
-        await asyncio.sleep(self._timeout)
+        await note(record.launch_id, reason)
+        await asyncio.sleep(max(0.0, seen_at + self._timeout - time.monotonic()))
         while True:
             try:
                 stopping = await stop(record.launch_id, reason)

@@ -20,7 +20,7 @@ from worker.launch.record import JobFacts, LaunchRecord, PastAttempt
 from worker.launch.retry import RetryKind
 from worker.training.create_training_job import only_known_members
 from worker.training.policy import Policy, refused_instance_types
-from worker.training.status import ENDED, ending
+from worker.training.status import ENDED, ending, ending_of
 
 API_KEY_VARIABLE = "WANDB_API_KEY"
 _CAPACITY = re.compile(r"\bCapacityError\b|insufficient capacity", re.IGNORECASE)
@@ -63,7 +63,8 @@ def retry_kind(facts: JobFacts) -> RetryKind | None:
 
 def next_attempt(record: LaunchRecord) -> NextAttempt | None:
     """The attempt that follows an ended job; None: the launch is over."""
-    kind = None if record.stop_reason or record.given_up else retry_kind(record.facts)
+    is_over = bool(record.stop_reason or record.stop_asked or record.given_up)
+    kind = None if is_over else retry_kind(record.facts)
     if kind is None:
         return None
     used = sum(past.kind == kind for past in _since_asked(record.attempts))
@@ -82,7 +83,7 @@ def next_attempt(record: LaunchRecord) -> NextAttempt | None:
 
 def attempt_by_hand(record: LaunchRecord) -> NextAttempt:
     """The attempt that somebody asks for once a launch is over; each kind of end has its whole budget again."""
-    reason = ending(record.facts, stop_reason=record.stop_reason, given_up=record.given_up).reason
+    reason = ending_of(record).reason
     return NextAttempt(
         kind=BY_HAND,
         number=record.attempt + 1,

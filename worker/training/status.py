@@ -13,7 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from worker.launch.record import JobFacts
+from worker.launch.record import JobFacts, LaunchRecord
 
 ENDED = frozenset({"Completed", "Failed", "Stopped"})
 _MAX_MESSAGE = 500
@@ -71,16 +71,35 @@ def ended_at(facts: JobFacts) -> float | None:
     return facts.ended_at or max((moment for _, moment in facts.transitions), default=None)
 
 
-def ending(facts: JobFacts, *, stop_reason: str, given_up: str = "") -> Ending:
-    """Tell the end of an ended job; `stop_reason` is why this worker asked for a stop, if it did, and `given_up` why
-    the attempt that was to follow is not made."""
+def ending_of(record: LaunchRecord) -> Ending:
+    """How a launch whose last job has ended has ended itself."""
+    return ending(
+        record.facts,
+        stop_reason=record.stop_reason,
+        stop_asked=record.stop_asked,
+        given_up=record.given_up,
+    )
+
+
+def ending(facts: JobFacts, *, stop_reason: str, stop_asked: str = "", given_up: str = "") -> Ending:
+    """Tell the end of an ended job; `stop_reason` is why this worker asked SageMaker for a stop, if it did,
+    `stop_asked` why somebody wanted one, and `given_up` why the attempt that was to follow is not made."""
     last = _end_of_job(facts, "" if given_up else stop_reason)
     if given_up and stop_reason:
         reason = f"This worker stopped the launch: {stop_reason} Its last job: {last.reason}"
         return Ending(End.STOPPED_BY_WORKER, reason, 1)
     if given_up:
         return Ending(last.end, f"{last.reason} No further attempt: {given_up}", last.exit_code or 1)
+    wanted = stop_reason or stop_asked
+    if wanted and last.end is not End.STOPPED_BY_WORKER:
+        return Ending(last.end, f"{last.reason} {_stop_without_effect(last.end, wanted)}", last.exit_code)
     return last
+
+
+def _stop_without_effect(end: End, wanted: str) -> str:
+    if end in (End.COMPLETED, End.FAILED):
+        return f"A stop was asked for, and the job ended by itself before it took effect: {wanted}"
+    return f"A stop was asked for, too: {wanted}"
 
 
 def _end_of_job(facts: JobFacts, stop_reason: str) -> Ending:

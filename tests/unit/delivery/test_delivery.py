@@ -11,14 +11,16 @@ import pytest
 
 from tests.fakes.cloudwatch import CloudWatch, FakeLogFeed
 from tests.fakes.companion import FakeCompanion
+from tests.fakes.launch_queue import FakeLaunchQueue, FakeQueueItems
 from tests.fakes.ledger import MemoryLedger
 from tests.unit.records import OTHER, WORKER, record
-from worker.clients.aws import AwsRefused
+from worker.clients.aws import AwsRefused, NotPermitted
 from worker.delivery import closing, posting
 from worker.delivery.closing import Closing
 from worker.delivery.loop import LogDelivery
 from worker.delivery.posting import Posting
 from worker.errors import Throttled, Unreachable
+from worker.intake.refusal import Refusals
 from worker.launch.record import JobFacts, LaunchRecord
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ops.metrics import Metrics
@@ -48,10 +50,19 @@ class Worker:
     delivered: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.current = True
         self.metrics = Metrics()
         self.held = HeldLaunches(self.ledger, self.name, self.metrics)
         self.feed = FakeLogFeed(self.cloud)
-        parts = Posting(held=self.held, feed=self.feed, companion=self.companion, metrics=self.metrics)
+        self.items = FakeQueueItems()
+        parts = Posting(
+            held=self.held,
+            feed=self.feed,
+            companion=self.companion,
+            metrics=self.metrics,
+            refusals=Refusals(self.items, FakeLaunchQueue()),
+            is_current=lambda: self.current,
+        )
         self.delivery = LogDelivery(
             feed=self.feed,
             held=self.held,
@@ -540,3 +551,49 @@ async def test_a_silent_stream_is_not_read_from_its_beginning_for_ever(worker: W
     async with worker.running():
         await until(lambda: worker.feed.swept != [] and ONE in worker.feed.swept[-1])
         await until(lambda: worker.feed.swept[-1].get(ONE, cursor.NOTHING_TAKEN).timestamp > 1_000_000)
+
+
+async def test_what_the_policy_hides_stands_on_the_queue_item(worker: Worker) -> None:
+    denied = "FilterLogEvents: AccessDeniedException: no; allow it in the worker's IAM policy"
+    worker.cloud.put(ONE, "a")
+    held = await worker.follow(record(item_id="item-1"))
+    worker.feed.errors = [NotPermitted(denied) for _ in range(5)]
+    async with worker.running():
+        await finish(worker, held)
+    told = f"LW-PERMISSION-MISSING: The job's log does not come to W&B: {denied}"
+    assert worker.items.warned == [("item-1", told, "run")]
+    assert worker.companion.lines("launch-1") == ["a"], "somebody has allowed it"
+
+
+@pytest.mark.parametrize("taken_over", [False, True])
+async def test_a_worker_that_was_frozen_posts_nothing_before_it_knows_whose_the_launch_is(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, taken_over: bool
+) -> None:
+    """The other worker may have ended the run in W&B: late lines would make it running again."""
+    monkeypatch.setattr(posting, "_LATE_BEAT", 0.002)
+    worker.cloud.put(ONE, "a")
+    worker.current = False
+    held = await worker.follow(record())
+    async with worker.running():
+        await until(lambda: held.record.log.next_line == 1)
+        await rounds(worker, 5)
+        assert worker.companion.posts == [], "it is assigned, and waits for the heartbeat"
+        if taken_over:
+            assert await worker.ledger.claim(held.record, OTHER)
+            await worker.held.save([held])
+        worker.current = True
+        await rounds(worker, 5)
+        if not taken_over:
+            await finish(worker, held)
+    assert worker.companion.lines("launch-1") == ([] if taken_over else ["a"])
+
+
+async def test_a_log_that_is_read_all_the_same_is_not_called_hidden(worker: Worker) -> None:
+    worker.cloud.put(ONE, "a")
+    held = await worker.follow(record(item_id="item-1"))
+    async with worker.running():
+        await until(lambda: worker.companion.lines("launch-1") == ["a"])
+        worker.feed.errors = [NotPermitted("DescribeLogStreams: AccessDeniedException: no") for _ in range(3)]
+        await until(lambda: worker.feed.errors == [])
+        await finish(worker, held)
+    assert worker.items.warned == []

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.unit.launches import message
-from worker.launch.envelope import Forward, Leave, Origin, TooLarge, envelope
+from worker.launch.envelope import SCHEDULER, Forward, Leave, Origin, TooLarge, envelope
 from worker.launch.intent import identity_of, intent_record, read_message
 from worker.launch.message import LaunchMessage
 
@@ -73,7 +73,7 @@ def test_a_broken_item_goes_to_the_workers_who_say_what_is_wrong(run_spec: Any) 
 def test_a_sweep_scheduler_stays_in_the_queue(as_text: bool) -> None:
     scheduler = {"uri": "placeholder-uri-scheduler", "resource": "local-process"}
     made = envelope("i", json.dumps(scheduler) if as_text else scheduler, ORIGIN, max_bytes=LIMIT)
-    assert made == Leave("it is a sweep scheduler, which `wandb launch-agent` runs")
+    assert made == Leave("it is a sweep scheduler, which `wandb launch-agent` runs", SCHEDULER)
 
 
 def test_an_item_of_another_resource_stays_in_the_queue() -> None:

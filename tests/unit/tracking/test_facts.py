@@ -26,6 +26,24 @@ def test_config_has_what_stands_from_the_start_and_nothing_empty() -> None:
     assert "" not in config.values()
 
 
+def test_config_says_who_launched_what_from_where() -> None:
+    launch = record(
+        author="jdoe",
+        queue="gpu",
+        item_id="item-1",
+        commit="c" * 40,
+        image="repo@sha256:abc",
+        attempt=2,
+        attempts=(PastAttempt("job-1", "ml.p5.48xlarge", "capacity", "no machine"),),
+    )
+    config = companion_config(launch, LINKS, REQUEST)
+    assert config["launch/author"] == "jdoe"
+    assert (config["launch/queue"], config["launch/queue_item"]) == ("gpu", "item-1")
+    assert (config["launch/commit"], config["sagemaker/image"]) == ("c" * 40, "repo@sha256:abc")
+    assert (config["launch/attempt"], config["launch/attempts"]) == (2, ["job-1"])
+    assert config["sagemaker/request"]["OutputDataConfig"] == {"S3OutputPath": "s3://bucket/out"}
+
+
 def test_a_job_that_has_just_begun_has_a_short_summary() -> None:
     assert companion_summary(JobFacts("InProgress", "Starting"), lines=0, instance_count=1) == {
         "sagemaker/status": "InProgress",

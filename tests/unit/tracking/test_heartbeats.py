@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from tests.unit.records import record
 from worker.errors import Unreachable
 from worker.launch.record import LaunchRecord
 from worker.tracking.heartbeats import PRESSED, CompanionHeartbeats
+from worker.tracking.turns import Turns
 
 pytestmark = pytest.mark.looptime
 
@@ -79,3 +81,24 @@ async def test_the_stop_that_ended_the_attempt_before_is_not_heard_twice() -> No
     bench.heartbeats.answered(bench.launch, stopped=False)
     await bench.run(100)
     assert [launch_id for _, launch_id, _ in bench.stops] == ["launch-1"]
+
+
+async def test_a_run_whose_end_is_told_while_its_heartbeat_begins_gets_none() -> None:
+    """It would be running again in W&B, behind its end."""
+
+    class AllDue(Turns):
+        def due(self, launch_ids: Iterable[str], now: float) -> list[str]:
+            return list(launch_ids)
+
+    companion = FakeCompanion()
+    launches = [record(f"launch-{number}") for number in range(25)]
+    heartbeats = CompanionHeartbeats(
+        companion,
+        interval=30.0,
+        running=lambda: launches,
+        is_current=lambda: True,
+        is_silent=lambda launch_id: launch_id != "launch-7" and len(companion.heartbeats) < 19,
+    )
+    await heartbeats._beat_all(AllDue(30.0))
+    assert len(companion.heartbeats) == 19
+    assert "launch-7" not in companion.heartbeats

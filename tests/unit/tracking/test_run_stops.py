@@ -58,6 +58,7 @@ class Bench:
         self.current = True
         self.errors: list[Exception] = []
         self.stops: list[tuple[str, str]] = []
+        self.noted: list[tuple[str, str]] = []
         self.stops_of = RunStops(
             api,
             interval=0.03,
@@ -73,8 +74,11 @@ class Bench:
         self.records = [replace(each, stop_reason=reason) for each in self.records]
         return True
 
+    async def note(self, launch_id: str, reason: str) -> None:
+        self.noted.append((launch_id, reason))
+
     async def run(self, seconds: float) -> None:
-        task = asyncio.ensure_future(self.stops_of.run(self.stop))
+        task = asyncio.ensure_future(self.stops_of.run(self.stop, self.note))
         await asyncio.sleep(seconds)
         task.cancel()
 
@@ -85,6 +89,8 @@ async def test_a_run_has_its_time_to_end_by_itself(double: WandbDouble, api: Wan
     bench = Bench(api, launch, timeout=0.4)
     await bench.run(0.3)
     assert bench.stops == []
+    reason = "Stop was pressed in W&B, in the run acme/vision/run-launch-1."
+    assert bench.noted == [("launch-1", reason)], "should it end by itself, its story knows"
     bench = Bench(api, launch, timeout=0.1)
     await bench.run(0.4)
     assert bench.stops == [("launch-1", "Stop was pressed in W&B, in the run acme/vision/run-launch-1.")]
@@ -155,3 +161,18 @@ async def test_the_stop_that_ended_the_attempt_before_is_not_heard_twice(
     double.runs[run].stopped = True
     await running
     assert len(bench.stops) == 1
+
+
+async def test_many_runs_are_asked_about_in_few_queries_spread_over_the_interval(
+    double: WandbDouble, api: WandbApi
+) -> None:
+    """A thousand runs are ten queries an interval, whatever happens in them."""
+    launches = [record(f"launch-{number}") for number in range(950)]
+    for launch in launches:
+        make(double, launch.run)
+    bench = Bench(api, *launches)
+    bench.stops_of._interval = 1.0
+    await bench.run(1.15)
+    asked = [operation["at"] for operation in double.operations]
+    assert 8 <= len(asked) <= 12
+    assert asked[7] - asked[0] > 0.5, "not all at once"

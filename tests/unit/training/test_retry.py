@@ -76,9 +76,9 @@ def test_each_kind_has_a_budget_of_its_own() -> None:
     )
 
 
-@pytest.mark.parametrize("changes", [{"stop_reason": "Stop was pressed."}, {"given_up": "no key"}])
-def test_what_was_stopped_or_given_up_is_not_tried_again(changes: dict[str, str]) -> None:
-    assert next_attempt(ended(failed(CAPACITY), **changes)) is None
+@pytest.mark.parametrize("field", ["stop_reason", "stop_asked", "given_up"])
+def test_what_was_stopped_or_given_up_is_not_tried_again(field: str) -> None:
+    assert next_attempt(ended(failed(CAPACITY), **{field: "Stop was pressed."})) is None
 
 
 def test_attempts_have_names_of_their_own() -> None:

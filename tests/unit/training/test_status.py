@@ -121,6 +121,25 @@ def test_reasons_name_what_ended_the_job() -> None:
     )
 
 
+@pytest.mark.parametrize("wanted", ["stop_reason", "stop_asked"])
+def test_a_stop_that_came_too_late_is_told_with_the_end(wanted: str) -> None:
+    asked = {"stop_reason": "", wanted: "Stop was pressed."}
+    for facts, own in (
+        (JobFacts("Completed", "Completed"), "The training job completed."),
+        (JobFacts("Failed", "Failed", OUTSIDE), OUTSIDE),
+    ):
+        late = "A stop was asked for, and the job ended by itself before it took effect: Stop was pressed."
+        assert ending(facts, **asked).reason == f"{own} {late}"
+    limit = ending(JobFacts("Stopped", "MaxRuntimeExceeded"), **asked)
+    assert (limit.end, "too: Stop was pressed." in limit.reason) == (End.STOPPED_BY_TIME_LIMIT, True)
+
+
+def test_only_a_stop_that_this_worker_made_is_its_own() -> None:
+    outside = ending(JobFacts("Stopped", "Stopped"), stop_reason="", stop_asked="Stop was pressed.")
+    assert outside.end is End.STOPPED_FROM_OUTSIDE
+    assert outside.reason.endswith("A stop was asked for, too: Stop was pressed.")
+
+
 @pytest.mark.parametrize("status", ["InProgress", "Stopping", "Deleting", "", "SomethingNew"])
 def test_no_other_state_is_an_end(status: str) -> None:
     assert not has_ended(JobFacts(status, "Completed"))
