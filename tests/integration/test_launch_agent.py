@@ -146,7 +146,7 @@ async def test_a_failure_carries_the_end_of_the_log_in_the_agent_s_run(
     await Refusals(QueueItems(api), queue).report(*refused(item.id, agent.name, LOG))
     path = f"{item.id}/error/error.log"
     assert item.error == {
-        "message": "pip could not install torhc",
+        "message": "LW-BUILD: pip could not install torhc",
         "stage": "build",
         "filePaths": [path],
     }
@@ -200,7 +200,8 @@ async def test_packages_that_failed_are_a_warning_with_a_file(double: WandbDoubl
     await refusals.warn_of_build(held, ["no lock file"], [])
     await refusals.warn_of_build(held, ["some packages were left out"], ["torhc==2", "apex"])
     plain, packages = item.warnings
-    assert (plain["message"], plain["stage"], plain["filePaths"]) == ("no lock file", "build", [])
+    assert plain["message"] == "LW-BUILD-WARNING: no lock file"
+    assert (plain["stage"], plain["filePaths"]) == ("build", [])
     path = f"{item.id}/warning/failed-packages.log"
     assert packages["filePaths"] == [path]
     run = double.run("acme", "model-registry", agent.name)

@@ -250,7 +250,7 @@ async def test_a_failed_build_is_told_with_the_end_of_its_output(bench: Bench) -
     (log,) = bench.items.files.values()
     assert log.endswith("\nsecret: ***\npip: no matching distribution")
     assert bench.items.attached == [["item-1/error/error.log"]]
-    assert bench.items.failed == [("item-1", "LW-BUILD-FAILED: the build failed", "build")]
+    assert bench.items.failed == [("item-1", "LW-BUILD: the build failed", "build")]
     failure = (await bench.only_record()).failure
     assert failure is not None
     assert failure.log == "", "what has been told is not kept"
