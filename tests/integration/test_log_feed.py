@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import time
+from collections.abc import Coroutine, Generator
+from typing import Any
+
 import pytest
 
 from tests.fakes.aws_server import AwsError, AwsServer, LogsService, quick_rates
@@ -180,3 +185,43 @@ async def test_both_ends_of_a_span_belong_to_it(
     assert found == ["1000", "1500", "2000"]
     assert [event async for page in feed.pages([], 0, None) for event in page] == []
     assert aws_server.requests("FilterLogEvents")[-1]["endTime"] == 2000
+
+
+class Steps:
+    """Awaits a coroutine, and notes the CPU of its longest step: while one runs, nothing else does."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Sweep]) -> None:
+        self._coroutine = coroutine
+        self.longest = 0.0
+
+    def __await__(self) -> Generator[Any, Any, Sweep]:
+        while True:
+            began = time.thread_time()
+            try:
+                awaited = self._coroutine.send(None)
+            except StopIteration as done:
+                found: Sweep = done.value
+                return found
+            finally:
+                self.longest = max(self.longest, time.thread_time() - began)
+            yield awaited
+
+
+async def test_others_have_their_turn_within_a_large_sweep(aws: AwsClients, cloud: CloudWatch) -> None:
+    """All of it at once would be several times as long as one page's share."""
+    # A minute later all of it has settled.
+    feed = LogFeed(aws.logs, quick_rates(), Metrics(), now=lambda: time.time() + 60)
+    streams = [f"job-{number}/algo-1-17" for number in range(10)]
+    cloud.page_size = 1_000
+    for stream in streams:
+        cloud.put(stream, *map(str, range(2_000)))
+    gc.disable()  # the tests' own objects are many
+    try:
+        for _ in range(2):  # the first call also opens the connection
+            little = Steps(feed.sweep({streams[0]: NOTHING_TAKEN}))
+            assert len((await little).events) == 2_000
+        much = Steps(feed.sweep(dict.fromkeys(streams, NOTHING_TAKEN)))
+        assert len((await much).events) == 20_000
+    finally:
+        gc.enable()
+    assert much.longest < 4 * little.longest, "not in proportion to what there is"
