@@ -91,7 +91,7 @@ async def test_the_backlog_stays_in_wandb_where_it_can_be_deleted(fifo_bench: Be
     made = [queued(bench, queue.name, numbered(1)) for _ in range(4)]
     for _, case in made:
         wandb.run_by_hand(ENTITY, PROJECT, case.run_id)
-    wandb.fault("popFromRunQueue", status=429, retry_after=0.5, times=2)
+    wandb.fault("popFromRunQueue", status=429, times=2)
     mirror = await bench.start("mirror", wandb_queues=queue.name, mirror_backlog="2", **MIRROR)
 
     async def two_acked() -> bool:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from worker.clients.wandb_pace import StreamPace
+from worker.clients.wandb_pace import QueryLine, StreamPace
 from worker.errors import Throttled
 
 pytestmark = pytest.mark.looptime
@@ -84,3 +84,52 @@ async def test_posts_of_a_run_are_never_under_way_together_and_hold_up_no_other(
         "end of the run ends",
     ]
     assert pace._flights == {}
+
+
+async def test_steps_of_two_queries_all_come_through_a_limit_that_lets_one_pass_at_a_time() -> None:
+    """Asking again all at once, each would spend what is allowed on its first query, for ever."""
+    line, allowed_at, order = QueryLine(now), 0.0, []
+
+    async def query() -> None:
+        nonlocal allowed_at
+        if now() < allowed_at:
+            raise Throttled("429", retry_after=allowed_at - now())
+        allowed_at = now() + 0.7
+
+    async def step(name: str) -> None:
+        for part in "12":
+            await line.ask(f"{name}{part}", query)
+            order.append(f"{name}{part}")
+
+    async with asyncio.TaskGroup() as tasks:
+        for name in "abc":
+            tasks.create_task(step(name))
+    assert sorted(order) == ["a1", "a2", "b1", "b2", "c1", "c2"]
+    assert [name for name in order if name.endswith("1")] == ["a1", "b1", "c1"]
+
+
+async def test_whoever_would_wait_long_is_told_so_and_nobody_asks_meanwhile() -> None:
+    line, asked = QueryLine(now), 0
+
+    async def query() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise Throttled("429", retry_after=50)
+
+    for _ in range(3):
+        with pytest.raises(Throttled) as raised:
+            await line.ask("Viewer", query)
+        assert raised.value.retry_after == pytest.approx(50, abs=1)
+    assert asked == 1
+    await asyncio.sleep(50)
+    await line.ask("Viewer", query)
+    assert asked == 2
+
+
+async def test_a_limit_without_a_time_is_the_caller_s_to_wait_for() -> None:
+    async def query() -> None:
+        raise Throttled("429")
+
+    with pytest.raises(Throttled):
+        await QueryLine(now).ask("Viewer", query)

@@ -11,7 +11,6 @@ import contextlib
 import gzip
 import io
 import json
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
@@ -21,14 +20,12 @@ import aiohttp
 from yarl import URL
 
 from worker.clients.api_key import ApiKey
-from worker.clients.wandb_pace import StreamPace
+from worker.clients.wandb_pace import QueryLine, StreamPace
 from worker.errors import Never, Throttled, Unreachable, WorkerError
 from worker.ops.metrics import Metrics
 
 T = TypeVar("T")
 
-_LONGEST_QUIET = 60.0
-"""Seconds that a Retry-After of GraphQL, which is about the key and not about one launch, holds everything up."""
 GZIP = "FILESTREAM_GZIP"
 """Server feature: bodies of the file stream may be compressed."""
 _LARGE = 32 << 10
@@ -59,21 +56,15 @@ class WandbApi:
         self._metrics = metrics
         self._features: frozenset[str] | None = None
         self._pace = StreamPace()
-        self._graphql_from = 0.0
-        """Monotonic time until which W&B asked not to be asked."""
+        self._queries = QueryLine()
         self._turns: dict[str, float] = {}
 
     async def graphql(self, operation: str, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
         """POST /graphql; returns `data`. Raises `WandbRefused` for GraphQL errors (HTTP 200 with `errors`)."""
-        left = self._graphql_from - time.monotonic()
-        if left > 0:
-            raise Throttled(f"{operation}: W&B asked to wait", retry_after=left)
         body = {"operationName": operation, "query": query, "variables": variables}
-        try:
-            answer = await self._post(f"{self.base_url}/graphql", operation, body)
-        except Throttled as error:
-            self._graphql_from = time.monotonic() + min(error.retry_after or 0.0, _LONGEST_QUIET)
-            raise
+        answer = await self._queries.ask(
+            operation, lambda: self._post(f"{self.base_url}/graphql", operation, body)
+        )
         if errors := answer.get("errors"):
             messages = "; ".join(str(error.get("message", error)) for error in errors)
             raise WandbRefused(f"{operation}: {messages}", status=200)

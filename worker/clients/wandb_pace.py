@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from worker.errors import Throttled
+
+T = TypeVar("T")
 
 RUN_INTERVAL = 0.5
 """Seconds between two posts of one run: 2/s is W&B's limit (Dedicated Cloud)."""
@@ -80,3 +83,61 @@ class StreamPace:
     def _forget(self, now: float) -> None:
         if len(self._next) >= _FORGET_EVERY:
             self._next = {run: at for run, at in self._next.items() if at > now}
+
+
+_LONGEST_QUIET = 60.0
+"""Seconds that a Retry-After of GraphQL, which is about the key and not about one launch, holds everything up."""
+_PATIENCE = 10.0
+"""Seconds that a query waits for W&B by itself; whoever has to wait longer is told so."""
+_ORDERLY = 30.0
+"""Seconds behind a 429 in which queries are sent one at a time."""
+_LONGEST_LINE = 50
+
+
+class QueryLine:
+    """GraphQL after a 429: one query at a time, in the order in which they came, each as soon as W&B allows it.
+
+    Else all who wait would ask again at the same moment and one of them pass: a step of two queries, of which the
+    first is repeated with it, might never come to its second. Times are monotonic seconds."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._from = 0.0
+        """Until then W&B asked not to be asked."""
+        self._orderly_until = 0.0
+        self._lock = asyncio.Lock()
+        self._waiting = 0
+
+    async def ask(self, what: str, query: Callable[[], Awaitable[T]]) -> T:
+        """Send a query, named `what`, when its turn has come. Raises `Throttled` where that would take long."""
+        if self._now() >= self._orderly_until:
+            try:
+                return await query()
+            except Throttled as error:
+                self._limited(error)
+        if self._waiting >= _LONGEST_LINE:
+            raise Throttled(f"{what}: many wait for W&B already", retry_after=_PATIENCE)
+        self._waiting += 1
+        try:
+            async with self._lock:
+                return await self._ask_in_turn(what, query)
+        finally:
+            self._waiting -= 1
+
+    async def _ask_in_turn(self, what: str, query: Callable[[], Awaitable[T]]) -> T:
+        deadline = self._now() + _PATIENCE
+        while True:
+            left = self._from - self._now()
+            if left > 0 and self._from > deadline:
+                raise Throttled(f"{what}: W&B asked to wait", retry_after=left)
+            await asyncio.sleep(max(0.0, left))
+            try:
+                return await query()
+            except Throttled as error:
+                self._limited(error)
+
+    def _limited(self, error: Throttled) -> None:
+        if not error.retry_after:  # nobody knows when: whoever asked has pauses of his own
+            raise error
+        self._from = max(self._from, self._now() + min(error.retry_after, _LONGEST_QUIET))
+        self._orderly_until = self._from + _ORDERLY
