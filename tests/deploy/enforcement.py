@@ -12,6 +12,7 @@ import fnmatch
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from moto import settings as moto_settings
@@ -46,6 +47,16 @@ class Permission:
         )
 
 
+@dataclass(frozen=True)
+class Denial:
+    """A call that IAM did not allow."""
+
+    role: str
+    """Name of the caller's role."""
+    permission: Permission
+    """What it lacks."""
+
+
 def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
@@ -72,7 +83,7 @@ def _resource(service: str, operation: str, request: Mapping[str, Any]) -> str:
         "dynamodb": lambda: _table(request),
         "ecr": lambda: _repository(operation, request),
         "s3": lambda: f"arn:aws:s3:::{request['path']}",
-        "secretsmanager": lambda: f"{_arn('secretsmanager', 'secret')}:{request['SecretId']}-AbCdEf",
+        "secretsmanager": lambda: _secret(request["SecretId"]),
         "ssm": lambda: f"{_arn('ssm', 'parameter')}/{request['Name'].lstrip('/')}",
         "sts": lambda: str(request.get("RoleArn", "*")),
     }
@@ -86,6 +97,13 @@ def _arn(service: str, kind: str) -> str:
 def _queue(request: Mapping[str, Any]) -> str:
     name = request.get("QueueName") or request["QueueUrl"].rpartition("/")[2]
     return _arn("sqs", name)
+
+
+def _secret(identity: str) -> str:
+    """AWS adds six characters to a secret's name."""
+    return (
+        identity if identity.startswith("arn:") else f"{_arn('secretsmanager', 'secret')}:{identity}-AbCdEf"
+    )
 
 
 def _training_job(operation: str, request: Mapping[str, Any]) -> str:
@@ -153,9 +171,9 @@ def new_role(name: str, policy: Mapping[str, Any]) -> Role:
 
 
 @contextlib.contextmanager
-def enforced() -> Iterator[list[Permission]]:
+def enforced() -> Iterator[list[Denial]]:
     """IAM holds for everybody but the test's own clients; yields what was asked for and refused."""
-    refused: list[Permission] = []
+    refused: list[Denial] = []
     authenticate = ActionAuthenticatorMixin._authenticate_and_authorize_action
 
     def unless_local(self: Any, iam_request_cls: type, resource: str = "*") -> None:
@@ -166,13 +184,11 @@ def enforced() -> Iterator[list[Permission]]:
         service, _, operation = self._action.partition(":")
         needed = permissions(service, operation, _request(service, self))
         statements = [
-            statement
-            for policy in self._access_key.collect_policies()
-            for statement in json.loads(policy)["Statement"]
+            statement for policy in self._access_key.collect_policies() for statement in _statements(policy)
         ]
         for permission in needed:
             if not any(permission.is_given_by(statement) for statement in statements):
-                refused.append(permission)
+                refused.append(Denial(self._access_key._owner_role_name, permission))
                 self._raise_access_denied()
 
     before = moto_settings.INITIAL_NO_AUTH_ACTION_COUNT
@@ -185,6 +201,12 @@ def enforced() -> Iterator[list[Permission]]:
             yield refused
     finally:
         moto_settings.INITIAL_NO_AUTH_ACTION_COUNT = before
+
+
+@cache
+def _statements(policy: str) -> list[dict[str, Any]]:
+    statements: list[dict[str, Any]] = json.loads(policy)["Statement"]
+    return statements
 
 
 def _request(service: str, request: Any) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 
-from tests.deploy.enforcement import Permission, Role, enforced, new_role
+from tests.deploy.enforcement import Denial, Role, enforced, new_role
 from tests.deploy.policies import ROOT, actions, policy, policy_files, without
 from tests.deploy.probes import NOT_TRIED, OF_POLICY, PROBES, Field
 from tests.e2e.bench import open_clients
 from worker.clients.aws import aws_clients
-from worker.errors import WorkerError
+from worker.errors import SettingsError, WorkerError
 from worker.local.stack import running_stack
 
 POLICIES = [
@@ -25,6 +25,7 @@ POLICIES = [
     "assumed-role.json",
 ]
 OPTIONAL = policy_files("optional")
+DOCUMENT = (ROOT / "docs" / "iam.md").read_text()
 TRIED = [
     (name, action)
     for name in [*POLICIES, *OPTIONAL]
@@ -52,15 +53,15 @@ async def field() -> AsyncIterator[tuple[Field, Role]]:
 
 
 @pytest.fixture
-def refused() -> Iterator[list[Permission]]:
-    with enforced() as permissions:
-        yield permissions
+def refused() -> Iterator[list[Denial]]:
+    with enforced() as denials:
+        yield denials
 
 
 @pytest.mark.parametrize(("name", "action"), TRIED)
 @pytest.mark.asyncio(loop_scope="module")
 async def test_no_action_can_be_taken_away(
-    field: tuple[Field, Role], refused: list[Permission], name: str, action: str
+    field: tuple[Field, Role], refused: list[Denial], name: str, action: str
 ) -> None:
     on, role = field
     probe = OF_POLICY.get(name, {}).get(action, PROBES[action])
@@ -68,9 +69,11 @@ async def test_no_action_can_be_taken_away(
     await probe(on)
     assert refused == []
     role.allow(without(policy(name), action))
-    with pytest.raises(WorkerError, match=r"IAM policy|role needs|must be allowed"):
+    with pytest.raises(WorkerError, match=r"IAM policy|role needs|must be allowed") as failed:
         await probe(on)
-    assert refused[-1].action == action
+    assert refused[-1].permission.action == action
+    if said := re.search(rf"^\| `{action}`.*\| exit code (\d) \|$", DOCUMENT, re.MULTILINE):
+        assert said[1] == ("2" if failed.errisinstance(SettingsError) else "1")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +86,7 @@ async def test_no_action_can_be_taken_away(
 )
 @pytest.mark.asyncio(loop_scope="module")
 async def test_what_is_not_the_workers_is_out_of_its_reach(
-    field: tuple[Field, Role], refused: list[Permission], action: str, changes: dict[str, object]
+    field: tuple[Field, Role], refused: list[Denial], action: str, changes: dict[str, object]
 ) -> None:
     on, role = field
     role.allow(policy("worker.json"))
@@ -92,12 +95,11 @@ async def test_what_is_not_the_workers_is_out_of_its_reach(
             await on.sagemaker.create_or_adopt(on.job_request(**changes))
         else:
             await on.sagemaker.stop(await on.a_job(**changes))
-    assert refused[-1].action == action
+    assert refused[-1].permission.action == action
 
 
 def test_every_action_is_tried_or_the_document_says_why_not() -> None:
     everything = {action for name in [*POLICIES, *OPTIONAL] for action in actions(policy(name))}
     assert everything == {*PROBES, *NOT_TRIED}
-    document = (ROOT / "docs" / "iam.md").read_text()
-    section = document.partition("## What cannot be tried here")[2].partition("\n## ")[0]
+    section = DOCUMENT.partition("## What cannot be tried here")[2].partition("\n## ")[0]
     assert set(re.findall(r"`(\w+:\w+)`", section)) == NOT_TRIED
