@@ -156,9 +156,17 @@ def new_role(name: str, policy: Mapping[str, Any]) -> Role:
     """A role with one policy, and a session of it."""
     statement = {"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "sts:AssumeRole"}
     trust = {"Version": "2012-10-17", "Statement": [statement]}
-    role = iam_backends[ACCOUNT]["aws"].create_role(name, json.dumps(trust), "/", None, "", [], "3600")
+    iam_backends[ACCOUNT]["aws"].create_role(name, json.dumps(trust), "/", None, "", [], "3600")
+    made = session_of(name)
+    made.allow(policy)
+    return made
+
+
+def session_of(name: str) -> Role:
+    """A session of a role that is there."""
+    role = iam_backends[ACCOUNT]["aws"].get_role(name)
     session = sts_backends[ACCOUNT]["aws"].assume_role(REGION, "worker", role.arn, "", 3600, "")
-    made = Role(
+    return Role(
         name,
         {
             "AWS_ACCESS_KEY_ID": session.access_key_id,
@@ -166,8 +174,6 @@ def new_role(name: str, policy: Mapping[str, Any]) -> Role:
             "AWS_SESSION_TOKEN": session.session_token,
         },
     )
-    made.allow(policy)
-    return made
 
 
 @contextlib.contextmanager
@@ -203,10 +209,16 @@ def enforced() -> Iterator[list[Denial]]:
         moto_settings.INITIAL_NO_AUTH_ACTION_COUNT = before
 
 
-@cache
-def _statements(policy: str) -> list[dict[str, Any]]:
-    statements: list[dict[str, Any]] = json.loads(policy)["Statement"]
+def _statements(policy: str | Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of a policy as moto keeps it: text, or from CloudFormation an object."""
+    statements: list[dict[str, Any]] = (_parsed(policy) if isinstance(policy, str) else policy)["Statement"]
     return statements
+
+
+@cache
+def _parsed(policy: str) -> Mapping[str, Any]:
+    document: Mapping[str, Any] = json.loads(policy)
+    return document
 
 
 def _request(service: str, request: Any) -> dict[str, Any]:
