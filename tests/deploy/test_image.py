@@ -36,7 +36,7 @@ async def image() -> AsyncIterator[str]:
         await ensure_bases(daemon)
     STATE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=STATE) as folder:
-        lay_out(Path(folder), await wheelhouse())
+        lay_out(Path(folder), await wheelhouse("local"))
         await build_image(Path(folder), tag)
     try:
         yield tag
