@@ -70,10 +70,10 @@ def actions(policy_document: Mapping[str, Any]) -> list[str]:
     return [action for statement in policy_document["Statement"] for action in statement["Action"]]
 
 
-def without(policy_document: Mapping[str, Any], action: str) -> dict[str, Any]:
-    """The policy without an action; a statement that has no other goes with it."""
+def without(policy_document: Mapping[str, Any], action: str, sid: str) -> dict[str, Any]:
+    """The policy without an action of a statement; a statement that has no other goes with it."""
     left = [
-        {**statement, "Action": [name for name in statement["Action"] if name != action]}
-        for statement in policy_document["Statement"]
+        {**given, "Action": [name for name in given["Action"] if (given["Sid"], name) != (sid, action)]}
+        for given in policy_document["Statement"]
     ]
     return {**policy_document, "Statement": [statement for statement in left if statement["Action"]]}

@@ -283,11 +283,17 @@ PROBES: Mapping[str, Callable[[Field], Awaitable[None]]] = {
 SENDING = {"sqs:SendMessage": send}
 """Where a policy sends to the queue itself."""
 DEAD_LETTERS = dict.fromkeys(
-    ("sqs:ReceiveMessage", "sqs:ChangeMessageVisibility", "sqs:DeleteMessage"), look_at_dead_letters
+    ("sqs:ReceiveMessage", "sqs:ChangeMessageVisibility", "sqs:DeleteMessage", "sqs:GetQueueAttributes"),
+    look_at_dead_letters,
 )
 """Where a policy reads the dead-letter queue."""
-OF_POLICY = {"mirror.json": SENDING, "sender.json": SENDING, "operator.json": {**SENDING, **DEAD_LETTERS}}
-"""Policies that use an action in another way than the worker does."""
+OF_STATEMENT = {
+    ("mirror.json", "SendLaunchMessages"): SENDING,
+    ("sender.json", "SendLaunchMessages"): SENDING,
+    ("operator.json", "SendLaunchesBack"): SENDING,
+    ("operator.json", "LookAtRefusedMessages"): DEAD_LETTERS,
+}
+"""Statements that allow an action for another purpose than the worker's."""
 NOT_TRIED = {
     "ecr:BatchCheckLayerAvailability",
     "ecr:InitiateLayerUpload",

@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from tests.deploy.enforcement import Denial, Role, enforced, new_role
 from tests.deploy.policies import ROOT, actions, policy, policy_files, without
-from tests.deploy.probes import NOT_TRIED, OF_POLICY, PROBES, Field
+from tests.deploy.probes import NOT_TRIED, OF_STATEMENT, PROBES, Field
 from tests.e2e.bench import open_clients
 from worker.clients.aws import aws_clients
 from worker.errors import SettingsError, WorkerError
@@ -27,9 +27,10 @@ POLICIES = [
 OPTIONAL = policy_files("optional")
 DOCUMENT = (ROOT / "docs" / "iam.md").read_text()
 TRIED = [
-    (name, action)
+    (name, statement["Sid"], action)
     for name in [*POLICIES, *OPTIONAL]
-    for action in actions(policy(name))
+    for statement in policy(name)["Statement"]
+    for action in statement["Action"]
     if action not in NOT_TRIED and name != "optional/base-images.json"  # another account's repository
 ]
 
@@ -58,17 +59,17 @@ def refused() -> Iterator[list[Denial]]:
         yield denials
 
 
-@pytest.mark.parametrize(("name", "action"), TRIED)
+@pytest.mark.parametrize(("name", "sid", "action"), TRIED)
 @pytest.mark.asyncio(loop_scope="module")
 async def test_no_action_can_be_taken_away(
-    field: tuple[Field, Role], refused: list[Denial], name: str, action: str
+    field: tuple[Field, Role], refused: list[Denial], name: str, sid: str, action: str
 ) -> None:
     on, role = field
-    probe = OF_POLICY.get(name, {}).get(action, PROBES[action])
+    probe = OF_STATEMENT.get((name, sid), {}).get(action, PROBES[action])
     role.allow(policy(name))
     await probe(on)
     assert refused == []
-    role.allow(without(policy(name), action))
+    role.allow(without(policy(name), action, sid))
     with pytest.raises(WorkerError, match=r"IAM policy|role needs|must be allowed") as failed:
         await probe(on)
     assert refused[-1].permission.action == action

@@ -19,7 +19,9 @@ pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="package")]
 async def test_what_a_policy_lacks_is_refused(bench: Bench) -> None:
     """So that all other tests here say something about the policies."""
     assert bench.roles is not None
-    bench.roles.document = without(bench.roles.joined("worker.json"), "sqs:GetQueueAttributes")
+    bench.roles.document = without(
+        bench.roles.joined("worker.json"), "sqs:GetQueueAttributes", "TakeLaunchMessages"
+    )
     worker = await bench.start()
     assert await worker.exit_code() == 1
     assert [denial.permission.action for denial in bench.roles.unexpected()] == ["sqs:GetQueueAttributes"]
