@@ -7,16 +7,20 @@ resource and in which circumstances (service authorization reference).
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fnmatch
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+from aiohttp import web
 from moto import settings as moto_settings
 from moto.core.authorization import ActionAuthenticatorMixin
+from moto.ecr.responses import ECRResponse
 from moto.iam.access_control import IAMRequestBase
 from moto.iam.models import iam_backends
 from moto.sagemaker.models import sagemaker_backends
@@ -24,6 +28,7 @@ from moto.sts.models import sts_backends
 
 from tests.deploy.calls import iam_actions
 from worker.local.aws import ACCESS_KEY, ACCOUNT, REGION, replaced
+from worker.local.ecr import LocalEcr, _Refused
 
 
 @dataclass(frozen=True)
@@ -203,10 +208,76 @@ def enforced() -> Iterator[list[Denial]]:
         with (
             replaced(ActionAuthenticatorMixin, _authenticate_and_authorize_action=unless_local),
             replaced(IAMRequestBase, check_action_permitted=check_action_permitted),
+            _registry_enforced(refused),
         ):
             yield refused
     finally:
         moto_settings.INITIAL_NO_AUTH_ACTION_COUNT = before
+
+
+@contextlib.contextmanager
+def _registry_enforced(refused: list[Denial]) -> Iterator[None]:
+    """The registry asks IAM, too: a token has the rights of the role that it was given to. What has a token of the
+    local stack's own may do everything."""
+    roles: dict[str, str] = {}
+    hand_out, send = ECRResponse.get_authorization_token, LocalEcr._send
+
+    def get_authorization_token(self: ECRResponse) -> Any:
+        answer = hand_out(self)
+        key = re.findall(r"Credential=([^/]+)/", self.headers["Authorization"])[0]
+        for session in sts_backends[ACCOUNT]["aws"].assumed_roles:
+            if session.access_key_id == key:
+                result: Any = answer.result
+                (data,) = result["authorizationData"]
+                roles[_password(data["authorizationToken"])] = session.role_arn.rpartition("/")[2]
+        return answer
+
+    def asking(self: LocalEcr, request: web.Request, body: Any) -> Any:
+        role = roles.get(_password(request.headers["Authorization"].removeprefix("Basic ")))
+        permission = _of_registry(request.method, request.path)
+        if role and permission and not _may(role, permission):
+            refused.append(Denial(role, permission))
+            told = f"role/{role} is not authorized to perform: {permission.action} on {permission.resource}"
+            raise _Refused(403, "DENIED", told)
+        return send(self, request, body)
+
+    with (
+        replaced(ECRResponse, get_authorization_token=get_authorization_token),
+        replaced(LocalEcr, _send=asking),
+    ):
+        yield
+
+
+def _password(login: str) -> str:
+    return base64.b64decode(login).decode().partition(":")[2]
+
+
+def _of_registry(method: str, path: str) -> Permission | None:
+    """What a docker client's request needs (ECR user guide, permissions for pushing and pulling); None: no more than a
+    login."""
+    found = re.fullmatch(r"/v2/(.+)/(manifests|blobs/uploads|blobs)/.*", path)
+    if found is None:
+        return None
+    action = _OF_REQUEST[found[2], method]
+    return Permission(f"ecr:{action}", f"{_arn('ecr', 'repository')}/{found[1]}")
+
+
+_OF_REQUEST = {
+    ("manifests", "HEAD"): "BatchGetImage",
+    ("manifests", "GET"): "BatchGetImage",
+    ("manifests", "PUT"): "PutImage",
+    ("blobs", "HEAD"): "BatchCheckLayerAvailability",
+    ("blobs", "GET"): "GetDownloadUrlForLayer",
+    ("blobs/uploads", "POST"): "InitiateLayerUpload",
+    ("blobs/uploads", "PATCH"): "UploadLayerPart",
+    ("blobs/uploads", "PUT"): "CompleteLayerUpload",
+}
+
+
+def _may(role: str, permission: Permission) -> bool:
+    iam = iam_backends[ACCOUNT]["aws"]
+    policies = [iam.get_role_policy(role, name)[1] for name in iam.list_role_policies(role)]
+    return any(permission.is_given_by(given) for policy in policies for given in _statements(policy))
 
 
 def _statements(policy: str | Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from tests.deploy.calls import DOCKER_PUSH
 from tests.deploy.enforcement import Denial, Role, enforced, new_role
 from tests.deploy.policies import ROOT, actions, policy, policy_files, without
-from tests.deploy.probes import NOT_TRIED, OF_STATEMENT, PROBES, Field
+from tests.deploy.probes import BASE_REPOSITORY, NOT_TRIED, OF_STATEMENT, PROBES, Field
 from tests.e2e.bench import open_clients
 from worker.clients.aws import aws_clients
+from worker.clients.docker import docker_engine
 from worker.errors import SettingsError, WorkerError
+from worker.local.aws import ACCOUNT
 from worker.local.stack import running_stack
 
 POLICIES = [
@@ -25,13 +30,19 @@ POLICIES = [
     "assumed-role.json",
 ]
 OPTIONAL = policy_files("optional")
+BASE_IMAGES = "optional/base-images.json"
 DOCUMENT = (ROOT / "docs" / "iam.md").read_text()
+ADVICE = r"IAM policy|role needs|must be allowed|allow the worker to (push|pull)|that the worker may pull it"
+ON_DOCKER = {*DOCKER_PUSH, "ecr:GetDownloadUrlForLayer"}
 TRIED = [
-    (name, statement["Sid"], action)
+    pytest.param(
+        *(name, statement["Sid"], action),
+        marks=[pytest.mark.docker] if action in ON_DOCKER or name == BASE_IMAGES else [],
+    )
     for name in [*POLICIES, *OPTIONAL]
     for statement in policy(name)["Statement"]
     for action in statement["Action"]
-    if action not in NOT_TRIED and name != "optional/base-images.json"  # another account's repository
+    if action not in NOT_TRIED
 ]
 
 
@@ -49,8 +60,9 @@ async def field() -> AsyncIterator[tuple[Field, Role]]:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in {**services.environment, **role.environment}.items():
                 patch.setenv(name, value)
-            async with aws_clients() as aws:
-                yield Field(services, aws, admin), role
+            async with aws_clients() as aws, contextlib.AsyncExitStack() as stack:
+                docker = await stack.enter_async_context(docker_engine()) if services.docker else None
+                yield Field(services, aws, admin, docker), role
 
 
 @pytest.fixture
@@ -59,18 +71,29 @@ def refused() -> Iterator[list[Denial]]:
         yield denials
 
 
+def tried(name: str) -> dict[str, Any]:
+    """A policy, and what else is needed to do what it is for: base images are pulled by a worker that builds. Their
+    account is the local one here, for there is no other."""
+    if name != BASE_IMAGES:
+        return policy(name)
+    own = policy("worker-builds.json")
+    bases = policy(name, BASE_ACCOUNT=ACCOUNT, BASE_REPOSITORY=BASE_REPOSITORY)
+    return {**own, "Statement": own["Statement"] + bases["Statement"]}
+
+
 @pytest.mark.parametrize(("name", "sid", "action"), TRIED)
 @pytest.mark.asyncio(loop_scope="module")
 async def test_no_action_can_be_taken_away(
     field: tuple[Field, Role], refused: list[Denial], name: str, sid: str, action: str
 ) -> None:
     on, role = field
+    document = tried(name)
     probe = OF_STATEMENT.get((name, sid), {}).get(action, PROBES[action])
-    role.allow(policy(name))
+    role.allow(document)
     await probe(on)
     assert refused == []
-    role.allow(without(policy(name), action, sid))
-    with pytest.raises(WorkerError, match=r"IAM policy|role needs|must be allowed") as failed:
+    role.allow(without(document, action, sid))
+    with pytest.raises(WorkerError, match=ADVICE) as failed:
         await probe(on)
     assert refused[-1].permission.action == action
     if said := re.search(rf"^\| `{action}`.*\| exit code (\d) \|$", DOCUMENT, re.MULTILINE):
