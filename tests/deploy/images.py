@@ -5,12 +5,15 @@ Its base is put together from Debian packages (worker/local/images.py), and its 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import hashlib
 import io
 import shutil
 import sys
 import tarfile
 import tempfile
+from collections.abc import AsyncIterator
 from importlib import metadata
 from pathlib import Path
 
@@ -115,6 +118,19 @@ async def ensure_localstack(daemon: aiodocker.Docker) -> str:
         packed = f"tar -c -C {folder} Dockerfile -C {library} --exclude=site-packages/pip site-packages"
         await run("sh", "-c", f"{packed} | docker build -q -t {tag} -")
     return tag
+
+
+@contextlib.asynccontextmanager
+async def one_at_a_time() -> AsyncIterator[None]:
+    """Test processes make images in turn: the second finds in docker's cache what the first has made."""
+    STATE.mkdir(exist_ok=True)
+    with (STATE / "images.lock").open("w") as lock:
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            await asyncio.sleep(0.2)
+        yield
 
 
 async def wheelhouse(*extras: str) -> Path:

@@ -32,6 +32,7 @@ from tests.deploy.images import (
     ensure_bases,
     ensure_localstack,
     lay_out,
+    one_at_a_time,
     run,
     wheelhouse,
 )
@@ -106,7 +107,7 @@ async def compose() -> AsyncIterator[Compose]:
     STATE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=STATE) as name:
         folder = Path(name)
-        async with aiodocker.Docker() as daemon, asyncio.TaskGroup() as tasks:
+        async with one_at_a_time(), aiodocker.Docker() as daemon, asyncio.TaskGroup() as tasks:
             localstack = tasks.create_task(ensure_localstack(daemon), name="image of LocalStack")
             await ensure_bases(daemon)
             base = await ensure_busybox_image(daemon, STATE)
