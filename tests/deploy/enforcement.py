@@ -90,6 +90,7 @@ def _resource(service: str, operation: str, request: Mapping[str, Any]) -> str:
         "s3": lambda: f"arn:aws:s3:::{request['path']}",
         "secretsmanager": lambda: _secret(request["SecretId"]),
         "ssm": lambda: f"{_arn('ssm', 'parameter')}/{request['Name'].lstrip('/')}",
+        "iam": lambda: "*",
         "sts": lambda: str(request.get("RoleArn", "*")),
     }
     return named[service]()

@@ -4,6 +4,7 @@ Under those every test of this folder runs: conftest.py switches moto's IAM on, 
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -28,6 +29,24 @@ async def test_what_a_policy_lacks_is_refused(bench: Bench) -> None:
     assert "sqs:GetQueueAttributes" in worker.printed()
     bench.roles.lacking = frozenset({"sqs:GetQueueAttributes"})
     bench.workers.clear()  # it prints a sentence for people, no event
+
+
+@pytest.mark.parametrize("ledger", ["dynamodb"])
+async def test_doctor_finds_nothing_missing_in_the_policy(shared_bench: Bench) -> None:
+    bench = shared_bench
+    assert bench.roles is not None
+    # It asks IAM first, and tries the calls when it may not ask; dead letters and tables it looks at where it may.
+    bench.roles.lacking = frozenset(
+        {"iam:SimulatePrincipalPolicy", "sqs:GetQueueAttributes", "dynamodb:DescribeTable"}
+    )
+    doctor = await bench.start("doctor", "--json", builder="none", registry="")
+    await doctor.exit_code()
+    checks = json.loads(doctor.printed())
+    bench.workers.clear()  # findings are for people, no events
+    (tried,) = [check["detail"] for check in checks if check["name"] == "IAM"]
+    assert "sagemaker:ListTrainingJobs" in tried
+    assert "dynamodb:UpdateItem" in tried
+    assert [check for check in checks if check["verdict"] == "failed"] == []
 
 
 def _guides_policy(bench: Bench) -> dict[str, Any]:
