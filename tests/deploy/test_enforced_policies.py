@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from tests.deploy.calls import DOCKER_PUSH
 from tests.deploy.enforcement import Denial, Role, enforced, new_role
-from tests.deploy.policies import ROOT, actions, policy, policy_files, without
+from tests.deploy.policies import ROOT, actions, policy, policy_files, resources, without
 from tests.deploy.probes import BASE_REPOSITORY, NOT_TRIED, OF_STATEMENT, PROBES, Field
 from tests.e2e.bench import open_clients
 from worker.clients.aws import aws_clients
@@ -36,12 +36,14 @@ ADVICE = r"IAM policy|role needs|must be allowed|allow the worker to (push|pull)
 ON_DOCKER = {*DOCKER_PUSH, "ecr:GetDownloadUrlForLayer"}
 TRIED = [
     pytest.param(
-        *(name, statement["Sid"], action),
+        *(name, statement["Sid"], action, resource),
+        id=f"{name}-{statement['Sid']}-{action}{'-' * position}",
         marks=[pytest.mark.docker] if action in ON_DOCKER or name == BASE_IMAGES else [],
     )
     for name in [*POLICIES, *OPTIONAL]
     for statement in policy(name)["Statement"]
     for action in statement["Action"]
+    for position, resource in enumerate(resources(statement))
     if action not in NOT_TRIED
 ]
 
@@ -81,10 +83,10 @@ def tried(name: str) -> dict[str, Any]:
     return {**own, "Statement": own["Statement"] + bases["Statement"]}
 
 
-@pytest.mark.parametrize(("name", "sid", "action"), TRIED)
+@pytest.mark.parametrize(("name", "sid", "action", "resource"), TRIED)
 @pytest.mark.asyncio(loop_scope="module")
 async def test_no_action_can_be_taken_away(
-    field: tuple[Field, Role], refused: list[Denial], name: str, sid: str, action: str
+    field: tuple[Field, Role], refused: list[Denial], *, name: str, sid: str, action: str, resource: str
 ) -> None:
     on, role = field
     document = tried(name)
@@ -92,7 +94,7 @@ async def test_no_action_can_be_taken_away(
     role.allow(document)
     await probe(on)
     assert refused == []
-    role.allow(without(document, action, sid))
+    role.allow(without(document, action, sid, resource if name != BASE_IMAGES else ""))
     with pytest.raises(WorkerError, match=ADVICE) as failed:
         await probe(on)
     assert refused[-1].permission.action == action
