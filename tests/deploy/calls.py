@@ -32,7 +32,7 @@ DOCKER_PUSH = (
     "ecr:CompleteLayerUpload",
     "ecr:PutImage",
 )
-"""What `docker push` needs (ECR user guide, required IAM permissions for pushing an image)."""
+"""What `docker push` needs besides a login (ECR user guide, required IAM permissions for pushing an image)."""
 DOCKER_PULL = ("ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer")
 """What `docker pull` needs (ECR user guide)."""
 

@@ -7,15 +7,20 @@ resource and in which circumstances (service authorization reference).
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fnmatch
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
+from aiohttp import web
 from moto import settings as moto_settings
 from moto.core.authorization import ActionAuthenticatorMixin
+from moto.ecr.responses import ECRResponse
 from moto.iam.access_control import IAMRequestBase
 from moto.iam.models import iam_backends
 from moto.sagemaker.models import sagemaker_backends
@@ -23,6 +28,7 @@ from moto.sts.models import sts_backends
 
 from tests.deploy.calls import iam_actions
 from worker.local.aws import ACCESS_KEY, ACCOUNT, REGION, replaced
+from worker.local.ecr import LocalEcr, _Refused
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,16 @@ class Permission:
                 for key, values in condition.items()
             )
         )
+
+
+@dataclass(frozen=True)
+class Denial:
+    """A call that IAM did not allow."""
+
+    role: str
+    """Name of the caller's role."""
+    permission: Permission
+    """What it lacks."""
 
 
 def _list(value: Any) -> list[Any]:
@@ -72,8 +88,9 @@ def _resource(service: str, operation: str, request: Mapping[str, Any]) -> str:
         "dynamodb": lambda: _table(request),
         "ecr": lambda: _repository(operation, request),
         "s3": lambda: f"arn:aws:s3:::{request['path']}",
-        "secretsmanager": lambda: f"{_arn('secretsmanager', 'secret')}:{request['SecretId']}-AbCdEf",
+        "secretsmanager": lambda: _secret(request["SecretId"]),
         "ssm": lambda: f"{_arn('ssm', 'parameter')}/{request['Name'].lstrip('/')}",
+        "iam": lambda: "*",
         "sts": lambda: str(request.get("RoleArn", "*")),
     }
     return named[service]()
@@ -86,6 +103,13 @@ def _arn(service: str, kind: str) -> str:
 def _queue(request: Mapping[str, Any]) -> str:
     name = request.get("QueueName") or request["QueueUrl"].rpartition("/")[2]
     return _arn("sqs", name)
+
+
+def _secret(identity: str) -> str:
+    """AWS adds six characters to a secret's name."""
+    return (
+        identity if identity.startswith("arn:") else f"{_arn('secretsmanager', 'secret')}:{identity}-AbCdEf"
+    )
 
 
 def _training_job(operation: str, request: Mapping[str, Any]) -> str:
@@ -138,9 +162,17 @@ def new_role(name: str, policy: Mapping[str, Any]) -> Role:
     """A role with one policy, and a session of it."""
     statement = {"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "sts:AssumeRole"}
     trust = {"Version": "2012-10-17", "Statement": [statement]}
-    role = iam_backends[ACCOUNT]["aws"].create_role(name, json.dumps(trust), "/", None, "", [], "3600")
+    iam_backends[ACCOUNT]["aws"].create_role(name, json.dumps(trust), "/", None, "", [], "3600")
+    made = session_of(name)
+    made.allow(policy)
+    return made
+
+
+def session_of(name: str) -> Role:
+    """A session of a role that is there."""
+    role = iam_backends[ACCOUNT]["aws"].get_role(name)
     session = sts_backends[ACCOUNT]["aws"].assume_role(REGION, "worker", role.arn, "", 3600, "")
-    made = Role(
+    return Role(
         name,
         {
             "AWS_ACCESS_KEY_ID": session.access_key_id,
@@ -148,14 +180,12 @@ def new_role(name: str, policy: Mapping[str, Any]) -> Role:
             "AWS_SESSION_TOKEN": session.session_token,
         },
     )
-    made.allow(policy)
-    return made
 
 
 @contextlib.contextmanager
-def enforced() -> Iterator[list[Permission]]:
+def enforced() -> Iterator[list[Denial]]:
     """IAM holds for everybody but the test's own clients; yields what was asked for and refused."""
-    refused: list[Permission] = []
+    refused: list[Denial] = []
     authenticate = ActionAuthenticatorMixin._authenticate_and_authorize_action
 
     def unless_local(self: Any, iam_request_cls: type, resource: str = "*") -> None:
@@ -166,13 +196,11 @@ def enforced() -> Iterator[list[Permission]]:
         service, _, operation = self._action.partition(":")
         needed = permissions(service, operation, _request(service, self))
         statements = [
-            statement
-            for policy in self._access_key.collect_policies()
-            for statement in json.loads(policy)["Statement"]
+            statement for policy in self._access_key.collect_policies() for statement in _statements(policy)
         ]
         for permission in needed:
             if not any(permission.is_given_by(statement) for statement in statements):
-                refused.append(permission)
+                refused.append(Denial(self._access_key._owner_role_name, permission))
                 self._raise_access_denied()
 
     before = moto_settings.INITIAL_NO_AUTH_ACTION_COUNT
@@ -181,10 +209,88 @@ def enforced() -> Iterator[list[Permission]]:
         with (
             replaced(ActionAuthenticatorMixin, _authenticate_and_authorize_action=unless_local),
             replaced(IAMRequestBase, check_action_permitted=check_action_permitted),
+            _registry_enforced(refused),
         ):
             yield refused
     finally:
         moto_settings.INITIAL_NO_AUTH_ACTION_COUNT = before
+
+
+@contextlib.contextmanager
+def _registry_enforced(refused: list[Denial]) -> Iterator[None]:
+    """The registry asks IAM, too: a token has the rights of the role that it was given to. What has a token of the
+    local stack's own may do everything."""
+    roles: dict[str, str] = {}
+    hand_out, send = ECRResponse.get_authorization_token, LocalEcr._send
+
+    def get_authorization_token(self: ECRResponse) -> Any:
+        answer = hand_out(self)
+        key = re.findall(r"Credential=([^/]+)/", self.headers["Authorization"])[0]
+        for session in sts_backends[ACCOUNT]["aws"].assumed_roles:
+            if session.access_key_id == key:
+                result: Any = answer.result
+                (data,) = result["authorizationData"]
+                roles[_password(data["authorizationToken"])] = session.role_arn.rpartition("/")[2]
+        return answer
+
+    def asking(self: LocalEcr, request: web.Request, body: Any) -> Any:
+        role = roles.get(_password(request.headers["Authorization"].removeprefix("Basic ")))
+        permission = _of_registry(request.method, request.path)
+        if role and permission and not _may(role, permission):
+            refused.append(Denial(role, permission))
+            told = f"role/{role} is not authorized to perform: {permission.action} on {permission.resource}"
+            raise _Refused(403, "DENIED", told)
+        return send(self, request, body)
+
+    with (
+        replaced(ECRResponse, get_authorization_token=get_authorization_token),
+        replaced(LocalEcr, _send=asking),
+    ):
+        yield
+
+
+def _password(login: str) -> str:
+    return base64.b64decode(login).decode().partition(":")[2]
+
+
+def _of_registry(method: str, path: str) -> Permission | None:
+    """What a docker client's request needs (ECR user guide, permissions for pushing and pulling); None: no more than a
+    login."""
+    found = re.fullmatch(r"/v2/(.+)/(manifests|blobs/uploads|blobs)/.*", path)
+    if found is None:
+        return None
+    action = _OF_REQUEST[found[2], method]
+    return Permission(f"ecr:{action}", f"{_arn('ecr', 'repository')}/{found[1]}")
+
+
+_OF_REQUEST = {
+    ("manifests", "HEAD"): "BatchGetImage",
+    ("manifests", "GET"): "BatchGetImage",
+    ("manifests", "PUT"): "PutImage",
+    ("blobs", "HEAD"): "BatchCheckLayerAvailability",
+    ("blobs", "GET"): "GetDownloadUrlForLayer",
+    ("blobs/uploads", "POST"): "InitiateLayerUpload",
+    ("blobs/uploads", "PATCH"): "UploadLayerPart",
+    ("blobs/uploads", "PUT"): "CompleteLayerUpload",
+}
+
+
+def _may(role: str, permission: Permission) -> bool:
+    iam = iam_backends[ACCOUNT]["aws"]
+    policies = [iam.get_role_policy(role, name)[1] for name in iam.list_role_policies(role)]
+    return any(permission.is_given_by(given) for policy in policies for given in _statements(policy))
+
+
+def _statements(policy: str | Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of a policy as moto keeps it: text, or from CloudFormation an object."""
+    statements: list[dict[str, Any]] = (_parsed(policy) if isinstance(policy, str) else policy)["Statement"]
+    return statements
+
+
+@cache
+def _parsed(policy: str) -> Mapping[str, Any]:
+    document: Mapping[str, Any] = json.loads(policy)
+    return document
 
 
 def _request(service: str, request: Any) -> dict[str, Any]:

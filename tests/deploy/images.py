@@ -5,11 +5,15 @@ Its base is put together from Debian packages (worker/local/images.py), and its 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import hashlib
 import io
 import shutil
 import sys
 import tarfile
+import tempfile
+from collections.abc import AsyncIterator
 from importlib import metadata
 from pathlib import Path
 
@@ -34,6 +38,11 @@ BASE = "launch-local/debian-python:2"
 DEV_BASE = "launch-local/debian-python-registry:2"
 """And a registry, as DEV_PACKAGES would install it."""
 BUILD_BASE = "launch-local/debian-python-pip:2"
+LOCALSTACK_BASE = "launch-local/debian-python-curl:1"
+"""What the image of LocalStack has besides: its health check in docker-compose.yml calls curl."""
+LOCALSTACK_VENV = ROOT / ".venv-localstack"
+"""LocalStack of constraints-localstack.txt; `make test-localstack` makes it."""
+_OF_LOCALSTACK = ("busybox-static", "ca-certificates", "tzdata")
 _SYSTEM = ("libstdc++6", "git", "openssh-client", "tini", "busybox-static", "ca-certificates")
 
 
@@ -78,6 +87,50 @@ def _pack(archive: tarfile.TarFile, name: str, content: bytes, mode: int = 0o644
     member = tarfile.TarInfo(name)
     member.size, member.mode = len(content), mode
     archive.addfile(member, io.BytesIO(content))
+
+
+async def ensure_localstack(daemon: aiodocker.Docker) -> str:
+    """An image that starts LocalStack as its own does, made of the pinned packages; returns its tag.
+
+    It has no DynamoDB: that is a program in Java which only LocalStack's own image brings along."""
+    pins = (ROOT / "constraints-localstack.txt").read_bytes()
+    tag = f"launch-local/localstack:{hashlib.sha256(pins + LOCALSTACK_BASE.encode()).hexdigest()[:16]}"
+    if await _has_image(daemon, tag):
+        return tag
+    version = await _python_version()
+    if not await _has_image(daemon, LOCALSTACK_BASE):
+        python = (f"python{version}-minimal", f"libpython{version}-stdlib")
+        names = await _with_dependencies((*python, "curl", "libstdc++6"))
+        debs = await _download((*names, *_OF_LOCALSTACK), STATE / "debs" / "debian-python-curl-1")
+        links = {"usr/bin/python3": f"python{version}"}
+        await _make_image(daemon, LOCALSTACK_BASE, debs, command=["python3"], links=links)
+    library = LOCALSTACK_VENV / "lib" / f"python{version}"
+    assert library.exists(), f"{LOCALSTACK_VENV} is of another Python than Debian's {version}"
+    with tempfile.TemporaryDirectory() as folder:
+        dockerfile = (
+            f"FROM {LOCALSTACK_BASE}",
+            "COPY site-packages /opt/localstack",
+            "ENV PYTHONPATH=/opt/localstack",
+            'ENTRYPOINT ["python3", "-m", "localstack.runtime.main"]',
+        )
+        (Path(folder) / "Dockerfile").write_text("\n".join(dockerfile))
+        # tar and one layer: 500 MB, 20,000 files.
+        packed = f"tar -c -C {folder} Dockerfile -C {library} --exclude=site-packages/pip site-packages"
+        await run("sh", "-c", f"{packed} | docker build -q -t {tag} -")
+    return tag
+
+
+@contextlib.asynccontextmanager
+async def one_at_a_time() -> AsyncIterator[None]:
+    """Test processes make images in turn: the second finds in docker's cache what the first has made."""
+    STATE.mkdir(exist_ok=True)
+    with (STATE / "images.lock").open("w") as lock:
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            await asyncio.sleep(0.2)
+        yield
 
 
 async def wheelhouse(*extras: str) -> Path:
@@ -136,10 +189,14 @@ async def build_image(context: Path, tag: str, *, target: str = "worker", extras
 
 
 async def docker(*arguments: str, cwd: Path = ROOT, check: bool = True) -> str:
-    """What a docker command prints. Its classic builder: BuildKit of newer commands is a package of its own."""
+    """What a docker command prints."""
+    return await run("docker", *arguments, cwd=cwd, check=check)
+
+
+async def run(*command: str, cwd: Path = ROOT, check: bool = True) -> str:
+    """What a command prints. docker's builder is the classic one: BuildKit of newer ones is a package of its own."""
     process = await asyncio.create_subprocess_exec(
-        "docker",
-        *arguments,
+        *command,
         cwd=cwd,
         env={**ENVIRON, "DOCKER_BUILDKIT": "0"},
         stdout=asyncio.subprocess.PIPE,
@@ -147,7 +204,7 @@ async def docker(*arguments: str, cwd: Path = ROOT, check: bool = True) -> str:
     )
     output, _ = await process.communicate()
     text = output.decode(errors="replace")
-    assert process.returncode == 0 or not check, f"docker {arguments[0]}: {text}"
+    assert process.returncode == 0 or not check, f"{' '.join(command[:2])}: {text}"
     return text
 
 

@@ -70,10 +70,21 @@ def actions(policy_document: Mapping[str, Any]) -> list[str]:
     return [action for statement in policy_document["Statement"] for action in statement["Action"]]
 
 
-def without(policy_document: Mapping[str, Any], action: str) -> dict[str, Any]:
-    """The policy without an action; a statement that has no other goes with it."""
-    left = [
-        {**statement, "Action": [name for name in statement["Action"] if name != action]}
-        for statement in policy_document["Statement"]
-    ]
-    return {**policy_document, "Statement": [statement for statement in left if statement["Action"]]}
+def without(policy_document: Mapping[str, Any], action: str, sid: str, resource: str = "") -> dict[str, Any]:
+    """The policy without an action of a statement, on one of its resources or on all of them."""
+    left = []
+    for given in policy_document["Statement"]:
+        if given["Sid"] != sid:
+            left.append(given)
+            continue
+        others = [name for name in resources(given) if resource and name != resource]
+        left.append({**given, "Action": [name for name in given["Action"] if name != action]})
+        left.append({**given, "Action": [action], "Resource": others})
+    kept = [statement for statement in left if statement["Action"] and statement["Resource"]]
+    return {**policy_document, "Statement": kept}
+
+
+def resources(statement: Statement) -> list[str]:
+    """What a statement is about."""
+    given = statement["Resource"]
+    return given if isinstance(given, list) else [given]

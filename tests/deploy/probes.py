@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 import tempfile
 import time
 import uuid
@@ -10,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from tests.deploy.calls import DOCKER_PUSH
 from tests.e2e.bench import Clients
 from tests.fakes.aws_server import quick_rates
 from tests.unit.records import WORKER, record
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 
 DEPLOYMENT = "default"
 SOURCE = "code.tar.gz"
+BASE_REPOSITORY = "bases"
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Field:
     services: LocalServices
     aws: AwsClients
     admin: Clients
+    docker: DockerEngine | None = None
 
     @property
     def facts(self) -> QueueFacts:
@@ -69,9 +74,22 @@ class Field:
 
     @property
     def registry(self) -> EcrRegistry:
-        """Its docker daemon is not asked for anything here."""
-        docker = cast("DockerEngine", None)
+        """Without a docker daemon it can do all but push."""
+        docker = cast("DockerEngine", self.docker)
         return EcrRegistry(self.aws.ecr, docker, self.services.registry, create_repository=True)
+
+    async def an_image(self) -> str:
+        """A small image like no other, on the docker daemon."""
+        tag, context = f"launch-local/probe:{uuid.uuid4().hex}", io.BytesIO()
+        with tarfile.open(fileobj=context, mode="w") as packed:
+            for name, text in {"Dockerfile": b"FROM scratch\nCOPY file /\n", "file": tag.encode()}.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(text)
+                packed.addfile(member, io.BytesIO(text))
+        context.seek(0)
+        assert self.services.docker is not None
+        await self.services.docker.images.build(fileobj=context, encoding="identity", tag=tag, rm=True)
+        return tag
 
     def job_request(self, **changes: Any) -> dict[str, Any]:
         name = f"job-{uuid.uuid4().hex[:8]}"
@@ -218,6 +236,27 @@ async def find_image(field: Field) -> None:
     await field.registry.find("latest")
 
 
+async def push_image(field: Field) -> None:
+    assert field.docker is not None
+    image = await field.an_image()
+    try:
+        await field.registry.push(image, image.rpartition(":")[2], lambda _: None)
+    finally:
+        await field.docker.remove_image(image)
+
+
+async def pull_base(field: Field) -> None:
+    services, docker = field.services, field.docker
+    assert services.ecr is not None
+    assert services.docker is not None
+    assert docker is not None
+    image = await field.an_image()
+    reference = await services.ecr.seed_image(services.docker, image, BASE_REPOSITORY, "base")
+    await docker.remove_image(image)
+    await docker.pull(reference, await field.registry.auth_for(reference))
+    await docker.remove_image(reference)
+
+
 async def find_repository(field: Field) -> None:
     await field.registry.ensure_repository()
 
@@ -244,7 +283,8 @@ async def _key(source: str) -> None:
     assert await place.read() == "a" * 40
 
 
-async def list_all_launches(field: Field) -> None:
+async def list_launches(field: Field) -> None:
+    await field.ledger.records(over=False)
     await field.ledger.records(over=True)
 
 
@@ -269,11 +309,13 @@ PROBES: Mapping[str, Callable[[Field], Awaitable[None]]] = {
     "dynamodb:UpdateItem": claim,
     "dynamodb:DeleteItem": forget_worker,
     "dynamodb:Query": find_launches,
-    "dynamodb:Scan": list_all_launches,
+    "dynamodb:Scan": list_launches,
     "s3:GetObject": fetch_source,
     "ecr:GetAuthorizationToken": log_in_to_ecr,
     "ecr:BatchGetImage": find_image,
     "ecr:DescribeRepositories": find_repository,
+    **dict.fromkeys(DOCKER_PUSH, push_image),
+    "ecr:GetDownloadUrlForLayer": pull_base,
     "ecr:CreateRepository": create_repository,
     "ecr:TagResource": create_repository,
     "sts:AssumeRole": assume_role,
@@ -283,19 +325,17 @@ PROBES: Mapping[str, Callable[[Field], Awaitable[None]]] = {
 SENDING = {"sqs:SendMessage": send}
 """Where a policy sends to the queue itself."""
 DEAD_LETTERS = dict.fromkeys(
-    ("sqs:ReceiveMessage", "sqs:ChangeMessageVisibility", "sqs:DeleteMessage"), look_at_dead_letters
+    ("sqs:ReceiveMessage", "sqs:ChangeMessageVisibility", "sqs:DeleteMessage", "sqs:GetQueueAttributes"),
+    look_at_dead_letters,
 )
 """Where a policy reads the dead-letter queue."""
-OF_POLICY = {"mirror.json": SENDING, "sender.json": SENDING, "operator.json": {**SENDING, **DEAD_LETTERS}}
-"""Policies that use an action in another way than the worker does."""
-NOT_TRIED = {
-    "ecr:BatchCheckLayerAvailability",
-    "ecr:InitiateLayerUpload",
-    "ecr:UploadLayerPart",
-    "ecr:CompleteLayerUpload",
-    "ecr:PutImage",
-    "ecr:GetDownloadUrlForLayer",
-    "kms:CreateGrant",
-    "kms:Decrypt",
+OF_STATEMENT = {
+    ("mirror.json", "SendLaunchMessages"): SENDING,
+    ("sender.json", "SendLaunchMessages"): SENDING,
+    ("operator.json", "SendLaunchesBack"): SENDING,
+    ("optional/base-images.json", "PullBaseImages"): {"ecr:BatchGetImage": pull_base},
+    ("operator.json", "LookAtRefusedMessages"): DEAD_LETTERS,
 }
-"""docker talks to the registry, which asks IAM nothing here; and keys are used by AWS itself."""
+"""Statements that allow an action for another purpose than the worker's."""
+NOT_TRIED = {"kms:CreateGrant", "kms:Decrypt"}
+"""AWS itself uses keys; moto's services do not."""

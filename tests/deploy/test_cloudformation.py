@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -12,20 +13,27 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from botocore.exceptions import ClientError
 
+from tests.deploy.enforcement import enforced, session_of
 from tests.deploy.policies import PARTITIONS, ROOT, policy
 from tests.deploy.template import TEMPLATES, load, resolved
-from tests.unit.records import WORKER, record
-from worker.clients.aws import AwsClients, aws_clients
-from worker.intake.sqs import LaunchQueue, queue_facts
-from worker.ledger.dynamodb import DynamoDbLedger, create_table_request
-from worker.local.aws import LocalAws, running_aws
+from tests.e2e.audit import ended
+from tests.e2e.bench import Bench, Clients, open_clients
+from tests.e2e.launches import numbered
+from worker.clients.aws import translate
+from worker.launch.record import LaunchState
+from worker.ledger.dynamodb import create_table_request
+from worker.local.stack import WANDB_KEY, LocalServices, running_stack
 
 # Of alarms and metric filters, which it does not make.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Tried to parse AWS..(CloudWatch..Alarm|Logs..Metric|ApplicationAuto)"
 )
 BASE = ROOT / "deploy" / "cloudformation" / "base.yaml"
+FARGATE = BASE.parent / "fargate.yaml"
+TRAINING_IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/train:1"
+"""A job is a process here, so nobody pulls it."""
 SECRET = "arn:aws:secretsmanager:us-east-1:123456789012:secret:wandb-key-??????"
 PARAMETERS = {
     "Name": "launch",
@@ -45,12 +53,18 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("partition", PARTITIONS)
-def test_templates_are_free_of_lint(partition: str) -> None:
-    region, _ = PARTITIONS[partition]
-    command = [str(Path(sys.executable).with_name("cfn-lint")), "--regions", region, "--format", "parseable"]
+def test_templates_are_free_of_lint() -> None:
+    """In a Region of each partition."""
+    regions = [region for region, _ in PARTITIONS.values()]
+    command = [
+        str(Path(sys.executable).with_name("cfn-lint")),
+        "--regions",
+        *regions,
+        "--format",
+        "parseable",
+    ]
     ended = subprocess.run(
-        [*command, *map(str, TEMPLATES)], capture_output=True, text=True, check=False, cwd=ROOT
+        [*command, "--template", *map(str, TEMPLATES)], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert (ended.stdout, ended.returncode) == ("", 0), ended.stderr
 
@@ -119,101 +133,113 @@ def test_tasks_have_settings_that_exist_and_time_to_drain(name: str) -> None:
 
 @dataclass(frozen=True)
 class Made:
-    """What a stack of base.yaml made in moto."""
+    """What stacks of base.yaml and fargate.yaml made in moto."""
 
     outputs: Mapping[str, str]
-    aws: AwsClients
-    local: LocalAws
+    """Of base.yaml."""
+    task: Mapping[str, str]
+    """The environment of the worker's container."""
+    services: LocalServices
+    clients: Clients
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def made() -> AsyncIterator[Made]:
-    async with running_aws() as local:
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in {
-                "AWS_ENDPOINT_URL": local.endpoint,
-                "AWS_ACCESS_KEY_ID": "local",
-                "AWS_SECRET_ACCESS_KEY": "local",
-                "AWS_REGION": local.region,
-                "AWS_DEFAULT_REGION": local.region,
-            }.items():
-                patch.setenv(name, value)
-            async with (
-                local.session().client("cloudformation", endpoint_url=local.endpoint) as cloudformation,
-                aws_clients() as aws,
-            ):
-                await cloudformation.create_stack(
-                    StackName="launch",
-                    TemplateBody=BASE.read_text(),
-                    Capabilities=["CAPABILITY_NAMED_IAM"],
-                    Parameters=[
-                        {"ParameterKey": name, "ParameterValue": value.replace("??????", "AbCdEf")}
-                        for name, value in PARAMETERS.items()
-                    ],
-                )
-                (stack,) = (await cloudformation.describe_stacks(StackName="launch"))["Stacks"]
-                assert stack["StackStatus"] == "CREATE_COMPLETE"
-                outputs = {output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}
-                yield Made(outputs, aws, local)
+    async with running_stack(executor="process", stop_grace=1) as services, open_clients(services) as clients:
+        session, url = services.aws.session(), services.aws_endpoint
+        async with (
+            session.client("cloudformation", endpoint_url=url) as cloudformation,
+            session.client("secretsmanager", endpoint_url=url) as secrets,
+            session.client("ecs", endpoint_url=url) as ecs,
+        ):
+            secret = await secrets.create_secret(Name="wandb-key", SecretString=WANDB_KEY)
+            base = {**PARAMETERS, "Name": "acme", "WandbSecretArn": secret["ARN"]}
+            outputs = await _stack(cloudformation, "launch", BASE.read_text(), base)
+            service = {
+                "Image": "123456789012.dkr.ecr.us-east-1.amazonaws.com/launch-worker:1",
+                "ImageRepositoryArn": "arn:aws:ecr:us-east-1:123456789012:repository/launch-worker",
+                "Subnets": "subnet-1",
+                "Vpc": "vpc-1",
+                "WandbBaseUrl": services.wandb.base_url,
+            }
+            await _stack(cloudformation, "worker", FARGATE.read_text(), service)
+            answer = await ecs.describe_task_definition(taskDefinition="worker-worker")
+        (container,) = answer["taskDefinition"]["containerDefinitions"]
+        task = {variable["name"]: variable["value"] for variable in container["environment"]}
+        yield Made(outputs, task, services, clients)
+
+
+async def _stack(
+    cloudformation: Any, name: str, template: str, parameters: Mapping[str, str]
+) -> dict[str, str]:
+    """Make a stack; returns its outputs."""
+    await cloudformation.create_stack(
+        StackName=name,
+        TemplateBody=template,
+        Capabilities=["CAPABILITY_NAMED_IAM"],
+        Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
+    )
+    (stack,) = (await cloudformation.describe_stacks(StackName=name))["Stacks"]
+    assert stack["StackStatus"] == "CREATE_COMPLETE"
+    return {output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_the_worker_takes_messages_from_the_stacks_queue(made: Made) -> None:
-    facts = await queue_facts(made.aws.sqs, made.outputs["QueueUrl"], "")
-    # moto's CloudFormation knows AWS's own address only.
-    assert facts.dlq_url.rpartition("/")[2] == made.outputs["DeadLetterQueueUrl"].rpartition("/")[2]
-    queue = LaunchQueue(made.aws.sqs, facts)
-    await queue.send("{}", "launch")
-    (message,) = await queue.receive(1, wait=1, visibility=30)
-    await queue.copy_to_dlq(message.body, "launch", {"code": "LW-TEST"})
-    await queue.delete(message)
-    answer = await made.aws.sqs.get_queue_attributes(QueueUrl=facts.url, AttributeNames=["RedrivePolicy"])
-    assert json.loads(answer["Attributes"]["RedrivePolicy"])["maxReceiveCount"] == 1000
+async def test_the_worker_runs_on_what_the_stacks_made(made: Made, tmp_path: Path) -> None:
+    """With the task's environment and role: a job to its end, its log, and a refused message in the DLQ."""
+    role = session_of(made.outputs["WorkerRoleArn"].rpartition("/")[2])
+    bench = Bench(
+        services=made.services,
+        clients=made.clients,
+        image=TRAINING_IMAGE,
+        folder=tmp_path,
+        deployment=made.task["LAUNCH_DEPLOYMENT"],
+        queue_url=made.outputs["QueueUrl"],
+        dlq_url=made.outputs["DeadLetterQueueUrl"],
+        ledger=made.outputs["LedgerAddress"],
+        # WANDB_API_KEY: of the local stack; here it comes from Secrets Manager.
+        environment={**made.task, **role.environment, "WANDB_API_KEY": "", "LAUNCH_SHUTDOWN_GRACE": "5"},
+    )
+    (sagemaker,) = bench.launch().message["runSpec"]["resource_args"].values()
+    arguments = {"sagemaker": {**sagemaker, "RoleArn": made.outputs["JobRoleArn"]}}
+    case = bench.launch(lines := numbered(3), resource_args=arguments)
+    with enforced() as denials:
+        worker = await bench.started()
+        try:
+            await bench.send(case, "{}")
+            await ended(bench, case)
+            assert len(await bench.dead_letters(1)) == 1
+            worker.terminate()
+            assert await worker.exit_code() == 0
+        finally:
+            await worker.end()
+            sys.stdout.write(worker.printed())
+    assert denials == []
+    record = await bench.record(case)
+    assert record is not None
+    assert (record.state, record.log.next_line) == (LaunchState.FINISHED, len(lines))
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_the_worker_keeps_its_ledger_in_the_stacks_table(made: Made) -> None:
-    ledger = DynamoDbLedger(made.aws.dynamodb, made.outputs["LedgerAddress"].removeprefix("dynamodb://"))
-    kept = record()
-    assert await ledger.create(kept) is None
-    assert await ledger.open_records(WORKER) == [kept]
+async def test_the_stack_has_repository_and_queue_as_they_should_be(made: Made) -> None:
+    asked = await made.clients.sqs.get_queue_attributes(
+        QueueUrl=made.outputs["QueueUrl"], AttributeNames=["RedrivePolicy"]
+    )
+    assert json.loads(asked["Attributes"]["RedrivePolicy"])["maxReceiveCount"] == 1000
+    session, url = made.services.aws.session(), made.services.aws_endpoint
+    async with session.client("ecr", endpoint_url=url) as ecr:
+        answer = await ecr.describe_repositories(repositoryNames=["acme-images"])
+    assert answer["repositories"][0]["imageTagMutability"] == "IMMUTABLE"
 
 
-@pytest.mark.asyncio(loop_scope="module")
-async def test_the_stack_has_repository_and_role(made: Made) -> None:
-    async with made.local.session().client("iam", endpoint_url=made.local.endpoint) as iam:
-        role = await iam.get_role(RoleName="launch-worker-us-east-1")
-    assert role["Role"]["Arn"] == made.outputs["WorkerRoleArn"]
-    repositories = await made.aws.ecr.describe_repositories(repositoryNames=["launch-images"])
-    assert repositories["repositories"][0]["imageTagMutability"] == "IMMUTABLE"
-
-
-@pytest.mark.asyncio(loop_scope="module")
-async def test_the_service_finds_what_the_base_has_made(made: Made) -> None:
-    parameters = {
-        "Image": "123456789012.dkr.ecr.us-east-1.amazonaws.com/launch-worker:1",
-        "ImageRepositoryArn": "arn:aws:ecr:us-east-1:123456789012:repository/launch-worker",
-        "Subnets": "subnet-1",
-        "Vpc": "vpc-1",
-    }
-    session, url = made.local.session(), made.local.endpoint
-    async with (
-        session.client("cloudformation", endpoint_url=url) as cloudformation,
-        session.client("ecs", endpoint_url=url) as ecs,
-    ):
-        await cloudformation.create_stack(
-            StackName="worker",
-            TemplateBody=(BASE.parent / "fargate.yaml").read_text(),
-            Capabilities=["CAPABILITY_IAM"],
-            Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
-        )
-        answer = await ecs.describe_task_definition(taskDefinition="worker-worker")
-    task = answer["taskDefinition"]
-    given = {
-        variable["name"]: variable["value"] for variable in task["containerDefinitions"][0]["environment"]
-    }
-    assert given["LAUNCH_QUEUE_URL"] == made.outputs["QueueUrl"]
-    assert given["LAUNCH_LEDGER"] == made.outputs["LedgerAddress"] == "dynamodb://launch-ledger"
+def test_the_alarm_of_throttling_knows_what_workers_print() -> None:
+    filters = [item for item in load(BASE)["Resources"].values() if item["Type"] == "AWS::Logs::MetricFilter"]
+    (pattern,) = [item["Properties"]["FilterPattern"] for item in filters]
+    error = ClientError({"Error": {"Code": "ThrottlingException", "Message": "Rate exceeded"}}, "x")
+    (text,) = re.findall(r'\$\.error = "\*(.+?)\*"', pattern)
+    assert text in str(translate("ListTrainingJobs", error))
+    (event,) = re.findall(r'\$\.event = "(.+?)"', pattern)
+    assert f'"{event}"' in "".join(path.read_text() for path in (ROOT / "worker").glob("*.py"))
 
 
 def test_there_is_an_alarm_for_what_nobody_would_see() -> None:

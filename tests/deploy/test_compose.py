@@ -1,7 +1,6 @@
-"""docker-compose.yml, run for real: up, enqueue, and the log is in W&B.
+"""docker-compose.yml, run for real: up, enqueue, and the log is in W&B; and the same through the mirror.
 
-LocalStack's image cannot be pulled here, so that moto stands in its place, with the same address and account;
-tests/localstack runs the worker against LocalStack itself."""
+All images are made here, LocalStack's from its PyPI packages (tests/deploy/images.py); the file is as users have it."""
 
 from __future__ import annotations
 
@@ -9,12 +8,14 @@ import asyncio
 import io
 import json
 import shutil
+import sys
 import tarfile
 import tempfile
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aioboto3
 import aiodocker
@@ -23,19 +24,40 @@ import pytest_asyncio
 import yaml
 
 from tests.conftest import ENVIRON, in_ci
-from tests.deploy.images import STATE, build_image, docker, ensure_bases, lay_out, wheelhouse
+from tests.deploy.images import (
+    LOCALSTACK_VENV,
+    STATE,
+    build_image,
+    docker,
+    ensure_bases,
+    ensure_localstack,
+    lay_out,
+    one_at_a_time,
+    run,
+    wheelhouse,
+)
 from tests.e2e.process import until
 from worker.local.images import ensure_busybox_image
 
 pytestmark = [
     pytest.mark.skipif(
-        not in_ci() and not shutil.which("docker-compose"),
-        reason="no docker-compose (Debian package of that name)",
+        not in_ci() and not (shutil.which("docker-compose") and LOCALSTACK_VENV.exists()),
+        reason="no docker-compose (Debian package of that name), or no LocalStack (`make test-localstack`)",
     ),
     pytest.mark.docker,
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.timeout(600),
 ]
+
+
+RESOURCE_ARGS = {
+    "sagemaker": {
+        "RoleArn": "arn:aws:iam::123456789012:role/launch-training",
+        "ResourceConfig": {"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 1},
+        "OutputDataConfig": {"S3OutputPath": "s3://launch-dev/out"},
+        "StoppingCondition": {"MaxRuntimeInSeconds": 60},
+    }
+}
 
 
 @dataclass(frozen=True)
@@ -60,42 +82,60 @@ class Compose:
         assert process.returncode == 0 or not check, f"docker-compose {arguments[0]}: {text}"
         return text
 
+    async def events(self, service: str, name: str) -> list[dict[str, Any]]:
+        """Log events of a service so far."""
+        # docker itself is asked, often: docker-compose takes a second to start.
+        log = await docker("logs", await self.container(service))
+        events = [json.loads(line) for line in log.splitlines() if '"event"' in line]
+        return [event for event in events if event["event"] == name]
+
+    async def container(self, service: str) -> str:
+        """Id of a service's container."""
+        labels = {"project": self.project, "service": service}
+        filters = [f"--filter=label=com.docker.compose.{name}={value}" for name, value in labels.items()]
+        return (await docker("ps", "--all", "--quiet", *filters)).strip()
+
+
+def _group_of_the_socket() -> str:
+    return str(Path("/var/run/docker.sock").stat().st_gid)
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def compose() -> AsyncIterator[Compose]:
     """Up, with images of the checkout."""
     tag = f"launch-local/dev:{uuid.uuid4().hex[:8]}"
-    async with aiodocker.Docker() as daemon:
-        await ensure_bases(daemon)
-        base = await ensure_busybox_image(daemon, STATE)
     STATE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=STATE) as name:
         folder = Path(name)
-        lay_out(folder, await wheelhouse("local"))
-        # One image with the extra packages is the worker's as well: what it is without them test_image.py looks at.
-        await build_image(folder, tag, target="dev", extras="local")
-        moto = {"entrypoint": ["moto_server", "-H", "0.0.0.0", "-p", "4566"], "command": []}
-        health = ["CMD", "python3", "-c", "import socket; socket.create_connection(('127.0.0.1', 4566), 2)"]
-        here = {
-            "localstack": {**moto, "healthcheck": {"test": health}},
-            # As of the worker's own stage.
-            "worker": {
-                "user": "10001:10001",
-                "command": ["run"],
-                "environment": {"LAUNCH_BASE_IMAGE": base},
-                "healthcheck": {"test": ["CMD", "launch-worker-health"], "interval": "1s"},
-            },
+        async with one_at_a_time(), aiodocker.Docker() as daemon, asyncio.TaskGroup() as tasks:
+            localstack = tasks.create_task(ensure_localstack(daemon), name="image of LocalStack")
+            await ensure_bases(daemon)
+            base = await ensure_busybox_image(daemon, STATE)
+            lay_out(folder, await wheelhouse("local"))
+            # With the extra packages it is the worker's as well: what it is without them test_image.py looks at.
+            await build_image(folder, tag, target="dev", extras="local")
+        # What the worker's own stage says.
+        of_worker: dict[str, Any] = {
+            "user": "10001:10001",
+            # Less quiet than users have it: nobody else writes to these logs.
+            "environment": {"LAUNCH_BASE_IMAGE": base, "LAUNCH_LOG_QUIET": "1"},
+            "healthcheck": {"test": ["CMD", "launch-worker-health"], "interval": "1s"},
         }
+        here = {"worker": {**of_worker, "command": ["run"]}, "mirror": of_worker}
         (folder / "here.yml").write_text(yaml.safe_dump({"services": here}))
-        group = (await docker("run", "--rm", "-v", "/var/run/docker.sock:/s", "--entrypoint", "stat", tag, "-c", "%g", "/s")).strip()  # fmt: skip  # noqa: E501
-        names = dict.fromkeys(("WORKER_IMAGE", "DEV_IMAGE", "LOCALSTACK_IMAGE"), tag)
-        running = Compose(folder, f"launch{uuid.uuid4().hex[:8]}", {**names, "DOCKER_GROUP": group})
+        environment = {
+            **dict.fromkeys(("WORKER_IMAGE", "DEV_IMAGE"), tag),
+            "LOCALSTACK_IMAGE": localstack.result(),
+            "DOCKER_GROUP": _group_of_the_socket(),
+        }
+        running = Compose(folder, f"launch{uuid.uuid4().hex[:8]}", environment)
         try:
             await running("up", "--detach", "--no-build")
             yield running
         finally:
-            print(await running("logs", "--no-color", check=False))  # noqa: T201  # pytest shows it with a failure
-            await running("down", "--volumes", "--timeout", "30", check=False)
+            everything = ("--profile", "mirror")
+            print(await running(*everything, "logs", "--no-color", check=False))  # noqa: T201  # shown with a failure
+            await running(*everything, "down", "--volumes", "--timeout", "30", check=False)
             await docker("rmi", "--no-prune", tag, check=False)
 
 
@@ -108,32 +148,39 @@ async def test_a_launch_from_code_runs_to_its_end(compose: Compose) -> None:
             "project": "compose",
             "overrides": {"entry_point": ["sh", "train.sh"]},
             "resource": "sagemaker",
-            "resource_args": {
-                "sagemaker": {
-                    "RoleArn": "arn:aws:iam::123456789012:role/launch-training",
-                    "ResourceConfig": {
-                        "InstanceType": "ml.m5.large",
-                        "InstanceCount": 1,
-                        "VolumeSizeInGB": 1,
-                    },
-                    "OutputDataConfig": {"S3OutputPath": "s3://launch-dev/out"},
-                    "StoppingCondition": {"MaxRuntimeInSeconds": 60},
-                }
-            },
+            "resource_args": RESOURCE_ARGS,
         }
     }
     told = await compose(
         "exec", "-T", "worker", "launch-worker", "enqueue", "-", "--wait", stdin=json.dumps(message)
     )
     assert "completed: The training job completed." in told
-    log = await compose("logs", "--no-color", "worker")
-    events = [json.loads(line.partition("|")[2]) for line in log.splitlines() if '"event"' in line]
-    finished = [event for event in events if event["event"] == "job_finished"]
-    assert [event["lines"] for event in finished] == [1]
+    assert [event["lines"] for event in await compose.events("worker", "job_finished")] == [1]
+
+
+async def test_what_wandb_launch_sends_runs_through_the_mirror(compose: Compose, tmp_path: Path) -> None:
+    """With the image that was built before: a ready one."""
+    (built,) = await compose.events("worker", "image_ready")
+    await compose("--profile", "mirror", "up", "--detach", "--no-build", "mirror")
+    config = {"overrides": {"entry_point": ["sh", "train.sh"]}, "resource_args": RESOURCE_ARGS}
+    (tmp_path / "launch.json").write_text(json.dumps(config))
+    await run(
+        *("env", "-i", "PATH=/usr/bin:/bin", f"HOME={tmp_path}", "WANDB_BASE_URL=http://127.0.0.1:8566"),
+        *("WANDB_API_KEY=local00000000000000000000000000000000000", "WANDB_ERROR_REPORTING=false"),
+        *(sys.executable, "-m", "wandb", "launch", "-q", "launches", "-e", "acme", "-p", "compose"),
+        *("-d", f"127.0.0.1:5566/launch-dev:{built['tag']}", "-c", "launch.json"),
+        cwd=tmp_path,
+    )
+
+    async def completed() -> bool:
+        return [event["status"] for event in await compose.events("worker", "job_state")] == ["Completed"] * 2
+
+    await until(completed, "the launch from W&B's queue has run")
+    assert len(await compose.events("mirror", "launch_mirrored")) == 1
 
 
 async def test_the_worker_is_healthy_and_drains(compose: Compose) -> None:
-    name = (await compose("ps", "-q", "worker")).strip()
+    name = await compose.container("worker")
 
     async def healthy() -> bool:
         return (await docker("inspect", "--format", "{{.State.Health.Status}}", name)).strip() == "healthy"

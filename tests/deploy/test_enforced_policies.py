@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from tests.deploy.enforcement import Permission, Role, enforced, new_role
-from tests.deploy.policies import ROOT, actions, policy, policy_files, without
-from tests.deploy.probes import NOT_TRIED, OF_POLICY, PROBES, Field
+from tests.deploy.calls import DOCKER_PUSH
+from tests.deploy.enforcement import Denial, Role, enforced, new_role
+from tests.deploy.policies import ROOT, actions, policy, policy_files, resources, without
+from tests.deploy.probes import BASE_REPOSITORY, NOT_TRIED, OF_STATEMENT, PROBES, Field
 from tests.e2e.bench import open_clients
 from worker.clients.aws import aws_clients
-from worker.errors import WorkerError
+from worker.clients.docker import docker_engine
+from worker.errors import SettingsError, WorkerError
+from worker.local.aws import ACCOUNT
 from worker.local.stack import running_stack
 
 POLICIES = [
@@ -25,11 +30,21 @@ POLICIES = [
     "assumed-role.json",
 ]
 OPTIONAL = policy_files("optional")
+BASE_IMAGES = "optional/base-images.json"
+DOCUMENT = (ROOT / "docs" / "iam.md").read_text()
+ADVICE = r"IAM policy|role needs|must be allowed|allow the worker to (push|pull)|that the worker may pull it"
+ON_DOCKER = {*DOCKER_PUSH, "ecr:GetDownloadUrlForLayer"}
 TRIED = [
-    (name, action)
+    pytest.param(
+        *(name, statement["Sid"], action, resource),
+        id=f"{name}-{statement['Sid']}-{action}{'-' * position}",
+        marks=[pytest.mark.docker] if action in ON_DOCKER or name == BASE_IMAGES else [],
+    )
     for name in [*POLICIES, *OPTIONAL]
-    for action in actions(policy(name))
-    if action not in NOT_TRIED and name != "optional/base-images.json"  # another account's repository
+    for statement in policy(name)["Statement"]
+    for action in statement["Action"]
+    for position, resource in enumerate(resources(statement))
+    if action not in NOT_TRIED
 ]
 
 
@@ -47,30 +62,44 @@ async def field() -> AsyncIterator[tuple[Field, Role]]:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in {**services.environment, **role.environment}.items():
                 patch.setenv(name, value)
-            async with aws_clients() as aws:
-                yield Field(services, aws, admin), role
+            async with aws_clients() as aws, contextlib.AsyncExitStack() as stack:
+                docker = await stack.enter_async_context(docker_engine()) if services.docker else None
+                yield Field(services, aws, admin, docker), role
 
 
 @pytest.fixture
-def refused() -> Iterator[list[Permission]]:
-    with enforced() as permissions:
-        yield permissions
+def refused() -> Iterator[list[Denial]]:
+    with enforced() as denials:
+        yield denials
 
 
-@pytest.mark.parametrize(("name", "action"), TRIED)
+def tried(name: str) -> dict[str, Any]:
+    """A policy, and what else is needed to do what it is for: base images are pulled by a worker that builds. Their
+    account is the local one here, for there is no other."""
+    if name != BASE_IMAGES:
+        return policy(name)
+    own = policy("worker-builds.json")
+    bases = policy(name, BASE_ACCOUNT=ACCOUNT, BASE_REPOSITORY=BASE_REPOSITORY)
+    return {**own, "Statement": own["Statement"] + bases["Statement"]}
+
+
+@pytest.mark.parametrize(("name", "sid", "action", "resource"), TRIED)
 @pytest.mark.asyncio(loop_scope="module")
 async def test_no_action_can_be_taken_away(
-    field: tuple[Field, Role], refused: list[Permission], name: str, action: str
+    field: tuple[Field, Role], refused: list[Denial], *, name: str, sid: str, action: str, resource: str
 ) -> None:
     on, role = field
-    probe = OF_POLICY.get(name, {}).get(action, PROBES[action])
-    role.allow(policy(name))
+    document = tried(name)
+    probe = OF_STATEMENT.get((name, sid), {}).get(action, PROBES[action])
+    role.allow(document)
     await probe(on)
     assert refused == []
-    role.allow(without(policy(name), action))
-    with pytest.raises(WorkerError, match=r"IAM policy|role needs|must be allowed"):
+    role.allow(without(document, action, sid, resource if name != BASE_IMAGES else ""))
+    with pytest.raises(WorkerError, match=ADVICE) as failed:
         await probe(on)
-    assert refused[-1].action == action
+    assert refused[-1].permission.action == action
+    if said := re.search(rf"^\| `{action}`.*\| exit code (\d) \|$", DOCUMENT, re.MULTILINE):
+        assert said[1] == ("2" if failed.errisinstance(SettingsError) else "1")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +112,7 @@ async def test_no_action_can_be_taken_away(
 )
 @pytest.mark.asyncio(loop_scope="module")
 async def test_what_is_not_the_workers_is_out_of_its_reach(
-    field: tuple[Field, Role], refused: list[Permission], action: str, changes: dict[str, object]
+    field: tuple[Field, Role], refused: list[Denial], action: str, changes: dict[str, object]
 ) -> None:
     on, role = field
     role.allow(policy("worker.json"))
@@ -92,12 +121,11 @@ async def test_what_is_not_the_workers_is_out_of_its_reach(
             await on.sagemaker.create_or_adopt(on.job_request(**changes))
         else:
             await on.sagemaker.stop(await on.a_job(**changes))
-    assert refused[-1].action == action
+    assert refused[-1].permission.action == action
 
 
 def test_every_action_is_tried_or_the_document_says_why_not() -> None:
     everything = {action for name in [*POLICIES, *OPTIONAL] for action in actions(policy(name))}
     assert everything == {*PROBES, *NOT_TRIED}
-    document = (ROOT / "docs" / "iam.md").read_text()
-    section = document.partition("## What cannot be tried here")[2].partition("\n## ")[0]
+    section = DOCUMENT.partition("## What cannot be tried here")[2].partition("\n## ")[0]
     assert set(re.findall(r"`(\w+:\w+)`", section)) == NOT_TRIED

@@ -14,7 +14,15 @@ import aiodocker
 import pytest
 import pytest_asyncio
 
-from tests.deploy.images import STATE, build_image, docker, ensure_bases, lay_out, wheelhouse
+from tests.deploy.images import (
+    STATE,
+    build_image,
+    docker,
+    ensure_bases,
+    lay_out,
+    one_at_a_time,
+    wheelhouse,
+)
 from tests.e2e.bench import FAST, Bench, open_bench, open_clients
 from tests.e2e.launches import numbered
 from tests.e2e.process import until
@@ -32,12 +40,13 @@ _LIMIT = 250_000_000
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def image() -> AsyncIterator[str]:
     tag = f"launch-local/worker:{uuid.uuid4().hex[:8]}"
-    async with aiodocker.Docker() as daemon:
-        await ensure_bases(daemon)
     STATE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=STATE) as folder:
-        lay_out(Path(folder), await wheelhouse())
-        await build_image(Path(folder), tag)
+        async with one_at_a_time(), aiodocker.Docker() as daemon:
+            await ensure_bases(daemon)
+            # With all wheels: docker-compose's image then has most layers in common.
+            lay_out(Path(folder), await wheelhouse("local"))
+            await build_image(Path(folder), tag)
     try:
         yield tag
     finally:

@@ -8,15 +8,17 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from moto.sagemaker.models import sagemaker_backends
 
+from tests.deploy.enforcement import Denial
 from tests.e2e.launches import PROJECT, LaunchCase, Launches
 from tests.e2e.process import WorkerProcess, until, worker_output
+from tests.e2e.roles import Roles
 from worker.ledger.dynamodb import create_table_request
 from worker.ledger.opening import open_ledger
 from worker.local.aws import ACCOUNT, REGION
@@ -94,12 +96,20 @@ class Bench(Launches):
     workers: list[WorkerProcess] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     """Of all workers, beside what the stack says."""
+    roles: Roles | None = None
+    """Whom they run as; None: nobody enforces any policy."""
+
+    def credentials(self, *command: str) -> Mapping[str, str]:
+        """AWS's variables for `launch-worker COMMAND`."""
+        return self.roles.environment(*command) if self.roles else {}
 
     async def start(self, *command: str, **settings: str) -> WorkerProcess:
         """Start a worker, or another command; `settings` are fields of Settings without their prefix, in lower
         case."""
+        command = command or ("run",)
         environment = {
             **self.services.environment,
+            **self.credentials(*command),
             **FAST,
             "HOME": str(self.folder),
             "AWS_CONFIG_FILE": os.devnull,
@@ -114,7 +124,7 @@ class Bench(Launches):
         output = self.folder / f"worker-{len(self.workers) + 1}.log"
         with output.open("wb") as file:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "worker", *(command or ("run",))),
+                *(sys.executable, "-m", "worker", *command),
                 cwd=self.folder,
                 env=environment,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -241,8 +251,11 @@ async def open_bench(
     *,
     ledger: LedgerKind = "sqlite",
     fifo: bool = False,
+    denials: Sequence[Denial] | None = None,
 ) -> AsyncIterator[Bench]:
-    """A queue with its DLQ and a ledger that nobody else uses; at the end its workers are killed and checked."""
+    """A queue with its DLQ and a ledger that nobody else uses; at the end its workers are killed and checked.
+
+    `denials`: IAM is enforced, and what it does not allow is noted there."""
     unique = uuid.uuid4().hex[:8]
     queue_url, dlq_url = await _create_queues(clients.sqs, unique, fifo=fifo)
     if ledger == "dynamodb":
@@ -260,6 +273,17 @@ async def open_bench(
         dlq_url=dlq_url,
         ledger=address,
     )
+    if denials is not None:
+        bench.roles = Roles(
+            denials=denials,
+            shared_ledger=ledger == "dynamodb",
+            values={
+                "QUEUE": queue_url.rpartition("/")[2],
+                "DEAD_LETTER_QUEUE": dlq_url.rpartition("/")[2],
+                "TABLE": address.removeprefix("dynamodb://"),
+                "DEPLOYMENT": bench.deployment,
+            },
+        )
     try:
         yield bench
     finally:
@@ -269,6 +293,8 @@ async def open_bench(
         assert WANDB_KEY not in worker.printed()
         unwanted = [event for event in worker.events() if event.get("level") in ("error", "critical")]
         assert unwanted == [], "a worker has errors of its own, or prints what is no event"
+    if bench.roles:
+        assert bench.roles.unexpected() == [], "a policy of deploy/iam lacks something"
 
 
 async def _create_queues(sqs: SQSClient, unique: str, *, fifo: bool) -> tuple[str, str]:

@@ -191,6 +191,9 @@ async def code_bench(bench: Bench, *, address: str = "", **environment: str) -> 
     repository = f"code-{bench.deployment}"
     work_dir = bench.folder / "work"
     work_dir.mkdir(exist_ok=True)
+    if bench.roles:
+        bench.roles.values["REPOSITORY"] = repository
+        bench.roles.worker = ("worker-builds.json", "optional/create-repository.json")
     if address:
         services.executor.registries.add(address)  # type: ignore[attr-defined]  # e2e has docker's
     bench.environment |= {

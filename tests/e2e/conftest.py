@@ -11,6 +11,7 @@ import aiodocker
 import pytest
 import pytest_asyncio
 
+from tests.deploy.enforcement import Denial, enforced
 from tests.e2e.bench import Bench, Clients, LedgerKind, open_bench, open_clients
 from worker.local.images import ensure_busybox_image
 from worker.local.stack import LocalServices, running_stack
@@ -27,6 +28,19 @@ class Stack:
     services: LocalServices
     clients: Clients
     image: str
+    denials: list[Denial]
+    """What IAM refused: each process of a test runs under the policy that is shipped for it."""
+
+    def bench(
+        self, folder: Path, *, ledger: LedgerKind = "sqlite", fifo: bool = False
+    ) -> contextlib.AbstractAsyncContextManager[Bench]:
+        """A bench for one test, see `open_bench`."""
+        return open_bench(
+            *(self.services, self.clients, self.image, folder),
+            ledger=ledger,
+            fifo=fifo,
+            denials=self.denials,
+        )
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
@@ -41,8 +55,9 @@ async def stack() -> AsyncIterator[Stack]:
         # Also a base image: builds that push elsewhere have no login to pull it with.
         await services.executor.prepare(image)
         try:
-            async with open_clients(services) as clients:
-                yield Stack(services, clients, image)
+            with enforced() as denials:
+                async with open_clients(services) as clients:
+                    yield Stack(services, clients, image, denials)
         finally:  # only the name: its registry is going away
             with contextlib.suppress(aiodocker.DockerError):
                 await services.docker.images.delete(image, noprune=True)
@@ -59,14 +74,14 @@ async def no_faults_left(stack: Stack) -> AsyncIterator[None]:
 @pytest_asyncio.fixture(loop_scope="package")
 async def bench(stack: Stack, tmp_path: Path) -> AsyncIterator[Bench]:
     """On SQLite."""
-    async with open_bench(stack.services, stack.clients, stack.image, tmp_path) as opened:
+    async with stack.bench(tmp_path) as opened:
         yield opened
 
 
 @pytest_asyncio.fixture(loop_scope="package")
 async def fifo_bench(stack: Stack, tmp_path: Path) -> AsyncIterator[Bench]:
     """On SQLite, with a FIFO queue."""
-    async with open_bench(stack.services, stack.clients, stack.image, tmp_path, fifo=True) as opened:
+    async with stack.bench(tmp_path, fifo=True) as opened:
         yield opened
 
 
@@ -79,5 +94,5 @@ def ledger(request: pytest.FixtureRequest) -> LedgerKind:
 @pytest_asyncio.fixture(loop_scope="package")
 async def shared_bench(stack: Stack, tmp_path: Path, ledger: LedgerKind) -> AsyncIterator[Bench]:
     """For more than one worker: on SQLite and on DynamoDB."""
-    async with open_bench(stack.services, stack.clients, stack.image, tmp_path, ledger=ledger) as opened:
+    async with stack.bench(tmp_path, ledger=ledger) as opened:
         yield opened

@@ -216,6 +216,7 @@ async def refused_mended_sent_back(bench: Bench) -> None:
 async def _dlq(bench: Bench, *arguments: str) -> tuple[int, str]:
     environment = {
         **bench.services.environment,
+        **bench.credentials("dlq", *arguments),
         "HOME": str(bench.folder),
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,

@@ -21,7 +21,7 @@ from aiohttp import web
 from moto.sagemaker.models import sagemaker_backends
 
 from tests.e2e.audit import ended, queue_empty
-from tests.e2e.bench import Bench, LedgerKind, open_bench
+from tests.e2e.bench import Bench, LedgerKind
 from tests.e2e.code import SCRIPT, CodeBench, code_bench
 from tests.e2e.conftest import Stack
 from tests.e2e.launches import LaunchCase, numbered
@@ -255,7 +255,7 @@ async def opened(stack: Stack, folder: Path, ledger: LedgerKind) -> AsyncIterato
     assert ecr is not None
     before = set(ecr._tokens)
     secrets = [WORKER_KEY, OWN_KEY, GIT_PASSWORD, WRONG_PASSWORD]
-    async with open_bench(stack.services, stack.clients, stack.image, folder, ledger=ledger) as bench:
+    async with stack.bench(folder, ledger=ledger) as bench:
         bench.environment["WANDB_API_KEY"] = WORKER_KEY
         yield bench, secrets
         secrets += sorted(set(ecr._tokens) - before)

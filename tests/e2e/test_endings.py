@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.audit import audit, ended, in_cloudwatch
-from tests.e2e.bench import Bench, open_bench
+from tests.e2e.bench import Bench
 from tests.e2e.conftest import Stack
 from tests.e2e.launches import PROJECT, LaunchCase, numbered
 from worker.local.logs import TrainingJobLogs
@@ -40,7 +40,7 @@ class Running:
 @pytest_asyncio.fixture(scope="module", loop_scope="package")
 async def running(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
     folder = tmp_path_factory.mktemp("endings")
-    async with open_bench(stack.services, stack.clients, stack.image, folder) as bench:
+    async with stack.bench(folder) as bench:
         await bench.started()
         missing = f"{bench.image.partition('@')[0]}@sha256:{'0' * 64}"
         burst = bench.launch(tail=f"seq 1 {_MANY}")

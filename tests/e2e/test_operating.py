@@ -26,6 +26,7 @@ async def command(bench: Bench, *arguments: str) -> tuple[int, str, str]:
     """Exit code, standard output and error of `launch-worker ARGUMENTS`."""
     environment = {
         **bench.services.environment,
+        **bench.credentials(*arguments),
         **FAST,
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.audit import audit, queue_empty
-from tests.e2e.bench import Bench, open_bench
+from tests.e2e.bench import Bench
 from tests.e2e.conftest import Stack
 from tests.e2e.launches import numbered
 from tests.e2e.process import WorkerProcess
@@ -57,7 +57,7 @@ class Refusing:
 @pytest_asyncio.fixture(scope="module", loop_scope="package")
 async def refusing(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Refusing]:
     folder = tmp_path_factory.mktemp("refusals")
-    async with open_bench(stack.services, stack.clients, stack.image, folder) as bench:
+    async with stack.bench(folder) as bench:
         yield Refusing(bench, await bench.started(allowed_instance_types="ml.m5.*"))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.bench import Bench, LedgerKind, open_bench
+from tests.e2e.bench import Bench, LedgerKind
 from tests.e2e.conftest import Stack
 from tests.e2e.process import worker_output
 
@@ -36,9 +36,7 @@ async def run_together(
         ledger, scenario = scenarios[name]
         async with turns:
             try:
-                async with open_bench(
-                    stack.services, stack.clients, stack.image, folder, ledger=ledger
-                ) as bench:
+                async with stack.bench(folder, ledger=ledger) as bench:
                     await scenario(bench)
             except Exception as error:  # it is raised by the test of this name
                 error.add_note(worker_output(folder))

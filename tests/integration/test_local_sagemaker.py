@@ -392,16 +392,29 @@ async def test_containers_of_a_killed_stack_are_removed(docker_bench: Bench) -> 
     gone = await asyncio.create_subprocess_exec("/bin/true")
     await gone.wait()
     names = {}
-    for owner, pid in (("dead", gone.pid), ("alive", 1)):
-        labels = {"launch-worker.local": f"{socket.gethostname()}/{pid}"}
+    ours = _pid_namespace()
+    for owner, pid, processes in (
+        ("dead", gone.pid, ours),
+        ("alive", 1, ours),
+        ("in another container", gone.pid, "pid:[1]"),
+    ):
+        labels = {
+            "launch-worker.local": f"{socket.gethostname()}/{pid}",
+            "launch-worker.local.processes": processes,
+        }
         container = await docker.containers.create({"Image": docker_bench.image, "Labels": labels})
         names[owner] = container.id
     assert isinstance(docker_bench.services.executor, DockerExecutor)
     await docker_bench.services.executor.remove_leftovers()
     left = {container.id for container in await docker.containers.list(all=True)}
-    await docker.containers.container(names["alive"]).delete()
-    assert names["alive"] in left
+    for owner in ("alive", "in another container"):
+        await docker.containers.container(names[owner]).delete()
+        assert names[owner] in left
     assert names["dead"] not in left
+
+
+def _pid_namespace() -> str:
+    return str(Path("/proc/self/ns/pid").readlink())
 
 
 def _living_members(group: int) -> list[str]:

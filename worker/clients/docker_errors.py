@@ -104,7 +104,13 @@ _AUTH_FAILED = _any(
     "incorrect username or password",
     "no active sessions",
 )
-_DENIED = _any("is not authorized to perform", r"status(?: code)?:? 403", "403 forbidden", "(^|: )denied: ")
+_DENIED = _any(
+    "is not authorized to perform",
+    r"status(?: code)?:? 403",
+    "HTTP 403 response",  # to a HEAD: docker looks for a body and finds none
+    "403 forbidden",
+    "(^|: )denied: ",
+)
 _ARCHITECTURE = _any(
     "no matching manifest for", "no match for platform", "does not match the specified platform"
 )

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from worker.clients.aws import AwsClients, AwsRefused, call
-from worker.doctor.check import Check, failed, ok
+from worker.clients.aws import AwsClients, AwsRefused, NotPermitted, call
+from worker.doctor.check import Check, failed, ok, skipped
 from worker.ledger.dynamodb_items import INDEX
 from worker.ledger.opening import open_ledger
 from worker.settings import Settings
@@ -17,6 +17,7 @@ from worker.settings import Settings
 _SQLITE, _DYNAMODB = "sqlite:///", "dynamodb://"
 _IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 _REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.s3fs"})
+_NOT_SHOWN = "seen with dynamodb:DescribeTable and dynamodb:DescribeTimeToLive, which no worker needs"
 _CREATE = "create it with the `aws dynamodb create-table` that the worker names when it starts without one"
 
 
@@ -43,11 +44,18 @@ async def _table(aws: AwsClients, settings: Settings) -> list[Check]:
         answer = await call("DescribeTable", lambda: aws.dynamodb.describe_table(TableName=table))
     except AwsRefused as error:
         return [failed("ledger", f"DynamoDB has no table {table!r} here: {error.aws_code}", _CREATE)]
+    except NotPermitted:
+        return [await _answers(aws, settings, "any number of hosts"), skipped("ledger expiry", _NOT_SHOWN)]
     description: Mapping[str, Any] = answer["Table"]
     if wrong := _wrong_shape(table, description):
         return [wrong]
     checks = [await _answers(aws, settings, f"{description['TableStatus']}, any number of hosts")]
-    to_live = await call("DescribeTimeToLive", lambda: aws.dynamodb.describe_time_to_live(TableName=table))
+    try:
+        to_live = await call(
+            "DescribeTimeToLive", lambda: aws.dynamodb.describe_time_to_live(TableName=table)
+        )
+    except NotPermitted:
+        return [*checks, skipped("ledger expiry", _NOT_SHOWN)]
     told = to_live["TimeToLiveDescription"]
     on = told.get("TimeToLiveStatus") in ("ENABLED", "ENABLING") and told.get("AttributeName") == "expires"
     if on:

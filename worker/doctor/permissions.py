@@ -172,7 +172,8 @@ async def _allowed(action: str, send: Callable[[], Awaitable[object]]) -> bool |
 
 
 def _probes(aws: AwsClients, settings: Settings) -> dict[str, Callable[[], Awaitable[object]]]:
-    """The cheapest harmless call of each action that has one."""
+    """The cheapest harmless call of each action that has one. StopTrainingJob has none: it is allowed for jobs with our
+    tag, and a job that does not exist has no tag."""
     queue, no_receipt = settings.queue_url, {"ReceiptHandle": "doctor"}
     missing: dict[str, Any] = {
         "Key": {"pk": {"S": "doctor#none"}},
@@ -198,7 +199,6 @@ def _probes(aws: AwsClients, settings: Settings) -> dict[str, Callable[[], Await
         "sagemaker:DescribeTrainingJob": lambda: aws.sagemaker.describe_training_job(
             TrainingJobName=NO_SUCH_JOB
         ),
-        "sagemaker:StopTrainingJob": lambda: aws.sagemaker.stop_training_job(TrainingJobName=NO_SUCH_JOB),
         "sagemaker:ListTrainingJobs": lambda: aws.sagemaker.list_training_jobs(MaxResults=1),
         "logs:DescribeLogStreams": lambda: aws.logs.describe_log_streams(logGroupName=LOG_GROUP, limit=1),
         "logs:FilterLogEvents": lambda: aws.logs.filter_log_events(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from worker.clients.aws import AwsClients, AwsRefused, call
+from worker.clients.aws import AwsClients, AwsRefused, NotPermitted, call
 from worker.doctor.check import Check, failed, ok
 from worker.errors import WorkerError
 from worker.settings import Settings
@@ -125,11 +126,13 @@ async def _dead_letters(aws: AwsClients, settings: Settings, found: Mapping[str,
 async def _dead_letter_queue(aws: AwsClients, settings: Settings, target: str) -> Check:
     name, url = target.rpartition(":")[2], settings.dlq_url
     remedy = "create it, or correct the redrive policy or LAUNCH_DLQ_URL"
+    letters: Mapping[str, str] = {}
     try:
         if not url:
             answer = await call("GetQueueUrl", lambda: aws.sqs.get_queue_url(QueueName=name))
             url = answer["QueueUrl"]
-        letters = await _attributes(aws, url)
+        with contextlib.suppress(NotPermitted):  # a worker only sends there; its policy has no more
+            letters = await _attributes(aws, url)
     except AwsRefused as error:
         return failed("dead letters", f"{url or name}: {error.aws_message}", remedy)
     if target and target.endswith(".fifo") != settings.queue_url.endswith(".fifo"):
@@ -143,7 +146,8 @@ async def _dead_letter_queue(aws: AwsClients, settings: Settings, target: str) -
             "dead letters", "LAUNCH_DLQ_URL is the queue itself", "name another queue for refused launches"
         )
     count = letters.get(_COUNTS[0], "?")
-    return ok("dead letters", f"{letters['QueueArn']}, {count} refused launches (`launch-worker dlq list`)")
+    where = letters.get("QueueArn") or target or url
+    return ok("dead letters", f"{where}, {count} refused launches (`launch-worker dlq list`)")
 
 
 async def _attributes(aws: AwsClients, url: str) -> Mapping[str, str]:

@@ -121,11 +121,11 @@ class LocalEcr:
             repository = _find_repository(match["name"]) if match else None
             if repository and match and request.method == "PUT" and match["kind"] == "manifests":
                 return await self._put_manifest(request, repository, match["reference"])
+            body = request.content.iter_any() if request.body_exists else None
+            async with self._send(request, body) as answer:
+                return await _relay(request, answer)
         except _Refused as refused:
             return refused.response(self.address)
-        body = request.content.iter_any() if request.body_exists else None
-        async with self._send(request, body) as answer:
-            return await _relay(request, answer)
 
     def _check_token(self, authorization: str) -> None:
         if not authorization:

@@ -21,6 +21,7 @@ from worker.errors import WorkerError
 from worker.local.executor import FOLDERS, EntrypointNotStarted, ImageNotAvailable, InstanceSpec
 
 _LABEL = "launch-worker.local"
+_PROCESSES = f"{_LABEL}.processes"
 _REFERENCE = re.compile(r"(?P<repo>.+?)(?::(?P<tag>[\w][\w.-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?")
 
 
@@ -122,8 +123,11 @@ class DockerExecutor:
     async def remove_leftovers(self) -> None:
         """Remove containers of stacks on this host that were killed before they could do so."""
         for container in await self._labelled(_LABEL):
-            host, _, pid = container["Labels"][_LABEL].rpartition("/")
-            if host == socket.gethostname() and not _is_alive(int(pid)):
+            labels = container["Labels"]
+            host, _, pid = labels[_LABEL].rpartition("/")
+            # Of another container on this host we cannot know which processes live.
+            seen = (host, labels.get(_PROCESSES)) == (socket.gethostname(), _processes())
+            if seen and not _is_alive(int(pid)):
                 await DockerInstance(container).remove()
 
     async def _labelled(self, label: str) -> list[DockerContainer]:
@@ -179,7 +183,7 @@ def _container_config(spec: InstanceSpec) -> dict[str, Any]:
     config: dict[str, Any] = {
         "Image": spec.image,
         "Env": [f"{name}={value}" for name, value in spec.variables("/opt/ml").items()],
-        "Labels": {_LABEL: _owner(), f"{_LABEL}.job": spec.job_name},
+        "Labels": {_LABEL: _owner(), _PROCESSES: _processes(), f"{_LABEL}.job": spec.job_name},
         "HostConfig": {"Init": True, "NetworkMode": "none" if spec.network_isolation else "host"},
     }
     if spec.entrypoint:
@@ -190,6 +194,14 @@ def _container_config(spec: InstanceSpec) -> dict[str, Any]:
 def _owner() -> str:
     """This process; one process has one local stack (`running_aws`)."""
     return f"{socket.gethostname()}/{os.getpid()}"
+
+
+def _processes() -> str:
+    """What our process ids are of (pid_namespaces(7)); empty where there is no such thing."""
+    try:
+        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115  # no path: it names an inode
+    except OSError:
+        return ""
 
 
 def _opt_ml(spec: InstanceSpec) -> bytes:

@@ -12,7 +12,9 @@ from __future__ import annotations
 import asyncio
 import io
 import re
+import shutil
 import tarfile
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -104,13 +106,30 @@ async def _with_dependencies(names: Sequence[str]) -> list[str]:
 
 
 async def _download(names: Iterable[str], folder: Path) -> list[Path]:
-    """The .deb files of the packages, from `folder` if an earlier download was complete."""
+    """The .deb files of the packages, from `folder` if an earlier download was complete.
+
+    Two processes may do it at once: the folder is there as a whole, or not at all."""
     complete = folder / "complete"
     if not await asyncio.to_thread(complete.exists):
-        await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-        await _run("apt-get", "download", "-q", *names, cwd=folder)
-        await asyncio.to_thread(complete.touch)
+        await asyncio.to_thread(folder.parent.mkdir, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as name:
+            made = Path(name) / folder.name
+            await asyncio.to_thread(made.mkdir)
+            await _run("apt-get", "download", "-q", *names, cwd=made)
+            await asyncio.to_thread((made / "complete").touch)
+            await asyncio.to_thread(_put, made, folder)
     return await asyncio.to_thread(lambda: sorted(folder.glob("*.deb")))
+
+
+def _put(made: Path, folder: Path) -> None:
+    try:
+        made.rename(folder)
+    except (
+        OSError
+    ):  # it is there: another process was faster, or one was interrupted before this was done whole
+        if not (folder / "complete").exists():
+            shutil.rmtree(folder)
+            made.rename(folder)
 
 
 async def _run(*command: str, cwd: Path | None = None) -> str:

@@ -188,6 +188,7 @@ def test_a_failed_pull(status: int, text: str, kind: type[WorkerError]) -> None:
         (0, "unauthorized: authentication required", RegistryAuthFailed),
         (0, "denied: Not Authorized", RegistryAuthFailed),
         (0, "denied: User: arn:x is not authorized to perform: ecr:InitiateLayerUpload", RegistryDenied),
+        (0, 'error parsing HTTP 403 response body: unexpected end of JSON input: ""', RegistryDenied),
         (0, "name unknown: The repository with name 'x' does not exist in the registry with id '1'", RepositoryUnknown),
         (0, "tag invalid: The image tag 'v' already exists in the 'x' repository and cannot be overwritten because"
             " the tag is immutable.", TagExists),
