@@ -117,8 +117,8 @@ async def compose() -> AsyncIterator[Compose]:
         # What the worker's own stage says.
         of_worker: dict[str, Any] = {
             "user": "10001:10001",
-            # Less quiet than users have it: nobody else writes to these logs.
-            "environment": {"LAUNCH_BASE_IMAGE": base, "LAUNCH_LOG_QUIET": "1"},
+            # Users wait longer for late lines; and a worker that ends waits for its long poll of SQS.
+            "environment": {"LAUNCH_BASE_IMAGE": base, "LAUNCH_LOG_QUIET": "1", "LAUNCH_RECEIVE_WAIT": "2"},
             "healthcheck": {"test": ["CMD", "launch-worker-health"], "interval": "1s"},
         }
         here = {"worker": {**of_worker, "command": ["run"]}, "mirror": of_worker}
