@@ -49,14 +49,16 @@ class PendingJobs:
         self._alert_after = alert_after
         self._is_current = is_current
         self._now = now
-        self._asked: set[tuple[str, int]] = set()
-        """(launch id, attempt) of jobs whose overdue start SageMaker was asked about."""
+        self._told: dict[tuple[str, int], str] = {}
+        """(launch id, attempt) of jobs whose overdue start SageMaker was asked about → what was told of it. Any number
+        may be pending, so it is remembered here, not among the last warnings of all launches."""
 
     async def run(self, stop: StopJob) -> None:
         """Until cancelled; `stop` is asked to stop a job, with the reason."""
         while True:
             await asyncio.sleep(self._interval)
-            self._asked &= {(held.launch_id, held.record.attempt) for held in self._held}
+            present = {(held.launch_id, held.record.attempt) for held in self._held}
+            self._told = {attempt: told for attempt, told in self._told.items() if attempt in present}
             for held in self._held:
                 if self._is_current() and _is_pending(held.record):
                     await self._look(held, stop)
@@ -96,16 +98,18 @@ class PendingJobs:
         """On the queue item, whether alerts are wanted or not: once for each attempt, and again when SageMaker's words
         for it change."""
         attempt = (held.launch_id, held.record.attempt)
-        if attempt not in self._asked:
+        before = self._told.get(attempt)
+        if before is None:
             # As in `_stop`, but once a worker, for any number of jobs may be pending.
             now = await self._sagemaker.describe(held.record.job_name)
             facts = held.record.facts
             if (now.status, now.secondary_status) != (facts.status, facts.secondary_status):
                 return  # the status feed is about to tell it
             held.update(facts=replace(facts, status_message=now.status_message))
-            self._asked.add(attempt)
         told = f"The job has not started yet: {waits_for(held.record)}"
-        await self._refusals.warn(held.record.item_id, "job_pending", told, Stage.RUN)
+        if told != before:
+            self._told[attempt] = told
+            await self._refusals.warn(held.record.item_id, "job_pending", told, Stage.RUN)
 
 
 def waits_for(record: LaunchRecord) -> str:

@@ -34,10 +34,15 @@ class StopRequests:
         while True:
             await asyncio.sleep(self._interval)
             try:
-                for request in await self._ledger.stop_requests():
-                    await self._serve(request, stop)
+                requests = await self._ledger.stop_requests()
             except WorkerError as error:
                 _log.warning("stop_requests_failed", error=str(error))
+                continue
+            for request in requests:
+                try:
+                    await self._serve(request, stop)
+                except WorkerError as error:  # the others do not wait for this one
+                    _log.warning("stop_requests_failed", launch_id=request.launch_id, error=str(error))
 
     async def _serve(self, request: StopRequest, stop: StopLaunch) -> None:
         held = next((held for held in self._held if held.launch_id == request.launch_id), None)

@@ -67,16 +67,22 @@ class Stopping:
         while True:
             await asyncio.sleep(backoff(tries, cap=60) if tries else _GO_ON_EVERY)
             begun = [held for held in self._held if held.record.stop_reason and not held.stopping]
-            try:
-                for held in begun:
-                    if held.record.state is LaunchState.ACCEPTED:
-                        await self.stop(held.launch_id, held.record.stop_reason)
-                tries = 0
-            except MustRestart:
-                raise
-            except Exception as error:  # of any kind: the next round tries again
-                _log.warning("job_not_stopped", error=str(error) or type(error).__name__)
-                tries += 1
+            stopped = [
+                await self._stop_again(held) for held in begun if held.record.state is LaunchState.ACCEPTED
+            ]
+            tries = 0 if all(stopped) else tries + 1
+
+    async def _stop_again(self, held: HeldLaunch) -> bool:
+        """False: in vain. The next round tries again, and the launches behind this one do not wait for it."""
+        try:
+            await self.stop(held.launch_id, held.record.stop_reason)
+        except MustRestart:
+            raise
+        except Exception as error:  # of any kind
+            told = str(error) or type(error).__name__
+            _log.warning("job_not_stopped", launch_id=held.launch_id, error=told)
+            return False
+        return True
 
     async def stop(self, launch_id: str, reason: str) -> bool:
         """Stop a launch for a reason that is told at its end; False: it had ended, is being stopped, or is not ours.

@@ -156,7 +156,7 @@ class Supervisor:
         self._held.add(held)
         if self._leaving:
             self._arrived.set()
-        elif held.record.given_up:
+        elif held.record.given_up or held.record.is_delivered:
             self._over(held)
         elif held.record.state is not LaunchState.ACCEPTED:
             # It was noted by another worker's clock, which may have been far ahead.
@@ -260,6 +260,11 @@ class Supervisor:
         """Tell the end, then let the launch go."""
         end = ending_of(held.record)
         held.posted_at = math.inf  # a sign of life behind the end might revive the run in W&B
+        # Durable first: who takes it over posts no line again behind the end, and who has lost it does not tell one.
+        held.update(delivered=held.record.attempt)
+        await self._persistence.until_done(
+            held, "write_delivered", lambda: self._held.save([held]), for_ever=True
+        )
         await self._persistence.until_done(held, "finish_companion", lambda: self._story.end(held, end))
         now = time.time()
         held.update(state=LaunchState.FINISHED, finished_at=now, expires_at=now + FINISHED_TTL)

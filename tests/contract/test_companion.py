@@ -296,6 +296,20 @@ async def test_files_go_beside_what_the_container_writes(double: WandbDouble, is
     assert (run.state, len(run.posts)) == (("running", 0) if is_there else ("failed", 1))
 
 
+@pytest.mark.parametrize("again", ["logs/algo-1/00001.log", "logs/algo-1/00002.log"])
+async def test_a_run_that_was_made_for_files_is_ended_also_by_a_later_try(
+    double: WandbDouble, again: str
+) -> None:
+    record = replace(RECORD, log_target="files", facts=JobFacts("Failed", "Failed"))
+    double.fault("file_stream", status=503)
+    async with online(double, "") as companion:
+        with pytest.raises(Unreachable):
+            await companion.runs.upload(record, "logs/algo-1/00001.log", b"x")
+        await companion.runs.upload(record, again, b"x")
+    run = double.runs[RunKey("acme", "demo", "r1")]
+    assert (run.state, len(run.posts)) == ("failed", 1)
+
+
 # Offline only.
 
 KILLED = """

@@ -7,7 +7,8 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -337,6 +338,49 @@ async def test_a_job_that_ended_while_nobody_held_it_is_finished(world: World) -
         await world.finished()
     assert world.companion.lines("launch-1") == ["all of it"]
     assert world.end() == ("failed", 1)
+
+
+async def test_a_worker_that_dies_behind_the_end_leaves_nothing_to_be_posted_again(
+    world: World, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line or a sign of life behind the end would make the run running again, where W&B takes it at all."""
+    told = asyncio.Event()
+
+    async def never_answers(record: LaunchRecord, summary: Mapping[str, Any], exit_code: int) -> None:
+        told.set()
+        await asyncio.Event().wait()
+
+    world.cloud.put(STREAM, "the last line")
+    world.sagemaker.jobs["job-1"] = COMPLETED
+    await world.ledger.create(record(owner=""))
+    with monkeypatch.context() as patched:
+        patched.setattr(world.companion, "finish", never_answers)
+        async with worker.running(), asyncio.timeout(5):
+            await told.wait()
+    before = len(world.companion.posts), len(world.companion.heartbeats), len(world.companion.uploads)
+    async with Worker(world, OTHER).running():
+        await world.finished()
+    companion = world.companion
+    assert (len(companion.posts), len(companion.heartbeats), len(companion.uploads)) == before
+    assert companion.lines("launch-1") == ["the last line"]
+    assert world.end() == ("completed", 0)
+
+
+async def test_a_worker_that_lost_a_launch_does_not_tell_its_end(world: World, worker: Worker) -> None:
+    """It was frozen where the end is to be told; the other one may make another attempt."""
+    world.sagemaker.jobs["job-1"] = COMPLETED
+    launch = record(log_target="off")
+    await world.ledger.create(launch)
+    stale = HeldLaunch(replace(launch, facts=COMPLETED))
+    worker.held.add(stale)
+    assert await world.ledger.claim(launch, OTHER) is not None
+    async with worker.running():
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        worker.supervisor._delivered(stale)
+        await until(lambda: stale.lost)
+        await asyncio.sleep(0.02)
+    assert world.companion.finished == []
 
 
 class Containers:

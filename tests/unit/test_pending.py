@@ -39,10 +39,13 @@ class Bench:
         self.reasons: list[str] = []
         self.items = FakeQueueItems()
 
-    async def look(self, *, start_timeout: float = 0.0, alert_after: float = 1e9, now: float = NOW) -> None:
-        await self.ledger.create(self.launch)
+    async def look(
+        self, *others: LaunchRecord, start_timeout: float = 0.0, alert_after: float = 1e9, now: float = NOW
+    ) -> None:
         self.held = HeldLaunches(self.ledger, WORKER, Metrics())
-        self.held.add(HeldLaunch(self.launch))
+        for launch in (self.launch, *others):
+            await self.ledger.create(launch)
+            self.held.add(HeldLaunch(launch))
         refusals = Refusals(self.items, FakeLaunchQueue())
         pending = PendingJobs(
             held=self.held,
@@ -137,3 +140,13 @@ async def test_a_job_that_has_ended_meanwhile_is_left_to_the_status_feed() -> No
     await bench.look(alert_after=1800)
     (held,) = bench.held
     assert (bench.items.warned, held.record.facts) == ([], PENDING)
+
+
+async def test_however_many_wait_each_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than the warnings that are remembered of all launches: else W&B would have them all again, each round."""
+    monkeypatch.setattr("worker.intake.refusal._REMEMBERED", 2)
+    bench = Bench(record("launch-0", item_id="item-0", facts=PENDING))
+    others = [record(f"launch-{n}", item_id=f"item-{n}", facts=PENDING) for n in range(1, 4)]
+    bench.sagemaker.jobs |= {launch.job_name: launch.facts for launch in others}
+    await bench.look(*others, alert_after=1800)
+    assert sorted(item for item, _, _ in bench.items.warned) == ["item-0", "item-1", "item-2", "item-3"]

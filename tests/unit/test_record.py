@@ -86,7 +86,9 @@ OPTIONAL: Mapping[str, st.SearchStrategy[Any]] = {
         ("log_target", "stop_reason", "stop_asked", "previous_job", "given_up", "waits_for", "agent_run"),
         TEXT,
     ),
-    **dict.fromkeys(("epoch", "attempt", "tries", "instance_count", "opened", "priority"), COUNTS),
+    **dict.fromkeys(
+        ("epoch", "attempt", "tries", "instance_count", "opened", "delivered", "priority"), COUNTS
+    ),
     **dict.fromkeys(("private_key", "reported", "stopped_before"), st.booleans()),
     **dict.fromkeys(
         ("not_before", "created_at", "waiting_at", "waited", "accepted_at", "finished_at", "expires_at"),

@@ -27,6 +27,8 @@ class Owner:
         self.ledger = MemoryLedger()
         self.held = HeldLaunches(self.ledger, WORKER, Metrics())
         self.stopped: list[tuple[str, str]] = []
+        self.refused = ""
+        """The launch that cannot be stopped."""
 
     async def hold(self, launch: LaunchRecord) -> HeldLaunch:
         await self.ledger.create(launch)
@@ -35,6 +37,8 @@ class Owner:
         return held
 
     async def stop(self, launch_id: str, reason: str) -> bool:
+        if launch_id == self.refused:
+            raise Unreachable("no")
         self.stopped.append((launch_id, reason))
         return True
 
@@ -87,3 +91,14 @@ async def test_a_ledger_that_does_not_answer_is_asked_again() -> None:
         owner.ledger.failing = None
         await asyncio.sleep(10)
     assert owner.stopped == [("launch-1", "too dear")]
+
+
+async def test_a_request_that_cannot_be_served_holds_up_no_other() -> None:
+    owner = Owner()
+    for number, launch_id in enumerate(("launch-1", "launch-2"), 1):
+        await owner.hold(record(launch_id))
+        await owner.ledger.ask_stop(StopRequest(launch_id, "too dear", float(number)))
+    owner.refused = "launch-1"
+    async with owner.listening():
+        await asyncio.sleep(15)
+    assert owner.stopped == [("launch-2", "too dear")]

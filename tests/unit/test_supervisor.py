@@ -432,7 +432,7 @@ async def test_the_end_is_told_and_written_once_however_often_it_is_seen() -> No
     assert bench.sagemaker.described == ["job-1"], "SageMaker changes nothing of it any more"
     assert len(bench.companion.finished) == 1
     assert bench.ended("completed") == 1
-    assert bench.ledger.saves == [("launch-1",), ("launch-1",)], "the end of the job, the end of the launch"
+    assert bench.ledger.saves == [("launch-1",)] * 3, "the end of the job, of its log, of the launch"
     assert not bench.supervisor._finishing, "a worker that lives for months keeps no launch"
 
 

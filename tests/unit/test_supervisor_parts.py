@@ -16,7 +16,7 @@ from tests.fakes.sagemaker import FakeSageMaker
 from tests.unit.records import record
 from tests.unit.waiting import until
 from worker.clients.api_key import ApiKey
-from worker.clients.aws import NotPermitted
+from worker.clients.aws import AwsRefused, NotPermitted
 from worker.errors import Unreachable
 from worker.intake.refusal import Refusals
 from worker.launch.record import JobFacts, LaunchRecord, LaunchState, RunRef
@@ -49,6 +49,7 @@ class Bench:
     sagemaker: Watched
     stopping: Stopping
     items: FakeQueueItems
+    launches: HeldLaunches
 
 
 async def bench_of(state: LaunchState = LaunchState.ACCEPTED, status: str = "InProgress") -> Bench:
@@ -77,7 +78,7 @@ async def bench_of(state: LaunchState = LaunchState.ACCEPTED, status: str = "InP
     story = story_of(companion, sagemaker)
     items = FakeQueueItems()
     stopping = stopping_of(launches, submission, sagemaker, story, companion, interval=60.0, items=items)
-    return Bench(ledger, held, sagemaker, stopping, items)
+    return Bench(ledger, held, sagemaker, stopping, items, launches)
 
 
 async def test_the_reason_is_durable_before_the_stop() -> None:
@@ -121,6 +122,24 @@ async def test_a_stop_that_a_dead_worker_has_begun_is_brought_to_its_end(
         await task
     assert bench.sagemaker.stopped == ["job-a"]
     assert set(bench.sagemaker.durable) == {"Stop was pressed."}
+
+
+async def test_a_stop_that_is_refused_for_ever_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.stopping._GO_ON_EVERY", 0.01)
+    bench = await bench_of()
+    bench.held.update(stop_reason="Stop was pressed.")
+    other = record("b", owner="w1", job_name="job-b", stop_reason="Stop was pressed.")
+    await bench.ledger.create(other)
+    bench.launches.add(HeldLaunch(other))
+    bench.sagemaker.errors = [AwsRefused("StopTrainingJob", "Unforeseen", "not this one")]
+    task = asyncio.ensure_future(bench.stopping.run())
+    try:
+        await until(lambda: bench.sagemaker.stopped)
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    assert bench.sagemaker.stopped == ["job-b"], "in the same round"
 
 
 async def test_a_launch_taken_over_is_not_stopped() -> None:

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from worker.clients.wandb_pace import QueryLine, StreamPace
-from worker.errors import Throttled
+from worker.errors import Throttled, Unreachable
 
 pytestmark = pytest.mark.looptime
 
@@ -133,3 +133,16 @@ async def test_a_limit_without_a_time_is_the_caller_s_to_wait_for() -> None:
 
     with pytest.raises(Throttled):
         await QueryLine(now).ask("Viewer", query)
+
+
+async def test_a_process_that_stood_still_before_its_turn_does_not_post() -> None:
+    """Somebody else may have ended the run meanwhile; the one who posts looks whose it is, and comes again."""
+    frozen = 0.0
+    pace = StreamPace(lambda: now() + frozen)
+    await post(pace, "a")
+    waiting = asyncio.ensure_future(post(pace, "a"))
+    await asyncio.sleep(0.1)
+    frozen = 40.0
+    with pytest.raises(Unreachable, match="stood still for 40 s"):
+        await waiting
+    await post(pace, "a")

@@ -11,6 +11,7 @@ import contextlib
 import gzip
 import io
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
@@ -84,12 +85,12 @@ class WandbApi:
 
     async def _turn(self, project: str) -> None:
         """Wait until a project may be posted to: its quota is shared by all its runs."""
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         # What was not used in the last second may be made up for.
         at = max(self._turns.get(project, 0.0), now - 1.0)
         self._turns[project] = at + 1.0 / _POSTS_A_SECOND
         if at > now:
-            await asyncio.sleep(at - now)
+            await self._pace.sleep_until(at)
 
     async def put_file(self, url: str, content: bytes, headers: Mapping[str, str]) -> None:
         """Upload a run file to the address that CreateRunFiles gave. Writing the same content again is harmless."""

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from worker.errors import Throttled
+from worker.errors import Throttled, Unreachable
 
 T = TypeVar("T")
 
@@ -27,6 +27,9 @@ _RECOVERY = 0.98
 _FORGET_EVERY = 1000
 
 _MAX_PAUSE = 300.0
+_STOOD_STILL = 2.0
+"""Seconds by which a turn came too late for anything but a process that was frozen; a peer waits longer than that
+before it takes launches over."""
 
 
 @dataclass(slots=True)
@@ -49,7 +52,8 @@ class StreamPace:
 
     @asynccontextmanager
     async def turn(self, run: str) -> AsyncIterator[None]:
-        """Wait for the run's turn, post inside. Raises `Throttled`, without a post, while W&B's Retry-After lasts."""
+        """Wait for the run's turn, post inside. Raises `Throttled`, without a post, while W&B's Retry-After lasts, and
+        as `sleep_until`."""
         flight = self._flights.setdefault(run, _Flight())
         flight.users += 1
         try:
@@ -69,7 +73,7 @@ class StreamPace:
         self._forget(now)
         self._next[run] = at + RUN_INTERVAL
         self._next_of_all = max(self._next_of_all, now) + self._gap if self._gap else 0.0
-        await asyncio.sleep(at - now)
+        await self.sleep_until(at)
         try:
             yield
         except Throttled as error:
@@ -79,6 +83,13 @@ class StreamPace:
             raise
         else:
             self._gap = self._gap * _RECOVERY if self._gap > _FIRST_GAP / 2 else 0.0
+
+    async def sleep_until(self, at: float) -> None:
+        """Raises `Unreachable` where the process stood still meanwhile: whoever posts has looked before whether the run
+        is its own to write, and has to look again."""
+        await asyncio.sleep(at - self._now())
+        if (late := self._now() - at) > _STOOD_STILL:
+            raise Unreachable(f"file_stream: not posted, this process stood still for {late:.0f} s")
 
     def _forget(self, now: float) -> None:
         if len(self._next) >= _FORGET_EVERY:

@@ -51,7 +51,7 @@ mutation NotifyScriptableRunAlert($entityName: String!, $projectName: String!, $
 
 _STATE = """
 query RunState($project: String!, $entity: String!, $name: String!) {
-  project(name: $project, entityName: $entity) { run(name: $name) { state } }
+  project(name: $project, entityName: $entity) { run(name: $name) { state jobType } }
 }"""
 
 
@@ -124,9 +124,22 @@ async def alert_about_run(api: WandbApi, where: RunAddress, *, title: str, text:
     await api.graphql("NotifyScriptableRunAlert", _ALERT, variables)
 
 
-async def run_state(api: WandbApi, where: RunAddress) -> str:
-    """The state that W&B shows, in lower case; empty for a run that does not exist."""
+class RunStanding(NamedTuple):
+    """How W&B shows a run."""
+
+    state: str
+    """In lower case; empty: there is no such run."""
+    job_type: str
+
+
+async def run_standing(api: WandbApi, where: RunAddress) -> RunStanding:
+    """The state of a run, and whose kind it is."""
     variables = {"project": where.project, "entity": where.entity, "name": where.run}
     project = (await api.graphql("RunState", _STATE, variables)).get("project") or {}
     run = project.get("run") or {}
-    return str(run.get("state") or "").lower()
+    return RunStanding(str(run.get("state") or "").lower(), str(run.get("jobType") or ""))
+
+
+async def run_state(api: WandbApi, where: RunAddress) -> str:
+    """The state that W&B shows, in lower case; empty for a run that does not exist."""
+    return (await run_standing(api, where)).state

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from worker.launch.console import ConsoleLine
+from worker.launch.console import CONSOLE_LIMIT, ConsoleLine
 from worker.launch.log_state import StreamPosition
 from worker.ledger.held import HeldLaunch
 from worker.tracking.history import Row, history_rows
@@ -35,6 +35,11 @@ class AssignedBatch:
     first_row: int = 0
     rows: Sequence[Row] = ()
     """What the events and the job's new states add to the history, and where."""
+
+    @property
+    def is_for_console(self) -> bool:
+        """W&B's console takes it, so that its post has an answer; False: behind the limit, or in files only."""
+        return self.first_line < CONSOLE_LIMIT and self.log.held.record.log_target != "files"
 
 
 @dataclass(slots=True, eq=False)

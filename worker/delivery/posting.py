@@ -10,7 +10,6 @@ from worker.aio import backoff, effect
 from worker.delivery.job_log import AssignedBatch, JobLog
 from worker.errors import Never, WorkerError
 from worker.intake.refusal import Refusals
-from worker.launch.console import CONSOLE_LIMIT
 from worker.launch.record import LaunchRecord
 from worker.ledger.held import HeldLaunches
 from worker.ops.logging import get_logger
@@ -89,13 +88,14 @@ class Posting:
             stopped = await self._companion.post_lines(
                 record, batch.first_line, batch.lines, first_row=batch.first_row, rows=batch.rows
             )
-            self._on_answer(record, stopped)
+            if stopped or batch.is_for_console:  # else W&B was not asked, and has not said that nobody did
+                self._on_answer(record, stopped)
 
         if await self.until_done(batch.log, send):
             self.metrics.log_lines.inc(len(batch.lines))
             if batch.events:
                 self.metrics.log_latency.observe(max(0.0, time.time() - batch.newest_ingested / 1000))
-            if batch.first_line < CONSOLE_LIMIT and record.log_target != "files":  # else nothing was posted
+            if batch.is_for_console:
                 batch.log.held.posted_at = time.monotonic()
             batch.log.acknowledged()
 

@@ -12,8 +12,8 @@ from worker.launch.identity import launch_id, normalise_base_url
 
 MESSAGE_SIZE = "LW-MESSAGE-SIZE"
 SCHEDULER = (
-    "A sweep scheduler is left in the queue: launch-worker runs its trials, not the scheduler itself;"
-    " let a `wandb launch-agent` serve this queue, too."
+    "LW-SWEEP-SCHEDULER: A sweep scheduler is left in the queue: launch-worker runs its trials, not the scheduler"
+    " itself; let a `wandb launch-agent` serve this queue, too."
 )
 _RUN_ID_LENGTH = 10
 _NOT_SENDABLE = re.compile("[\ud800-\udfff\ufffe\uffff]")

@@ -144,6 +144,8 @@ class LaunchRecord:
     """The training job from which this attempt's request was rebuilt; it also has the launch's own W&B key, if any."""
     given_up: str = ""
     """Why no further attempt is made although one was to follow: the launch ends as its last job did."""
+    delivered: int = 0
+    """The attempt whose log is complete in W&B and whose end is told, or being told: nothing is posted any more."""
     waits_for: str = ""
     """What it waits for, as told on the queue item; told again only when this changes."""
     waited: float = 0.0
@@ -174,6 +176,11 @@ class LaunchRecord:
     def is_open(self) -> bool:
         """Somebody still has to do something about it: a refusal that nobody was told is not over."""
         return self.state.is_open or (self.state is LaunchState.REFUSED and not self.reported)
+
+    @property
+    def is_delivered(self) -> bool:
+        """Nothing is left but to tell the end of its last job."""
+        return self.state is LaunchState.ACCEPTED and self.delivered == self.attempt
 
     @property
     def needs_message(self) -> bool:

@@ -123,7 +123,10 @@ class RunOperations:
     def op_RunState(self, v: Json) -> Json:
         """The state of a run."""
         run = self._state.run(v["entity"], v["project"], v["name"])
-        return {"project": {"run": {"state": self._state.run_state(run)} if run else None}}
+        if run is None:
+            return {"project": {"run": None}}
+        shown = {"state": self._state.run_state(run), "jobType": run.fields.get("jobType")}
+        return {"project": {"run": shown}}
 
     def op_Run(self, v: Json) -> Json:
         """`wandb.Api().run(path)`: the full fragment."""

@@ -12,13 +12,16 @@ from typing import Any
 
 from worker.aio import effect
 from worker.clients.wandb_api import WandbApi, WandbRefused
-from worker.clients.wandb_runs import RunAddress, alert_about_run, run_state, upload_run_file, upsert_run
+from worker.clients.wandb_runs import RunAddress, alert_about_run, run_standing, upload_run_file, upsert_run
 from worker.launch.console import ConsoleLine
 from worker.launch.record import LaunchRecord, RunRef
 from worker.tracking import file_stream
 from worker.tracking.facts import RunFacts
 from worker.tracking.history import Row
 from worker.tracking.port import AlertLevel, RunPath, companion_path, companion_title
+
+_JOB_TYPE = "sagemaker"
+"""Of the runs that the worker makes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ class CompanionRuns:
                 self._api,
                 self._address(record),
                 display_name=companion_title(record),
-                job_type="sagemaker",
+                job_type=_JOB_TYPE,
                 group=None if own else record.run.run_id,
                 tags=list(facts.tags),
                 notes=notes,
@@ -164,12 +167,13 @@ class CompanionRuns:
         """Into the container's own run, whose state and stream are the container's. A run that the container never
         made is made for the files, and ended at once: nobody else would."""
         where = RunAddress(record.run.entity, record.run.project, record.run.run_id)
-        is_there = await run_state(self._api, where) != ""
-        if not is_there:
+        state, job_type = await run_standing(self._api, where)
+        if not state:
             title = record.name or record.run.run_id
-            await upsert_run(self._api, where, display_name=title, job_type="sagemaker")
+            await upsert_run(self._api, where, display_name=title, job_type=_JOB_TYPE)
         await upload_run_file(self._api, where, name, content, announce=False)
-        if not is_there:
+        # Also one that an earlier try has made and could not end.
+        if not state or (job_type == _JOB_TYPE and state not in ("finished", "failed")):
             exit_code = 0 if record.facts.status == "Completed" else 1
             await self._api.file_stream(*where, file_stream.completion_body(exit_code))
 

@@ -21,6 +21,8 @@ from worker.delivery.loop import LogDelivery
 from worker.delivery.posting import Posting
 from worker.errors import Throttled, Unreachable
 from worker.intake.refusal import Refusals
+from worker.launch.console import CONSOLE_LIMIT
+from worker.launch.log_state import LogState
 from worker.launch.record import JobFacts, LaunchRecord
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ops.metrics import Metrics
@@ -51,6 +53,8 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.current = True
+        self.answers: list[bool] = []
+        """What W&B is taken to have said: was Stop pressed?"""
         self.metrics = Metrics()
         self.held = HeldLaunches(self.ledger, self.name, self.metrics)
         self.feed = FakeLogFeed(self.cloud)
@@ -61,6 +65,7 @@ class Worker:
             companion=self.companion,
             metrics=self.metrics,
             refusals=Refusals(self.items, FakeLaunchQueue()),
+            on_answer=lambda _, stopped: self.answers.append(stopped),
             is_current=lambda: self.current,
         )
         self.delivery = LogDelivery(
@@ -597,3 +602,23 @@ async def test_a_log_that_is_read_all_the_same_is_not_called_hidden(worker: Work
         await until(lambda: worker.feed.errors == [])
         await finish(worker, held)
     assert worker.items.warned == []
+
+
+@pytest.mark.parametrize(
+    ("launch", "asked"),
+    [
+        (record(), True),
+        (record(log=LogState(next_line=CONSOLE_LIMIT)), False),
+        (record(log_target="files"), False),
+    ],
+    ids=["console", "behind the console's limit", "files"],
+)
+async def test_where_nothing_is_posted_wandb_has_not_said_that_nobody_pressed_stop(
+    worker: Worker, launch: LaunchRecord, asked: bool
+) -> None:
+    """Of a launch that was stopped before it would make the old stop a new one."""
+    worker.cloud.put(ONE, "a line")
+    held = await worker.follow(launch)
+    async with worker.running():
+        await finish(worker, held)
+    assert (worker.answers != [], any(worker.answers)) == (asked, False)

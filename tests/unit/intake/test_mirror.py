@@ -192,6 +192,7 @@ async def test_what_is_not_ours_stays_in_the_queue() -> None:
     assert [acked for acked, _ in bench.items.acked] == ["a"]
     assert bench.items.failed == []
     assert bench.items.warned == [("s", SCHEDULER, "agent")], "once, however often it comes back"
+    assert SCHEDULER.startswith("LW-SWEEP-SCHEDULER: "), "as in docs/errors.md"
     assert bench.count("left") == 3
     assert len(bench.mirror._told) == 2, "one warning a queue and reason"
 
