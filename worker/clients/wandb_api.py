@@ -55,6 +55,7 @@ class WandbApi:
         self.base_url = base_url.rstrip("/")
         self._metrics = metrics
         self._features: frozenset[str] | None = None
+        self._asking_features = asyncio.Lock()
         self._pace = StreamPace()
         self._queries = QueryLine()
         self._turns: dict[str, float] = {}
@@ -108,16 +109,21 @@ class WandbApi:
     async def features(self) -> frozenset[str]:
         """The server's feature flags that are on; asked once a process."""
         if self._features is None:
-            query = "query ServerFeaturesQuery { serverInfo { features { name isEnabled } } }"
-            try:
-                data = await self.graphql("ServerFeaturesQuery", query, {})
-            except WandbRefused as error:
-                if error.status != 200:
-                    raise
-                data = {}  # servers older than the query have none of the features
-            listed = (data.get("serverInfo") or {}).get("features") or []
-            self._features = frozenset(flag["name"] for flag in listed if flag["isEnabled"])
+            async with self._asking_features:  # a thousand jobs are taken over at once, and all want to know
+                if self._features is None:
+                    self._features = await self._ask_features()
         return self._features
+
+    async def _ask_features(self) -> frozenset[str]:
+        query = "query ServerFeaturesQuery { serverInfo { features { name isEnabled } } }"
+        try:
+            data = await self.graphql("ServerFeaturesQuery", query, {})
+        except WandbRefused as error:
+            if error.status != 200:
+                raise
+            data = {}  # servers older than the query have none of the features
+        listed = (data.get("serverInfo") or {}).get("features") or []
+        return frozenset(flag["name"] for flag in listed if flag["isEnabled"])
 
     async def _post(
         self, url: str, what: str, body: Mapping[str, Any], *, may_compress: bool = False
