@@ -114,6 +114,14 @@ def _adoption(
     )
 
 
+def memory_judged(count: int, mebibytes: float) -> list[Judged]:
+    """Also of jobs that print: they run as well. Nothing where no goal is about so many."""
+    if count not in _MEMORY:
+        return []
+    goal, limit = _MEMORY[count]
+    return [at_most(goal, mebibytes, limit, f"{mebibytes:.0f} MiB")]
+
+
 async def _quiet(stage: Stage, worker: Worker, count: int, seconds: float, silence: float) -> Measurement:
     await caught_up(stage)
     # Meanwhile the states of all jobs are listed once after an adoption: a page is a hundred of them.
@@ -121,10 +129,7 @@ async def _quiet(stage: Stage, worker: Worker, count: int, seconds: float, silen
     report, usage = await window(stage, worker, seconds)
     rate = sagemaker_rate(report)
     rss = usage.rss_max / (1 << 20)
-    judged: list[Judged] = []
-    if count in _MEMORY:
-        goal, limit = _MEMORY[count]
-        judged.append(at_most(goal, rss, limit, f"{rss:.0f} MiB"))
+    judged = memory_judged(count, rss)
     if count == 1000:
         judged += [
             at_most("cpu", usage.cpu_share, 0.05, f"{usage.cpu_share:.1%}"),
@@ -151,20 +156,20 @@ async def _printing(
     lost = await caught_up(stage)
     report = await with_end(stage, report)
     p95 = report["wandb"]["latency"]["p95"]
-    judged: tuple[Judged, ...] = ()
+    judged = memory_judged(count, usage.rss_max / (1 << 20))
     if count == 1000 and per_second == 1:
         whole = p95 is not None and all_there(report, lost)
-        judged = (
+        judged += [
             at_most("latency", p95 or 0.0, 5.0, f"{p95} s", and_also=whole),
             at_most("cpu-printing", usage.cpu_share, 0.30, f"{usage.cpu_share:.0%}"),
-        )
+        ]
     return measurement_of(
         f"{count} jobs at {per_second:g} lines/s",
         WORKER,
         report,
         usage,
         result=f"p95 {p95} s, {usage.cpu_share:.0%} of a core",
-        judged=judged,
+        judged=tuple(judged),
         lost=lost,
         numbers={"lines_per_second": report["wandb"]["lines_window"] / report["seconds"]},
     )
