@@ -266,6 +266,19 @@ async def test_an_older_server_gets_plain_posts(server: Server, metrics: Metrics
     assert "Content-Encoding" not in server.requests[-1][3]
 
 
+async def test_posts_behind_a_pause_stay_within_wandbs_limit(server: Server, metrics: Metrics) -> None:
+    loop = asyncio.get_running_loop()
+    async with wandb_api(server.url, ApiKey(KEY), metrics) as api:
+        started = loop.time()
+
+        async def turn() -> float:
+            await api._turn("e/p")
+            return loop.time() - started
+
+        turns = await asyncio.gather(*(turn() for _ in range(600)))
+    assert 45 <= sum(at <= 1.0 for at in turns) <= 500
+
+
 async def test_a_project_is_posted_to_at_most_450_times_a_second(server: Server, metrics: Metrics) -> None:
     async with wandb_api(server.url, ApiKey(KEY), metrics) as api:
         api._turns["e/p"] = asyncio.get_running_loop().time() + 0.4
