@@ -73,7 +73,7 @@ SCENARIOS = (
         "thousand",
         "1,000 jobs: restart, quiet, 1 and 10 lines/s each, restart",
         full=lambda stage: printing(stage, count=1000, seconds=30, rates=(1.0, 10.0)),
-        short=lambda stage: printing(stage, count=200, seconds=6, rates=(1.0,), settle=3),
+        short=lambda stage: printing(stage, count=200, seconds=6, rates=(1.0,), settle=3, silence=3),
     ),
     Scenario(
         "loud",
@@ -91,7 +91,7 @@ SCENARIOS = (
         "crowd",
         "5,000 jobs, quiet",
         full=lambda stage: quiet(stage, count=5000, seconds=30),
-        short=lambda stage: quiet(stage, count=500, seconds=6, settle=3),
+        short=lambda stage: quiet(stage, count=500, seconds=6, silence=3),
     ),
     Scenario(
         "stops",

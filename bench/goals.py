@@ -124,6 +124,8 @@ def _worst(found: Sequence[tuple[Json, Json]]) -> tuple[Json, Json] | None:
 def _why(said: Json, entry: Json) -> str:
     """What held the program up, as far as the measurement shows it."""
     reasons = [said["why"]] if said["why"] else []
+    if entry["lost"] or entry["doubled"]:
+        reasons.append(f"lines: {entry['lost']} lost, {entry['doubled']} doubled")
     if (entry["simulator_cpu"] or 0.0) >= _BUSY:
         reasons.append(f"the simulator used {entry['simulator_cpu']:.0%} of its core and was the limit")
     if (entry["cpu"] or 0.0) >= _BUSY:

@@ -21,8 +21,11 @@ class LoopLag:
 
     @classmethod
     def of(cls, exposition: str) -> LoopLag:
-        """From the text of /metrics."""
-        return cls({float(bound): float(count) for bound, count in _BUCKET.findall(exposition)})
+        """From the text of /metrics. Raises ValueError without the metric: no answer is not the same as no lag."""
+        within = {float(bound): float(count) for bound, count in _BUCKET.findall(exposition)}
+        if not within:
+            raise ValueError("/metrics does not tell launch_loop_lag_seconds")
+        return cls(within)
 
     def since(self, earlier: LoopLag) -> LoopLag:
         """What came after an earlier reading of the same worker."""

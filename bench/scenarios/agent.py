@@ -28,6 +28,8 @@ _CONFIG = {
     "builder": {"type": "noop"},
 }
 """launch-config.yaml; JSON is YAML."""
+_IDLE = 5.0
+"""Seconds in which it is measured without any job."""
 
 
 async def agent(stage: Stage, *, count: int, seconds: float) -> list[Measurement]:
@@ -35,11 +37,14 @@ async def agent(stage: Stage, *, count: int, seconds: float) -> list[Measurement
     await stage.fresh(CreateTrainingJob=None)
     async with _agent(stage, "free") as polling:
         program = polling.program
-        empty = program.usage()
-        started = Judged("start", f"{polling.after:.1f} s until it polls, {empty.cpu_seconds:.1f} s CPU")
+        cpu = program.usage().cpu_seconds
+        started = Judged("start", f"{polling.after:.1f} s until it polls, {cpu:.1f} s CPU")
+        program.begin_window()
+        await asyncio.sleep(_IDLE)
+        idle = program.usage()
         free = await _burst(stage, program, polling.url, count, quota=None)
         await asyncio.sleep(10)
-        running = await _running(stage, polling, count, seconds, empty.pss_max)
+        running = await _running(stage, polling, count, seconds, idle)
     await stage.fresh()
     async with _agent(stage, "quota") as polling:
         bounded = await _burst(stage, polling.program, polling.url, count, quota=1.0)
@@ -91,7 +96,7 @@ async def _burst(stage: Stage, program: Program, url: str, count: int, *, quota:
     )
 
 
-async def _running(stage: Stage, polling: _Polling, count: int, seconds: float, empty: int) -> Measurement:
+async def _running(stage: Stage, polling: _Polling, count: int, seconds: float, idle: Usage) -> Measurement:
     program = polling.program
     await stage.control("window")
     program.begin_window()
@@ -99,21 +104,19 @@ async def _running(stage: Stage, polling: _Polling, count: int, seconds: float, 
     report, usage = await stage.report(), program.usage()
     rate = sagemaker_rate(report)
     failed = (await _states(polling.url)).get("FAILED", 0)
-    per_job = (usage.pss_max - empty) / count
-    far = _far(count, rate, usage, (empty + per_job * 1000) / (1 << 30))
     return measurement_of(
         f"{count} jobs, quiet",
         AGENT,
         report,
         usage,
         result=_quiet_result(usage, rate),
-        judged=far,
+        judged=_far(count, rate, idle, usage),
         numbers={
             "sagemaker_calls_per_second": rate,
-            "mib_per_job": mib(round(per_job)),
+            "mib_per_job": mib(round((usage.pss_max - idle.pss_max) / count)),
             "extrapolated": {
-                "gib_at_1000": (empty + per_job * 1000) / (1 << 30),
-                "sagemaker_calls_at_1000": rate / count * 1000,
+                "gib_at_1000": at_jobs(1000, count, idle.pss_max, usage.pss_max) / (1 << 30),
+                "sagemaker_calls_at_1000": at_jobs(1000, count, 0.0, rate),
             },
         },
         notes=(
@@ -123,14 +126,21 @@ async def _running(stage: Stage, polling: _Polling, count: int, seconds: float, 
     )
 
 
-def _far(count: int, rate: float, usage: Usage, gib_at_1000: float) -> tuple[Judged, ...]:
+def at_jobs(wanted: int, count: int, idle: float, busy: float) -> float:
+    """What `wanted` jobs would cost by what none (`idle`) and `count` jobs (`busy`) do: a job's share grows."""
+    return idle + (busy - idle) / count * wanted
+
+
+def _far(count: int, rate: float, idle: Usage, busy: Usage) -> tuple[Judged, ...]:
     """What 1,000 and 5,000 jobs would cost it, multiplied from `count`."""
     from_this = f"from {count} jobs"
+    gib = {wanted: at_jobs(wanted, count, idle.pss_max, busy.pss_max) / (1 << 30) for wanted in (1000, 5000)}
+    cpu = at_jobs(1000, count, idle.cpu_share, busy.cpu_share)
     return (
-        Judged("memory", f"{gib_at_1000:.1f} GiB, {from_this}"),
-        Judged("memory-5000", f"{gib_at_1000 * 5:.0f} GiB, {from_this}"),
-        Judged("cpu", f"{usage.cpu_share / count * 1000:.0%}, {from_this} ({usage.cpu_share:.0%})"),
-        Judged("calls", f"wants {rate / count * 1000:.0f}/s, {from_this} ({rate:.1f}/s)"),
+        Judged("memory", f"{gib[1000]:.1f} GiB, {from_this}"),
+        Judged("memory-5000", f"{gib[5000]:.0f} GiB, {from_this}"),
+        Judged("cpu", f"{cpu:.0%}, {from_this} ({busy.cpu_share:.0%})"),
+        Judged("calls", f"wants {at_jobs(1000, count, 0.0, rate):.0f}/s, {from_this} ({rate:.1f}/s)"),
     )
 
 

@@ -22,28 +22,37 @@ from bench.scenarios.windows import (
 from bench.stage import Json, Stage, Worker, until
 
 SETTLE = 10.0
-"""Seconds for what an adoption, or another pace of lines, leaves to do before anything is measured."""
+"""Seconds for what another pace of lines leaves to do before anything is measured."""
+SILENCE = 35.0
+"""Seconds without a line before quiet jobs are measured: heartbeats of a companion begin when it has been silent for
+LAUNCH_COMPANION_HEARTBEAT (30 s), and are most of what a quiet job costs."""
 _PATIENCE = 120.0
 """Seconds that an adoption may take before it is given up."""
 _MEMORY = {1000: ("memory", 200.0), 5000: ("memory-5000", 512.0)}
 """Which goal so many jobs are about, and the MiB that they may cost."""
 
 
-async def quiet(stage: Stage, *, count: int, seconds: float, settle: float = SETTLE) -> list[Measurement]:
+async def quiet(stage: Stage, *, count: int, seconds: float, silence: float = SILENCE) -> list[Measurement]:
     """Jobs that say nothing: adopted from a ledger, then watched."""
     ledger, _ = await running_jobs(stage, count)
     async with adopting(stage, ledger, count) as (worker, adoption):
-        return [adoption, await _quiet(stage, worker, count, seconds, settle)]
+        return [adoption, await _quiet(stage, worker, count, seconds, silence)]
 
 
 async def printing(
-    stage: Stage, *, count: int, seconds: float, rates: tuple[float, ...], settle: float = SETTLE
+    stage: Stage,
+    *,
+    count: int,
+    seconds: float,
+    rates: tuple[float, ...],
+    settle: float = SETTLE,
+    silence: float = SILENCE,
 ) -> list[Measurement]:
     """One worker beside many jobs: adopted, quiet, then at some lines a second each; at last its successor."""
     ledger, _ = await running_jobs(stage, count)
     found = []
     async with adopting(stage, ledger, count) as (worker, adoption):
-        found += [adoption, await _quiet(stage, worker, count, seconds, settle)]
+        found += [adoption, await _quiet(stage, worker, count, seconds, silence)]
         for rate in rates:
             found.append(await _printing(stage, worker, count, rate, seconds=seconds, settle=settle))
         await stage.control("print", per_second=1.0)
@@ -105,17 +114,22 @@ def _adoption(
     )
 
 
-async def _quiet(stage: Stage, worker: Worker, count: int, seconds: float, settle: float) -> Measurement:
+def memory_judged(count: int, mebibytes: float) -> list[Judged]:
+    """Also of jobs that print: they run as well. Nothing where no goal is about so many."""
+    if count not in _MEMORY:
+        return []
+    goal, limit = _MEMORY[count]
+    return [at_most(goal, mebibytes, limit, f"{mebibytes:.0f} MiB")]
+
+
+async def _quiet(stage: Stage, worker: Worker, count: int, seconds: float, silence: float) -> Measurement:
     await caught_up(stage)
-    # The states of all jobs are listed once after an adoption: a page is a hundred of them.
-    await asyncio.sleep(settle * max(1.0, count / 2000))
+    # Meanwhile the states of all jobs are listed once after an adoption: a page is a hundred of them.
+    await asyncio.sleep(silence)
     report, usage = await window(stage, worker, seconds)
     rate = sagemaker_rate(report)
     rss = usage.rss_max / (1 << 20)
-    judged: list[Judged] = []
-    if count in _MEMORY:
-        goal, limit = _MEMORY[count]
-        judged.append(at_most(goal, rss, limit, f"{rss:.0f} MiB"))
+    judged = memory_judged(count, rss)
     if count == 1000:
         judged += [
             at_most("cpu", usage.cpu_share, 0.05, f"{usage.cpu_share:.1%}"),
@@ -142,20 +156,20 @@ async def _printing(
     lost = await caught_up(stage)
     report = await with_end(stage, report)
     p95 = report["wandb"]["latency"]["p95"]
-    judged: tuple[Judged, ...] = ()
+    judged = memory_judged(count, usage.rss_max / (1 << 20))
     if count == 1000 and per_second == 1:
         whole = p95 is not None and all_there(report, lost)
-        judged = (
+        judged += [
             at_most("latency", p95 or 0.0, 5.0, f"{p95} s", and_also=whole),
             at_most("cpu-printing", usage.cpu_share, 0.30, f"{usage.cpu_share:.0%}"),
-        )
+        ]
     return measurement_of(
         f"{count} jobs at {per_second:g} lines/s",
         WORKER,
         report,
         usage,
         result=f"p95 {p95} s, {usage.cpu_share:.0%} of a core",
-        judged=judged,
+        judged=tuple(judged),
         lost=lost,
         numbers={"lines_per_second": report["wandb"]["lines_window"] / report["seconds"]},
     )

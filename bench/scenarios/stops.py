@@ -41,13 +41,14 @@ async def stops(stage: Stage, *, count: int, each: int, heartbeat: float = 30.0)
         by_companion = {job: _companion(job) for job in quiet}
         window = await _pressed(stage, worker, {**by_run, **by_companion})
         found = [
-            _measured(count, window, by_run, "the container's run"),
-            _measured(count, window, by_companion, "the companion, quiet jobs"),
+            _measured("stop-run", count, window, by_run, "the container's run"),
+            _measured("stop-companion", count, window, by_companion, "the companion, quiet jobs"),
         ]
         await stage.control("print", per_second=1.0)
         by_companion = {job: _companion(job) for job in loud}
         window = await _pressed(stage, worker, by_companion)
-    return [*found, _measured(count, window, by_companion, "the companion, 1 line/s each")]
+    printing = _measured("stop-companion", count, window, by_companion, "the companion, 1 line/s each")
+    return [*found, printing]
 
 
 async def _pressed(stage: Stage, worker: Worker, paths: Mapping[str, str]) -> tuple[Json, Usage, Json]:
@@ -68,7 +69,7 @@ async def _pressed(stage: Stage, worker: Worker, paths: Mapping[str, str]) -> tu
 
 
 def _measured(
-    count: int, window: tuple[Json, Usage, Json], paths: Mapping[str, str], where: str
+    goal: str, count: int, window: tuple[Json, Usage, Json], paths: Mapping[str, str], where: str
 ) -> Measurement:
     report, usage, told = window
     waits = sorted(
@@ -80,7 +81,6 @@ def _measured(
         words += f", {len(paths) - len(waits)} of {len(paths)} not stopped"
     judged: tuple[Judged, ...] = ()
     if count == 1000:
-        goal = "stop-run" if "run" in where else "stop-companion"
         judged = (at_most(goal, p95, _LIMIT, f"{words} ({where})", and_also=len(waits) == len(paths)),)
     return measurement_of(
         f"{count} jobs, Stop in {where}",

@@ -198,7 +198,7 @@ async def test_the_key_goes_to_wandb_and_to_nobody_else(api: WandbApi, server: S
 async def test_features_are_asked_for_once(api: WandbApi, server: Server) -> None:
     features = [{"name": "A", "isEnabled": True}, {"name": "B", "isEnabled": False}]
     server.answers = [data({"serverInfo": {"features": features}})]
-    assert await api.features() == {"A"}
+    assert await asyncio.gather(*[api.features() for _ in range(20)]) == [{"A"}] * 20
     assert await api.features() == {"A"}
     assert len(server.requests) == 1
 
@@ -264,6 +264,19 @@ async def test_an_older_server_gets_plain_posts(server: Server, metrics: Metrics
     async with wandb_api(server.url, ApiKey(KEY), metrics) as api:
         await api.file_stream("e", "p", "r", body)
     assert "Content-Encoding" not in server.requests[-1][3]
+
+
+async def test_posts_behind_a_pause_stay_within_wandbs_limit(server: Server, metrics: Metrics) -> None:
+    loop = asyncio.get_running_loop()
+    async with wandb_api(server.url, ApiKey(KEY), metrics) as api:
+        started = loop.time()
+
+        async def turn() -> float:
+            await api._turn("e/p")
+            return loop.time() - started
+
+        turns = await asyncio.gather(*(turn() for _ in range(600)))
+    assert 45 <= sum(at <= 1.0 for at in turns) <= 500
 
 
 async def test_a_project_is_posted_to_at_most_450_times_a_second(server: Server, metrics: Metrics) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from bench.lag import LoopLag
 from worker.ops.metrics import Metrics
 
@@ -26,3 +28,8 @@ def test_a_stall_beyond_the_last_bucket_is_a_number() -> None:
     metrics = Metrics()
     metrics.loop_lag.observe(7.0)
     assert LoopLag.of(metrics.text().decode()).quantile(1.0) == 60.0
+
+
+def test_a_worker_that_does_not_answer_is_not_taken_for_one_without_lag() -> None:
+    with pytest.raises(ValueError, match="launch_loop_lag_seconds"):
+        LoopLag.of("")

@@ -75,6 +75,12 @@ def test_a_missed_goal_is_shown_as_one_with_what_held_it_up() -> None:
     assert alone[-1] == "**missed**: nothing else was short: the worker itself"
 
 
+def test_lines_that_were_lost_are_told_as_the_reason() -> None:
+    found = measured(judged=(at_least("live", 21e3, 2e4, "21,000/s", and_also=False),), lost=3, doubled=1)
+    row = cells(tables(results(found)), "lines through one worker, 100 jobs, as")
+    assert row[-1] == "**missed**: lines: 3 lost, 1 doubled"
+
+
 def test_of_several_measurements_the_worst_counts() -> None:
     stalls = [measured(judged=(at_most("lag", lag, 0.05, f"{lag} s"),)) for lag in (0.025, 0.075, 0.05)]
     assert cells(tables(results(*stalls)), "longest stall")[2] == "0.075 s"

@@ -38,6 +38,16 @@ async def test_a_stall_is_seen() -> None:
     assert late_looks(metrics, "0.25") == 1
 
 
+async def test_a_short_stall_just_behind_a_look_is_seen() -> None:
+    metrics = Metrics()
+    watching = asyncio.ensure_future(watch_loop_lag(metrics))
+    await asyncio.sleep(0)  # the look has just begun
+    time.sleep(0.08)  # noqa: ASYNC251  # the stall
+    await asyncio.sleep(0.01)
+    watching.cancel()
+    assert late_looks(metrics, "0.05") == 1
+
+
 @pytest.mark.usefixtures("collector")
 def test_what_lives_as_long_as_the_process_is_not_searched() -> None:
     settle_garbage_collector()
