@@ -168,7 +168,8 @@ class CodeBench:
             for image in images:
                 for name in (*(image["RepoTags"] or ()), *(image["RepoDigests"] or ()), image["Id"]):
                     with contextlib.suppress(aiodocker.DockerError):
-                        await self.docker.images.delete(name, force=True)
+                        # Its parents may be another test process's cache just now.
+                        await self.docker.images.delete(name, force=True, noprune=True)
             return not images
 
         await until(gone, "the images of this test are removed", 15)

@@ -71,7 +71,8 @@ async def _remove_images(docker: aiodocker.Docker, label: str) -> None:
             for image in images:
                 for name in (*(image["RepoTags"] or ()), image["Id"]):
                     with contextlib.suppress(aiodocker.DockerError):
-                        await docker.images.delete(name, force=True)
+                        # Its parents may be another test process's cache just now.
+                        await docker.images.delete(name, force=True, noprune=True)
             await asyncio.sleep(0.05)
 
 

@@ -50,7 +50,7 @@ class Bench:
         try:
             messages = await self.docker.images.push(name, tag=tag, auth=auth)
         finally:
-            await self.docker.images.delete(f"{name}:{tag}", force=True)
+            await self.docker.images.delete(f"{name}:{tag}", force=True, noprune=True)
         return str(messages[-1]["aux"]["Digest"])
 
 

@@ -139,7 +139,7 @@ class ImageBuilder:
                 await self._build(context, tag, {LABEL: "probe"}, {}, lines.append, cached=False)
             except BuildFailed:
                 return False if _TRYING in lines else None
-        await self._docker.remove_image(tag)
+        await self._docker.remove_image(tag, keep_parents=True)  # another build may stand on them
         return True
 
     async def _build(
@@ -171,7 +171,7 @@ class ImageBuilder:
         if facts is None:
             raise Again(f"the built image {image_id} is no longer on the docker daemon")
         if f"{facts.os}/{facts.architecture}" != self._platform:
-            await self._docker.remove_image(tag)
+            await self._docker.remove_image(tag, keep_parents=True)  # another build may stand on them
             raise Never(
                 f"the image is for {facts.os}/{facts.architecture}, the training instances run {self._platform};"
                 f" take a base image for {self._platform}",
