@@ -22,7 +22,7 @@ from tests.integration.docker_bench import (
 from worker.clients.docker import docker_engine
 from worker.clients.docker_errors import BuildFailed, DiskFull, ImageUnknown
 from worker.clients.docker_types import RegistryAuth
-from worker.errors import Never, SettingsError, Unreachable
+from worker.errors import Never, SettingsError, Unreachable, WorkerError
 from worker.images.build_network import INTERFACE, NETWORK
 from worker.images.builder import ImageBuilder
 
@@ -279,17 +279,17 @@ async def test_a_local_base_image_is_taken_as_it_is_and_asked_for_once(bench: Do
 @pytest.mark.parametrize(
     ("reference", "kind", "code"),
     [
-        ("127.0.0.1:1/missing:1", Unreachable, ""),
+        ("127.0.0.1:1/missing:1", Unreachable, "LW-UNREACHABLE"),
         ("Upper:1", Never, "LW-DOCKERFILE"),
         ("x@sha256:0", Never, "LW-DOCKERFILE"),
     ],
 )
 async def test_a_base_image_that_cannot_be_had(
-    bench: DockerBench, reference: str, kind: type[Exception], code: str
+    bench: DockerBench, reference: str, kind: type[WorkerError], code: str
 ) -> None:
     with pytest.raises(kind) as raised:
         await image_builder(bench).base_digests([reference], no_login)
-    assert getattr(raised.value, "code", "") == code
+    assert raised.value.code == code
     assert not isinstance(raised.value, ImageUnknown)
 
 
