@@ -54,6 +54,20 @@ def test_help_lists_every_command() -> None:
     assert all(invoke(command, "--help").exit_code == 0 for command in COMMANDS)
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("absent.env", "No such file"), ("folder.env", "not a regular file"), ("binary.env", "not UTF-8 text")],
+)
+def test_an_env_file_that_was_named_and_cannot_be_read_is_told(tmp_path: Path, name: str, says: str) -> None:
+    (tmp_path / "folder.env").mkdir()
+    (tmp_path / "binary.env").write_bytes(b"A=\x8d")
+    result = invoke("jobs", "--env-file", name)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
+    assert result.stderr.startswith("LW-SETTINGS: ")
+    assert name in result.stderr
+    assert says in result.stderr
+
+
 def test_without_a_command_it_explains_itself_and_that_is_wrong_use() -> None:
     result = invoke()
     assert result.exit_code == 2
