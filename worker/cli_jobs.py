@@ -213,7 +213,10 @@ def workers_table(found: Sequence[WorkerLine]) -> Table:
         beat = line.beat
         started = _when(beat.started_at) if beat.started_at else ""
         table.add_row(
-            beat.worker, beat.host, beat.deployment, Text(words, colour), str(line.launches), started
+            *(Text(each) for each in (beat.worker, beat.host, beat.deployment)),
+            Text(words, colour),
+            str(line.launches),
+            started,
         )
     return table
 

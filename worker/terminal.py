@@ -20,7 +20,7 @@ WRONG_USE = "LW-USAGE"
 DEFAULT_ENV_FILE = Path(".env")
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]
 """Base of all that Typer says about wrong use; it has no public name of its own."""
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 """Standard error."""
 
 MessageFile = Annotated[

@@ -68,6 +68,12 @@ def test_an_env_file_that_was_named_and_cannot_be_read_is_told(tmp_path: Path, n
     assert says in result.stderr
 
 
+def test_an_arn_in_an_error_stays_as_it_is() -> None:
+    """`:secret:` is a picture to rich, as are some hundred other words."""
+    arn = "arn:aws:secretsmanager:us-east-1:123456789012:secret:wandb"
+    assert f"LW-SETTINGS: {arn}: No such file" in invoke("validate", arn).stderr
+
+
 def test_without_a_command_it_explains_itself_and_that_is_wrong_use() -> None:
     result = invoke()
     assert result.exit_code == 2
