@@ -6,7 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,21 @@ def test_an_env_file_that_was_named_and_cannot_be_read_is_told(tmp_path: Path, n
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
     assert result.stderr.startswith("LW-SETTINGS: ")
     assert name in result.stderr
+    assert says in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--aws-port", "99999"), "--aws-port"),
+        (("--env-file", "no/such/folder.env"), "no/such/folder.env"),
+        (("--message", "."), "name a file"),
+    ],
+)
+def test_dev_tells_what_is_wrong_before_it_starts(arguments: Sequence[str], says: str) -> None:
+    result = invoke("dev", *arguments)
+    assert result.exit_code == 2, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
     assert says in result.stderr
 
 
