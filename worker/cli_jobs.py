@@ -176,6 +176,8 @@ async def _logs(
         for name in names:
             async for line in reader.lines(name):
                 show.line(line)
+        if host and reader.hosts and host not in reader.hosts:
+            raise SettingsError(f"--host: {host!r} has no log; there are {', '.join(sorted(reader.hosts))}")
 
 
 async def _stop(settings: Settings, job: str, reason: str, *, as_json: bool) -> None:
