@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -40,11 +41,13 @@ def test_a_row_tells_job_state_machines_age_lines_worker_and_cost() -> None:
 
 def test_a_further_attempt_that_waits_does_not_look_like_the_job_before() -> None:
     past = PastAttempt("job-1", "ml.m5.large", "by hand", "exit code: 1")
-    again = waiting(facts=FAILED, attempt=2, attempts=(past,), previous_job="job-1")
+    facts = replace(FAILED, ended_at=NOW - 50)
+    again = waiting(created_at=NOW - 60, facts=facts, attempt=2, attempts=(past,), previous_job="job-1")
     (_, row) = shown(again).splitlines()
     assert "waiting (attempt 2)" in row
     assert "a further attempt" in row
     assert "Failed" not in row
+    assert " 1m " in row, "its age goes on"
 
 
 def test_an_empty_list_says_so() -> None:
