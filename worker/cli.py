@@ -153,7 +153,9 @@ def enqueue(
     config: ConfigFile = None,
     env_file: EnvFile = Path(".env"),
 ) -> None:
-    """Validate a message and send it to the queue."""
+    """Check a message's form and send it to the queue.
+
+    AWS's limits and the policy are what `validate` checks, and the worker again."""
     from worker.launch.record import LaunchRecord
     from worker.sender import Sent, end_of, with_identity
     from worker.sender import enqueue as send
@@ -203,9 +205,11 @@ def dev(
         Path | None,
         typer.Option("--message", "-m", help="Write a launch message that runs on the stack here."),
     ] = None,
-    aws_port: Annotated[int, typer.Option(help="AWS; 0: any free port.")] = 4566,
-    registry_port: Annotated[int, typer.Option(help="Image registry; 0: any free port.")] = 5566,
-    wandb_port: Annotated[int, typer.Option(help="W&B double; 0: any free port.")] = 8566,
+    aws_port: Annotated[int, typer.Option(min=0, max=65535, help="AWS; 0: any free port.")] = 4566,
+    registry_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Image registry; 0: any free port.")
+    ] = 5566,
+    wandb_port: Annotated[int, typer.Option(min=0, max=65535, help="W&B double; 0: any free port.")] = 8566,
     executor: Annotated[
         Literal["auto", "docker", "process"], typer.Option(help="What runs training jobs.")
     ] = "auto",
@@ -213,6 +217,7 @@ def dev(
     """Run the local stack (AWS, registry, SageMaker, W&B double) on loopback until stopped."""
     with exit_codes():
         _need_local()
+        _need_folders(write_env, message)
         from worker.demo import write_example
         from worker.local.stack import LocalServices, serve_dev
 
@@ -255,6 +260,13 @@ def demo(
 def _need_local() -> None:
     if importlib.util.find_spec("moto") is None:
         raise SettingsError("the local stack is not installed; pip install 'launch-worker[local]'")
+
+
+def _need_folders(*files: Path | None) -> None:
+    """They are written once the stack runs; what is wrong is told before."""
+    for file in files:
+        if file is not None and (file.is_dir() or not file.parent.is_dir()):
+            raise SettingsError(f"{file}: cannot be written there; name a file in a folder that exists")
 
 
 def _warn(warnings: Iterable[Problem]) -> None:

@@ -56,7 +56,7 @@ def show(
 
     with exit_codes():
         found = asyncio.run(_look(read_settings(env_file, config)[0]))
-        for letter in matching(found.letters, letter_id):
+        for letter in matching(found.letters, letter_id, hidden=found.more):
             if as_json:
                 typer.echo(json.dumps({**_summary(letter), "message": letter.body}))
                 continue
@@ -120,7 +120,9 @@ async def _retry(settings: Settings, wanted: str, corrected: str | None, *, as_j
 
     failed = 0
     async with open_dead_letters(settings) as letters, letters.looking() as found:
-        for launch in [matching(found.letters, wanted)] if wanted else by_launch(found.letters):
+        for launch in (
+            [matching(found.letters, wanted, hidden=found.more)] if wanted else by_launch(found.letters)
+        ):
             try:
                 sent = await letters.send_back(launch, corrected)
             except WorkerError as error:
@@ -145,7 +147,7 @@ async def _purge(settings: Settings, wanted: str) -> None:
     from worker.dead_letters import matching, open_dead_letters
 
     async with open_dead_letters(settings) as letters, letters.looking() as found:
-        chosen = matching(found.letters, wanted)
+        chosen = matching(found.letters, wanted, hidden=found.more)
         await letters.delete(chosen)
         typer.echo(f"deleted {len(chosen)} letter(s) of {chosen[0].launch_id or chosen[0].message_id}")
 

@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from worker.errors import SettingsError
+from worker.jobs_table import jobs_table
 from worker.settings import Settings, parse_duration
 from worker.terminal import AsJson, ConfigFile, EnvFile, JobName, exit_codes, read_settings
 
@@ -34,7 +35,8 @@ _ENDED = frozenset({"finished", "refused", "completed", "failed", "stopped"})
 """States that only launches have that are over."""
 _WATCH_EVERY = 2.0
 _HOST_COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_red", "bright_cyan", "bright_magenta")
-_STATE_COLOURS = {"accepted": "green", "waiting": "yellow", "intent": "yellow", "refused": "red"}
+_UNFOLDED = 10_000
+"""Width for output that goes to a program: a line a launch, as grep and awk want it."""
 
 
 def add_to(app: typer.Typer, panel: str) -> None:
@@ -130,18 +132,22 @@ async def _jobs(settings: Settings, *, over: bool, states: Sequence[str], watch:
             typer.echo(json.dumps(await look(), indent=2, ensure_ascii=False))
             return
         console = Console(highlight=False)
+        if not console.is_terminal:
+            console.width = _UNFOLDED
         nothing = (
             "no such launches" if over or states else "no open launches; --all shows those that are over"
         )
+
+        async def table() -> Table:
+            return jobs_table(await look(), nothing, width=console.width)
+
         if not watch:
-            console.print(jobs_table(await look(), nothing))
+            console.print(await table())
             return
-        with Live(
-            jobs_table(await look(), nothing), console=console, auto_refresh=False, screen=console.is_terminal
-        ) as live:
+        with Live(await table(), console=console, auto_refresh=False, screen=console.is_terminal) as live:
             while True:
                 await asyncio.sleep(_WATCH_EVERY)
-                live.update(jobs_table(await look(), nothing), refresh=True)
+                live.update(await table(), refresh=True)
 
 
 async def _logs(
@@ -170,6 +176,8 @@ async def _logs(
         for name in names:
             async for line in reader.lines(name):
                 show.line(line)
+        if host and reader.hosts and host not in reader.hosts:
+            raise SettingsError(f"--host: {host!r} has no log; there are {', '.join(sorted(reader.hosts))}")
 
 
 async def _stop(settings: Settings, job: str, reason: str, *, as_json: bool) -> None:
@@ -197,39 +205,6 @@ async def _workers(settings: Settings, *, wait: bool, as_json: bool) -> None:
         Console(highlight=False).print(workers_table(found))
 
 
-def jobs_table(rows: Sequence[dict[str, Any]], nothing: str = "no such launches") -> Table:
-    """Launches for people; `nothing` says that there are none."""
-    priced = any("cost" in row for row in rows)
-    columns = ["launch", "name", "run", "state", "instance", "age", "waits for / end", "lines", "worker"]
-    table = Table(box=None, pad_edge=False, caption=None if rows else nothing, caption_justify="left")
-    for column in [*columns, *(["cost"] if priced else [])]:
-        right = column in ("age", "lines", "cost")
-        table.add_column(
-            column,
-            justify="right" if right else "left",
-            no_wrap=column in ("launch", "age", "lines"),
-            overflow="fold",
-        )
-    for row in rows:
-        # Before a further attempt is a job, its facts are those of the job before.
-        has_detail = row["secondaryStatus"] and row["state"] != "waiting"
-        detail = f" {row['secondaryStatus']}" if has_detail else ""
-        attempt = f" (attempt {row['attempt']})" if row["attempt"] > 1 else ""
-        cells = [
-            Text(row["launchId"][:10]),
-            Text(row["name"]),
-            Text(row["run"]),
-            Text(f"{row['state']}{detail}{attempt}", _STATE_COLOURS.get(row["state"], "")),
-            Text(f"{row['instanceCount']} x {row['instanceType']}" if row["instanceType"] else ""),
-            Text(age(row["age"])),
-            Text(row["waitsFor"]),
-            Text(str(row["lines"])),
-            Text(row["worker"]),
-        ]
-        table.add_row(*cells, *([Text(f"{row['cost']:.2f}" if "cost" in row else "")] if priced else []))
-    return table
-
-
 def workers_table(found: Sequence[WorkerLine]) -> Table:
     """Workers for people."""
     table = Table(box=None, pad_edge=False, caption=None if found else "no workers", caption_justify="left")
@@ -240,23 +215,12 @@ def workers_table(found: Sequence[WorkerLine]) -> Table:
         beat = line.beat
         started = _when(beat.started_at) if beat.started_at else ""
         table.add_row(
-            beat.worker, beat.host, beat.deployment, Text(words, colour), str(line.launches), started
+            *(Text(each) for each in (beat.worker, beat.host, beat.deployment)),
+            Text(words, colour),
+            str(line.launches),
+            started,
         )
     return table
-
-
-def age(seconds: float | None) -> str:
-    """`45s`, `12m`, `3h05m`, `2d04h`."""
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(int(seconds), 60)
-    if minutes < 1:
-        return f"{rest}s"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 1:
-        return f"{minutes}m"
-    days, hours = divmod(hours, 24)
-    return f"{days}d{hours:02}h" if days else f"{hours}h{minutes:02}m"
 
 
 def moment(text: str, now: float) -> float:

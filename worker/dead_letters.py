@@ -171,8 +171,9 @@ class DeadLetters:
         return named, parse_message(named)
 
 
-def matching(letters: Sequence[DeadLetter], wanted: str) -> list[DeadLetter]:
-    """The letters of one launch, by launch id, SQS message id or the beginning of either.
+def matching(letters: Sequence[DeadLetter], wanted: str, *, hidden: int = 0) -> list[DeadLetter]:
+    """The letters of one launch, by launch id, SQS message id or the beginning of either. `hidden`: how many more
+    there are that somebody else looks at.
 
     Raises `CannotSendBack` when there is none or more than one."""
     found = [
@@ -186,7 +187,10 @@ def matching(letters: Sequence[DeadLetter], wanted: str) -> list[DeadLetter]:
     ]
     groups = by_launch(found)
     if not groups:
-        raise CannotSendBack(f"no dead letter {wanted}; `launch-worker dlq list` shows what is there")
+        again = (
+            f"; about {hidden} more are hidden at this moment, look again in two minutes" if hidden else ""
+        )
+        raise CannotSendBack(f"no dead letter {wanted}; `launch-worker dlq list` shows what is there{again}")
     if len(groups) > 1:
         raise CannotSendBack(f"{wanted} is the beginning of {len(groups)} letters; write more of it")
     return groups[0]

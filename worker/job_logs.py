@@ -34,10 +34,13 @@ class JobLogs:
         self._since = int(since * 1000)
         self._pause = pause
         self._positions: dict[str, StreamPosition] = {}
+        self.hosts: set[str] = set()
+        """Labels of all streams that were there, also of those that are not read."""
 
     async def lines(self, job: str) -> AsyncIterator[ConsoleLine]:
         """What is there and has not been read yet, oldest first within each sweep."""
         for stream in await self._feed.streams(job):
+            self.hosts.add(stream_label(stream))
             if not self._host or stream_label(stream) == self._host:
                 self._positions.setdefault(stream, StreamPosition(self._since - 1, 0, 0))
         more = bool(self._positions)

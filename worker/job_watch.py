@@ -13,6 +13,7 @@ from worker.errors import Again, WorkerError
 from worker.launch.record import LaunchState
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ops.logging import get_logger
+from worker.ops.metrics import Metrics
 from worker.ops.permissions import MissingPermissions
 from worker.persistence import Persistence
 from worker.training.sagemaker import SageMaker
@@ -48,13 +49,17 @@ class JobWatch:
         status_feed: StatusFeed,
         interval: float,
         persistence: Persistence,
+        metrics: Metrics,
+        now: Callable[[], float],
     ) -> None:
-        """`interval`: seconds between two looks at the states of all jobs."""
+        """`interval`: seconds between two looks at the states of all jobs; `now`: AWS's clock, epoch seconds."""
         self._held = held
         self._sagemaker = sagemaker
         self._status_feed = status_feed
         self._interval = interval
         self._persistence = persistence
+        self._metrics = metrics
+        self._now = now
         self._permissions = MissingPermissions()
         self._tasks: asyncio.TaskGroup
         self._on_look: OnLook
@@ -115,6 +120,9 @@ class JobWatch:
             if summary != looked_for or held not in self._describing:
                 self._listed[name] = summary
                 self._last_change_at = time.monotonic()
+                if summary != looked_for:
+                    # SageMaker tells whole seconds, and a clock may be a little behind its own.
+                    self._metrics.status_lag.observe(max(0.0, self._now() - summary.modified_at))
                 self._want_look(held, ended=summary.status in ENDED)
         self._look_anyway(running.values())
 

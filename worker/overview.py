@@ -176,7 +176,9 @@ def waits_for(record: LaunchRecord) -> str:
 def described(record: LaunchRecord, now: float, prices: dict[str, float] | None = None) -> dict[str, Any]:
     """A launch as `jobs --json` shows it. Times are epoch seconds, `age` is seconds."""
     facts = record.facts
-    until = record.finished_at or ended_at(facts) or now
+    # Before a further attempt is a job, its facts are those of the job before.
+    ended = ended_at(facts) if record.state is LaunchState.ACCEPTED else None
+    until = record.finished_at or ended or now
     values: dict[str, Any] = {
         "launchId": record.launch_id,
         "name": record.name,

@@ -29,7 +29,7 @@ from worker.settings import Settings
 from worker.training.request import worker_tags
 from worker.training.retry import NextAttempt, attempt_by_hand, rebuilt_request
 from worker.training.sagemaker import SageMaker
-from worker.training.status import ending_of
+from worker.training.status import ending_of, has_ended
 
 
 class CannotRetry(WorkerError):
@@ -66,12 +66,10 @@ class SendingAgain:
         Raises `CannotRetry`, `CannotSendBack`, `NoSuchLaunch`, `BadMessage`, `SettingsError`, `Never` (`LW-JOB-GONE`)
         and `Again`; nothing has changed then."""
         record = await self._overview.find(name)
+        if _may_lack_its_message(record):
+            return await self._reopened(record, corrected)
         if record.state.is_open:
-            where = f"training job {record.job_name}" if record.job_name else "before its training job"
-            raise CannotRetry(
-                f"{record.launch_id} is not over ({record.state}, {where});"
-                f" `launch-worker stop {record.launch_id[:10]}` ends it, then retry it"
-            )
+            raise _not_over(record)
         if record.state is LaunchState.REFUSED:
             return await self._refused(record, corrected)
         return await self._finished(record, corrected)
@@ -118,19 +116,39 @@ class SendingAgain:
             raise CannotRetry(
                 f"a worker is still telling the refusal of {record.launch_id}; retry it shortly"
             )
+        sent = await self._through_the_queue(record, corrected)
+        if sent is None:
+            raise CannotRetry(
+                f"the message of {record.launch_id} is in the dead-letter queue no more, and the ledger keeps none;"
+                " give it with --message FILE"
+            )
+        before = f"before: {end_words(record)}"
+        return _told(sent, f"{sent.note}; {before}" if sent.note else before)
+
+    async def _reopened(self, record: LaunchRecord, corrected: str | None) -> SentAgain:
+        """Whoever sent it again before may have ended between the ledger and the queue; a message too many is
+        harmless."""
+        sent = await self._through_the_queue(record, corrected)
+        if sent is None:
+            raise _not_over(record)
+        return _told(sent, sent.note or "it was sent again before, and no worker has it")
+
+    async def _through_the_queue(self, record: LaunchRecord, corrected: str | None) -> SentBack | None:
+        """None: there is no message to send."""
         async with open_dead_letters(self._settings) as letters, letters.looking() as found:
             try:
                 own = matching(found.letters, record.launch_id)
             except CannotSendBack as error:
-                if corrected is None:
+                if corrected is not None:
+                    return await letters.send_again(_letter_of(record), corrected)
+                if found.more and record.state is LaunchState.REFUSED:
                     raise CannotRetry(
-                        f"the message of {record.launch_id} is in the dead-letter queue no more, and the ledger keeps"
-                        " none; give it with --message FILE"
+                        f"the message of {record.launch_id} is not to be seen in the dead-letter queue now: about"
+                        f" {found.more} letters are hidden while somebody else looks at them; retry it in two minutes,"
+                        " or give the message with --message FILE"
                     ) from error
-                sent = await letters.send_again(_letter_of(record), corrected)
-            else:
-                sent = await letters.send_back(own, corrected)
-        return _told(sent, record)
+                return None
+            return await letters.send_back(own, corrected)
 
 
 @contextlib.asynccontextmanager
@@ -177,7 +195,21 @@ def _letter_of(record: LaunchRecord) -> DeadLetter:
     return DeadLetter(record.message_id, "", "", record.finished_at, launch_id=record.launch_id, code=code)
 
 
-def _told(sent: SentBack, record: LaunchRecord) -> SentAgain:
-    before = f"before: {end_words(record)}"
-    note = f"{sent.note}; {before}" if sent.note else before
+def _told(sent: SentBack, note: str) -> SentAgain:
     return SentAgain(sent.launch_id, sent.attempt, "", sent.message_id, note)
+
+
+def _may_lack_its_message(record: LaunchRecord) -> bool:
+    """A refused launch is opened again in the ledger first, then its message is sent."""
+    return record.state is LaunchState.INTENT and record.attempt > 1 and not record.owner
+
+
+def _not_over(record: LaunchRecord) -> CannotRetry:
+    if record.job_name and has_ended(record.facts):
+        what = f"its training job {record.job_name} is, but not the delivery of its log; retry it shortly"
+        return CannotRetry(f"{record.launch_id} is not over ({record.state}): {what}")
+    where = f"training job {record.job_name}" if record.job_name else "before its training job"
+    return CannotRetry(
+        f"{record.launch_id} is not over ({record.state}, {where});"
+        f" `launch-worker stop {record.launch_id[:10]}` ends it, then retry it"
+    )

@@ -416,7 +416,7 @@ def load_settings(
     process = dict(os.environ if environ is None else environ)  # noqa: TID251  # the one place that reads it
     values: dict[str, Any] = {}
     if env_file is not None and env_file.is_file():
-        values = {k: v for k, v in dotenv_values(env_file).items() if v is not None}
+        values = {k: v for k, v in _read_env_file(env_file).items() if v is not None}
     merged: dict[str, str] = {**values, **process}
     given = {variable: value for variable, value in merged.items() if value != ""}
     init: dict[str, Any] = {}
@@ -445,9 +445,20 @@ def export_aws_variables(env_file: Path | None) -> None:
     """Put the `AWS_*` variables of `env_file` into the process environment, where AWS's SDK looks for them; what
     is set already stays."""
     if env_file is not None and env_file.is_file():
-        for name, value in dotenv_values(env_file).items():
+        for name, value in _read_env_file(env_file).items():
             if name.startswith("AWS_") and value:
                 os.environ.setdefault(name, value)  # noqa: TID251  # the one place that touches it
+
+
+def _read_env_file(env_file: Path) -> Mapping[str, str | None]:
+    try:
+        return dotenv_values(env_file)
+    except OSError as error:
+        raise SettingsError(f"{env_file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(
+            f"{env_file}: is not UTF-8 text (byte {error.start + 1}); save it as UTF-8"
+        ) from error
 
 
 def variable_name(field_name: str) -> str:

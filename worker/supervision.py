@@ -109,6 +109,8 @@ def _job_watch(parts: Opened, held: HeldLaunches, sagemaker: SageMaker, persiste
         ),
         interval=parts.settings.status_interval,
         persistence=persistence,
+        metrics=parts.metrics,
+        now=parts.aws.clock.now,
     )
 
 

@@ -17,9 +17,10 @@ from worker.launch_config import LaunchConfig, read_launch_config
 from worker.settings import Settings, export_aws_variables, load_settings
 
 WRONG_USE = "LW-USAGE"
+DEFAULT_ENV_FILE = Path(".env")
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]
 """Base of all that Typer says about wrong use; it has no public name of its own."""
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 """Standard error."""
 
 MessageFile = Annotated[
@@ -82,11 +83,21 @@ def _tell_wrong_use(error: Any) -> None:
 
 def read_settings(env_file: Path | None, config: Path | None) -> tuple[Settings, LaunchConfig]:
     """The settings of a command, and W&B's configuration file beneath them if there is one. AWS's own variables of
-    `env_file` are in the environment afterwards. Raises `SettingsError`."""
+    `env_file` are in the environment afterwards. Raises `SettingsError`, also for a file that was named and is not
+    there; the default one may be missing."""
+    if env_file is not None and env_file != DEFAULT_ENV_FILE:
+        _must_be_a_file(env_file)
     read = read_launch_config(config, default=True)
     settings = load_settings(env_file, beneath=read.variables)
     export_aws_variables(env_file)
     return settings, read
+
+
+def _must_be_a_file(env_file: Path) -> None:
+    if not env_file.exists():
+        raise SettingsError(f"--env-file: {env_file}: No such file or directory")
+    if not env_file.is_file():
+        raise SettingsError(f"--env-file: {env_file}: is not a regular file; name one")
 
 
 @contextlib.contextmanager

@@ -258,4 +258,4 @@ async def test_no_room_is_an_again_of_its_own(aws: AwsClients, aws_server: AwsSe
 def test_a_page_in_place_of_an_answer_is_told_in_a_line() -> None:
     page = client_error("503", 503)
     page.response["Error"]["Message"] = "<!doctype html>\n<html lang=en>\n<title>503</title>\n"
-    assert str(translate("Op", page)) == "Op: AWS failed with 503 503: an HTML page in place of an answer"
+    assert str(translate("Op", page)) == "Op: AWS failed with 503: an HTML page in place of an answer"

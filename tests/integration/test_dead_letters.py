@@ -20,9 +20,10 @@ from worker.dead_letters import CannotSendBack, DeadLetters, by_launch, matching
 from worker.errors import BadMessage
 from worker.intake.sqs import LaunchQueue, queue_facts
 from worker.launch.identity import launch_id
-from worker.launch.record import Failure, LaunchRecord, LaunchState, RunRef
+from worker.launch.record import Failure, JobFacts, LaunchRecord, LaunchState, RunRef
 from worker.ledger.sqlite import open_sqlite_ledger
 from worker.local.aws import LocalAws, running_aws
+from worker.sending_again import CannotRetry, open_sending_again
 from worker.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -263,6 +264,49 @@ async def test_all_letters_of_a_launch_go_with_it(bench: Bench) -> None:
         assert sorted(map(len, groups)) == [1, 2]
         await letters.send_back(next(group for group in groups if len(group) == 2))
     assert len(await bench.ids()) == 1
+
+
+async def test_a_retry_goes_on_where_one_before_has_ended_between_ledger_and_queue(bench: Bench) -> None:
+    given = body("halfway")
+    identity = await bench.refuse(given)
+    async with bench.letters() as letters, letters.looking() as found:
+        await letters._reopen(await bench.record(identity), found.letters[0].body)
+    async with open_sending_again(bench.settings) as sending:
+        sent = await sending.retry(identity)
+        assert (sent.attempt, bool(sent.message_id)) == (2, True)
+        assert [json.loads(text) for text in await bench.sent()] == [given]
+        with pytest.raises(CannotRetry, match="not over"):
+            await sending.retry(identity)
+        assert (await sending.retry(identity, json.dumps(given))).message_id, "its letter was gone before"
+    assert await bench.ids() == []
+
+
+async def test_a_letter_that_somebody_else_looks_at_is_not_called_gone(bench: Bench) -> None:
+    identity = await bench.refuse(body("looked at"))
+    async with open_sending_again(bench.settings) as sending, bench.letters() as letters:
+        async with letters.looking():
+            with pytest.raises(CannotRetry, match="two minutes"):
+                await sending.retry(identity)
+            code, _, err = await run("show", identity)
+            assert (code, "two minutes" in err) == (1, True)
+        assert (await sending.retry(identity)).attempt == 2
+
+
+async def test_a_job_whose_log_is_on_its_way_is_to_be_retried_shortly_and_not_stopped(bench: Bench) -> None:
+    failed = LaunchRecord(
+        launch_id="a" * 26,
+        state=LaunchState.ACCEPTED,
+        run=RunRef("acme", "vision", "run-1"),
+        owner="w",
+        job_name="run-1",
+        facts=JobFacts("Failed", "Failed", "exit code: 1"),
+    )
+    async with open_sqlite_ledger(bench.folder / "ledger.db") as ledger:
+        await ledger.create(failed)
+    async with open_sending_again(bench.settings) as sending:
+        with pytest.raises(CannotRetry, match="log; retry it shortly") as raised:
+            await sending.retry("run-1")
+    assert "launch-worker stop" not in str(raised.value)
 
 
 async def run(*arguments: str, stdin: str = "") -> tuple[int, str, str]:

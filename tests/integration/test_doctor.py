@@ -30,12 +30,6 @@ from worker.settings import load_settings
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.docker]
 
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/launch-training"
-TRUST = {
-    "Version": "2012-10-17",
-    "Statement": [
-        {"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"}
-    ],
-}
 MANIFEST = {
     "schemaVersion": 2,
     "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
@@ -70,8 +64,7 @@ async def stack() -> AsyncIterator[LocalServices]:
     async with running_stack(executor="process") as services:
         session, url = services.aws.session(), services.aws_endpoint
         async with session.client("iam", endpoint_url=url) as iam:
-            await iam.create_role(RoleName="launch-training", AssumeRolePolicyDocument=json.dumps(TRUST))
-            nobody = json.dumps({**TRUST, "Statement": []})
+            nobody = json.dumps({"Version": "2012-10-17", "Statement": []})
             await iam.create_role(RoleName="untrusting", AssumeRolePolicyDocument=nobody)
         async with session.client("dynamodb", endpoint_url=url) as dynamodb:
             await dynamodb.create_table(**create_table_request("forgets-nothing"))
@@ -329,6 +322,27 @@ async def test_credentials_that_are_refused_are_found_and_the_rest_is_left_out(
     assert [check.name for check in crosses(checks)] == ["credentials"]
     assert {"queue", "ledger", "IAM"} <= {c.name for c in checks if c.verdict is Verdict.SKIPPED}
     assert "W&B login" in {c.name for c in checks if c.verdict is Verdict.OK}
+
+
+async def test_a_network_that_does_not_lead_to_aws_is_not_called_a_missing_role(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it looks as well with a Region that does not exist: its endpoint has no address."""
+    clinic.environment["AWS_ENDPOINT_URL_STS"] = "http://127.0.0.1:1"
+    checks = await clinic.examine(monkeypatch)
+    found = only(crosses(checks))
+    assert (found.name, "AWS_REGION (us-east-1)" in found.remedy) == ("credentials", True)
+    assert "role" not in found.remedy
+    assert "message" in {c.name for c in checks if c.verdict is Verdict.SKIPPED}, "it was given"
+
+
+async def test_who_gave_a_message_is_not_asked_for_one(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del clinic.body["runSpec"]["resource_args"]
+    checks = await clinic.examine(monkeypatch)
+    assert {check.name for check in crosses(checks)} == {"message"}
+    assert not any("give --message FILE to have" in check.detail for check in checks)
 
 
 async def test_no_secret_is_in_a_finding(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:

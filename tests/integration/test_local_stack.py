@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from worker.demo import write_example
+from worker.doctor.roles import trusts_sagemaker
 from worker.errors import SettingsError
 from worker.local.executor_docker import DockerNotRunning
 from worker.local.ports import listening_socket
@@ -40,6 +41,7 @@ async def test_everything_a_worker_needs_is_there() -> None:
             session.client("s3", endpoint_url=url) as s3,
             session.client("dynamodb", endpoint_url=url) as dynamodb,
             session.client("sts", endpoint_url=url) as sts,
+            session.client("iam", endpoint_url=url) as iam,
         ):
             for queue, dead_letters in (
                 (services.queue_url, "launches-dlq"),
@@ -55,6 +57,9 @@ async def test_everything_a_worker_needs_is_there() -> None:
             table = await dynamodb.describe_table(TableName=services.table)
             assert table["Table"]["TableStatus"] == "ACTIVE"
             assert (await sts.get_caller_identity())["Account"] == "123456789012"
+            role = (await iam.get_role(RoleName="launch-training"))["Role"]
+            assert role["Arn"] == services.role_arn
+            assert trusts_sagemaker(role["AssumeRolePolicyDocument"]), "doctor finds no fault in it"
         settings = load_settings(None, services.environment)
         assert settings.queue_url == services.queue_url
         assert settings.wandb_base_url == services.wandb.base_url

@@ -6,7 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,41 @@ def test_help_lists_every_command() -> None:
     assert result.exit_code == 0
     assert all(command in result.stdout for command in COMMANDS)
     assert all(invoke(command, "--help").exit_code == 0 for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("absent.env", "No such file"), ("folder.env", "not a regular file"), ("binary.env", "not UTF-8 text")],
+)
+def test_an_env_file_that_was_named_and_cannot_be_read_is_told(tmp_path: Path, name: str, says: str) -> None:
+    (tmp_path / "folder.env").mkdir()
+    (tmp_path / "binary.env").write_bytes(b"A=\x8d")
+    result = invoke("jobs", "--env-file", name)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
+    assert result.stderr.startswith("LW-SETTINGS: ")
+    assert name in result.stderr
+    assert says in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--aws-port", "99999"), "--aws-port"),
+        (("--env-file", "no/such/folder.env"), "no/such/folder.env"),
+        (("--message", "."), "name a file"),
+    ],
+)
+def test_dev_tells_what_is_wrong_before_it_starts(arguments: Sequence[str], says: str) -> None:
+    result = invoke("dev", *arguments)
+    assert result.exit_code == 2, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert says in result.stderr
+
+
+def test_an_arn_in_an_error_stays_as_it_is() -> None:
+    """`:secret:` is a picture to rich, as are some hundred other words."""
+    arn = "arn:aws:secretsmanager:us-east-1:123456789012:secret:wandb"
+    assert f"LW-SETTINGS: {arn}: No such file" in invoke("validate", arn).stderr
 
 
 def test_without_a_command_it_explains_itself_and_that_is_wrong_use() -> None:

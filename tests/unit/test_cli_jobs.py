@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 
 from tests.unit.records import record, waiting
-from worker.cli_jobs import jobs_table
+from worker.jobs_table import jobs_table
 from worker.launch.record import JobFacts, LaunchRecord, PastAttempt
 from worker.overview import described
 
@@ -15,10 +16,11 @@ FAILED = JobFacts("Failed", "Failed", "AlgorithmError: exit code: 1")
 NOW = 1000.0
 
 
-def shown(*records: LaunchRecord, **more: Any) -> str:
-    console = Console(width=200, highlight=False)
+def shown(*records: LaunchRecord, width: int = 200, **more: Any) -> str:
+    console = Console(width=width, highlight=False)
+    rows = [described(each, NOW, {"ml.m5.large": 0.1}) for each in records]
     with console.capture() as captured:
-        console.print(jobs_table([described(each, NOW, {"ml.m5.large": 0.1}) for each in records], **more))
+        console.print(jobs_table(rows, width=width, **more))
     return captured.get()
 
 
@@ -39,12 +41,36 @@ def test_a_row_tells_job_state_machines_age_lines_worker_and_cost() -> None:
 
 def test_a_further_attempt_that_waits_does_not_look_like_the_job_before() -> None:
     past = PastAttempt("job-1", "ml.m5.large", "by hand", "exit code: 1")
-    again = waiting(facts=FAILED, attempt=2, attempts=(past,), previous_job="job-1")
+    facts = replace(FAILED, ended_at=NOW - 50)
+    again = waiting(created_at=NOW - 60, facts=facts, attempt=2, attempts=(past,), previous_job="job-1")
     (_, row) = shown(again).splitlines()
     assert "waiting (attempt 2)" in row
     assert "a further attempt" in row
     assert "Failed" not in row
+    assert " 1m " in row, "its age goes on"
 
 
 def test_an_empty_list_says_so() -> None:
     assert "no open launches; --all" in shown(nothing="no open launches; --all shows those that are over")
+
+
+def test_in_a_narrow_terminal_no_word_is_torn_apart() -> None:
+    running = record(
+        name="bert",
+        created_at=NOW - 7500,
+        instance_type="ml.p4d.24xlarge",
+        instance_count=2,
+        owner="ip-10-0-3-7-9cd70612",
+        facts=JobFacts("InProgress", "Downloading", started_at=NOW - 3600),
+    )
+    words = set(shown(running, width=80).split())
+    run = f"{running.run.entity}/{running.run.project}/{running.run.run_id}"
+    assert {
+        "bert",
+        run,
+        "ip-10-0-3-7-9cd70612",
+        "accepted",
+        "Downloading",
+        "ml.p4d.24xlarge",
+        "2h05m",
+    } <= words

@@ -162,6 +162,8 @@ class Worker:
                 status_feed=self.status_feed,
                 interval=0.005,
                 persistence=persistence,
+                metrics=metrics,
+                now=time.time,
             ),
             delivery=LogDelivery(
                 feed=feed,

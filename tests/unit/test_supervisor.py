@@ -159,6 +159,8 @@ class Bench:
                 status_feed=self.feed,
                 interval=TICK,
                 persistence=persistence,
+                metrics=metrics,
+                now=time.time,
             ),
             delivery=LogDelivery(
                 feed=logs,
@@ -261,6 +263,18 @@ async def test_only_what_changed_is_described() -> None:
     stored = await bench.ledger.read("launch-2")
     assert stored is not None
     assert stored.facts.secondary_status == "Uploading"
+
+
+async def test_it_is_told_how_late_a_change_was_seen_once_a_change() -> None:
+    bench = Bench()
+    await bench.hold(unlogged(facts=STARTING))
+    bench.sagemaker.jobs["job-1"] = TRAINING
+    bench.feed.news["job-1"] = Summary("job-1", TRAINING.status, TRAINING.secondary_status, time.time() - 7)
+    async with bench.running():
+        await until(lambda: bench.feed.looks > 5)
+    value = bench.metrics.registry.get_sample_value
+    assert value("launch_status_lag_seconds_count") == 1
+    assert 7 <= (value("launch_status_lag_seconds_sum") or 0) < 12
 
 
 async def test_a_change_that_comes_while_a_describe_is_under_way_is_looked_at_again() -> None:

@@ -121,7 +121,8 @@ def _translate_client_error(operation: str, error: ClientError) -> WorkerError:
     if code in _DENIED_CODES or status == 403:
         return NotPermitted(f"{operation}: {code}: {message}; allow it in the worker's IAM policy")
     if status >= 500 or code in {"InternalFailure", "InternalError", "ServiceUnavailable"}:
-        return Unreachable(f"{operation}: AWS failed with {status} {code}: {message}")
+        what = str(status) if code == str(status) else f"{status} {code}"
+        return Unreachable(f"{operation}: AWS failed with {what}: {message}")
     return AwsRefused(operation, code, message)
 
 

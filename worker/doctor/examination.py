@@ -13,7 +13,7 @@ from worker.clients.aws import AwsClients, AwsRefused, Caller, aws_clients, call
 from worker.clients.aws_role import TargetRole, with_role
 from worker.doctor import account, images, launch, ledger, permissions, queue, roles, wandb
 from worker.doctor.check import Check, Verdict, failed, failures, guarded, ok, skipped
-from worker.errors import WorkerError
+from worker.errors import Unreachable, WorkerError
 from worker.launch.redaction import KnownSecrets
 from worker.settings import Settings
 from worker.training.log_feed import LOG_GROUP
@@ -37,8 +37,9 @@ class Examination:
         async with contextlib.AsyncExitStack() as stack:
             opened = await self._open_aws(stack)
             if opened is None:
-                for name in ("queue", "ledger", "registry", "IAM", "log group"):
-                    self._add(skipped(name, "AWS does not let this worker in"))
+                told = ("message",) if message is not None else ()
+                for name in ("queue", "ledger", "registry", "IAM", "log group", *told):
+                    self._add(skipped(name, "AWS does not let this worker in, or does not answer"))
                 self._add(*await guarded("docker", lambda: images.docker_checks(self.settings)))
                 self._add(*await self._wandb(""))
             else:
@@ -60,6 +61,11 @@ class Examination:
             return None
         try:
             caller = await caller_identity(aws.sts)
+        except Unreachable as error:
+            self._add(account.clock_check(aws.clock.ahead))
+            remedy = f"check AWS_REGION ({aws.region}), AWS_ENDPOINT_URL, the network, and proxies"
+            self._add(failed("credentials", str(error), remedy))
+            return None
         except WorkerError as error:
             self._add(account.clock_check(aws.clock.ahead))
             remedy = "give the task, pod or instance a role (docs/iam.md), or set AWS_PROFILE"
@@ -104,7 +110,7 @@ class Examination:
             key = await wandb.api_key(settings, aws.region, self.secrets)
             work_dir = Path(settings.work_dir or await asyncio.to_thread(tempfile.gettempdir))
             self._add(*await launch.launch_checks(asked, aws, settings, key, work_dir))
-        else:
+        elif message is None:
             self._add(
                 skipped("quota", "give --message FILE to have a launch checked: quota, image, source, output")
             )

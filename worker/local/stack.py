@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -35,12 +36,24 @@ TABLE = "launch-ledger"
 QUEUE = "launches"
 """Of the SQS queue, and of the W&B launch queue that is mirrored into it."""
 DEAD_LETTER_QUEUE = "launches-dlq"
+ROLE = "launch-training"
+"""That the training jobs of examples run as."""
 MAX_RECEIVE_COUNT = 1000
 WANDB_KEY = "local" + "0" * 35
 AWS_PORT, REGISTRY_PORT, WANDB_PORT = 4566, 5566, 8566
 
 ExecutorChoice = Literal["auto", "docker", "process"]
 
+_TRUST = {
+    "Version": "2012-10-17",
+    "Statement": [
+        {
+            "Effect": "Allow",
+            "Principal": {"Service": "sagemaker.amazonaws.com"},
+            "Action": "sts:AssumeRole",
+        }
+    ],
+}
 _SERVICES = ("SQS", "SAGEMAKER", "CLOUDWATCH_LOGS", "ECR", "S3", "STS", "DYNAMODB")
 """As in AWS_ENDPOINT_URL_…: the endpoint variable of Logs is CLOUDWATCH_LOGS."""
 
@@ -63,7 +76,7 @@ class LocalServices:
     """What this machine lacks and what is off because of it, one sentence each."""
     table: str = TABLE
     bucket: str = NAME
-    role_arn: str = f"arn:aws:iam::{ACCOUNT}:role/launch-training"
+    role_arn: str = f"arn:aws:iam::{ACCOUNT}:role/{ROLE}"
 
     @property
     def executor(self) -> Executor:
@@ -176,17 +189,19 @@ async def _executor(
 
 
 async def _create_resources(aws: LocalAws, *, with_repository: bool) -> dict[str, str]:
-    """Queues, table, bucket and repository; returns the queues' URLs."""
+    """Queues, table, bucket, the jobs' role and repository; returns the queues' URLs."""
     session, url = aws.session(), aws.endpoint
     async with contextlib.AsyncExitStack() as stack:
         enter = stack.enter_async_context
         sqs = await enter(session.client("sqs", endpoint_url=url))
         dynamodb = await enter(session.client("dynamodb", endpoint_url=url))
         s3 = await enter(session.client("s3", endpoint_url=url))
+        iam = await enter(session.client("iam", endpoint_url=url))
         urls = {**await _create_queues(sqs, ""), **await _create_queues(sqs, ".fifo")}
         await dynamodb.create_table(**create_table_request(TABLE))
         await ensure_ttl(dynamodb, TABLE)
         await s3.create_bucket(Bucket=NAME)
+        await iam.create_role(RoleName=ROLE, AssumeRolePolicyDocument=json.dumps(_TRUST))
         if with_repository:
             ecr = await enter(session.client("ecr", endpoint_url=url))
             await ecr.create_repository(repositoryName=NAME)

@@ -40,6 +40,12 @@ class Metrics:
         self.jobs_ended = Counter(
             "launch_jobs_ended", "Ended jobs by end status.", ["status"], registry=registry
         )
+        self.status_lag = Histogram(
+            "launch_status_lag_seconds",
+            "SageMaker's change of a job's state until the status feed has seen it: how far that lags.",
+            buckets=(1, 2, 5, 10, 15, 30, 60, 300, 900),
+            registry=registry,
+        )
         self.submits = Counter(
             "launch_submits",
             "CreateTrainingJob results: created, adopted, again, never.",
