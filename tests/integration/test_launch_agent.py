@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.companion import FakeCompanion
 from tests.fakes.launch_queue import FakeLaunchQueue
+from tests.fakes.leg2 import story_of
+from tests.fakes.sagemaker import FakeSageMaker
 from tests.unit.launches import launch_of, message
 from tests.unit.records import record
+from tests.unit.waiting import until
 from worker.clients.api_key import ApiKey
 from worker.clients.wandb_api import WandbApi, WandbRefused, wandb_api
 from worker.clients.wandb_runs import RunAddress
@@ -22,9 +26,11 @@ from worker.intake.refusal import Refusals
 from worker.intake.sweeps import Sweeps
 from worker.intake.unstarted import NO_INIT, NOT_STARTED, UnstartedRuns
 from worker.intake.wandb_queue import QueueItems
-from worker.launch.record import Failure, LaunchRecord, RunRef
+from worker.launch.record import Failure, JobFacts, LaunchRecord, RunRef
+from worker.ledger.held import HeldLaunch
 from worker.local.wandb_double import WandbDouble, running_wandb_double
 from worker.ops.metrics import Metrics
+from worker.training.status import ending
 
 LOG = "importing torch\nTraceback …\n"
 
@@ -298,6 +304,28 @@ async def test_it_is_told_whatever_the_entity_of_the_run_is(
     run = double.run("acme", "model-registry", agent.name)
     assert run is not None
     assert run.files[path].decode() == LOG
+
+
+async def test_the_end_of_a_companion_is_told_once_though_its_worker_dies_while_it_waits_for_the_run(
+    double: WandbDouble, api: WandbApi
+) -> None:
+    """A second end comes up to the grace later, and a server may refuse what comes behind an end."""
+    item, companion = double.push("acme", "sm", {}), FakeCompanion()
+    completed = JobFacts("Completed", "Completed")
+    held = HeldLaunch(record(item_id=item.id, facts=completed, attempt=2))
+    ledger: list[LaunchRecord] = []
+
+    async def save() -> None:
+        ledger.append(held.record)
+
+    story = story_of(companion, FakeSageMaker(), unstarted(api, grace=30))
+    dying = asyncio.ensure_future(story.end(held, ending(completed, stop_reason=""), save))
+    await until(lambda: ledger)
+    dying.cancel()
+    story = story_of(companion, FakeSageMaker(), unstarted(api))
+    await story.end(HeldLaunch(ledger[0]), ending(completed, stop_reason=""), save)
+    assert len(companion.finished) == 1
+    assert item.error is not None
 
 
 async def test_a_run_may_appear_late(double: WandbDouble, api: WandbApi) -> None:
