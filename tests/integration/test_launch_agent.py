@@ -99,12 +99,44 @@ async def test_an_agent_beats_is_stopped_and_ends(double: WandbDouble, api: Wand
 async def test_an_agent_that_wandb_has_forgotten_registers_again(double: WandbDouble, api: WandbApi) -> None:
     agent = agent_of(api)
     await agent.register()
-    first = agent.agent_id
+    first, name = agent.agent_id, agent.name
     del double.agents[first]
+    double.fault(f"file_stream acme/model-registry/{name}", status=503)
+    with pytest.raises(Again):
+        await agent.beat(AgentStatus.POLLING)
     assert not await agent.beat(AgentStatus.POLLING)
     assert agent.registered
     assert agent.agent_id in double.agents
     assert agent.agent_id != first
+    run = double.run("acme", "model-registry", name)
+    assert run is not None
+    assert run.state == "finished", "nobody else would end it"
+
+
+async def test_a_registration_that_fails_half_way_goes_on_with_the_agent_that_it_has_made(
+    double: WandbDouble, api: WandbApi
+) -> None:
+    """Each try left another agent on W&B's page, polling for ever."""
+    agent = agent_of(api)
+    double.fault("UpsertBucket", status=503, times=2)
+    for _ in range(2):
+        with pytest.raises(Again):
+            await agent.register()
+    await agent.register()
+    (seen,) = double.agents.values()
+    assert agent.agent_id == seen.id
+
+
+async def test_an_agent_that_is_made_and_never_registered_to_the_end_is_ended(
+    double: WandbDouble, api: WandbApi
+) -> None:
+    agent = agent_of(api)
+    double.fault("UpsertBucket", status=503)
+    with pytest.raises(Again):
+        await agent.register()
+    await agent.end()
+    (seen,) = double.agents.values()
+    assert seen.status == "KILLED"
 
 
 async def test_the_agent_s_run_is_opened_again_when_somebody_deletes_it(
