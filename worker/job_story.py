@@ -8,6 +8,7 @@ from typing import Any, Literal
 from worker.clients.wandb_api import WandbRefused
 from worker.errors import Never
 from worker.intake.unstarted import UnstartedRuns
+from worker.launch.record import LaunchRecord
 from worker.ledger.held import HeldLaunch
 from worker.ops.logging import get_logger
 from worker.ops.warning_codes import code_of
@@ -76,9 +77,13 @@ class JobStory:
             held.record, completed=end.exit_code == 0, reason=end.reason, before_waiting=save
         )
 
+    def wants(self, record: LaunchRecord, kind: AlertKind) -> bool:
+        """Alerts of this kind are wanted, and none of this launch has been sent."""
+        return kind in self._alerts and kind not in record.alerted
+
     async def alert(self, held: HeldLaunch, kind: AlertKind, title: str, text: str) -> bool:
         """Once a launch, if it is wanted; True: it has been sent now. Raises `Again`; what W&B refuses is not sent."""
-        if kind not in self._alerts or kind in held.record.alerted:
+        if not self.wants(held.record, kind):
             return False
         try:
             told = f"{ALERT_CODES[kind]}: {text}"
