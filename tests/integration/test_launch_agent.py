@@ -29,6 +29,7 @@ from worker.intake.wandb_queue import QueueItems
 from worker.launch.record import Failure, JobFacts, LaunchRecord, RunRef
 from worker.ledger.held import HeldLaunch
 from worker.local.wandb_double import WandbDouble, running_wandb_double
+from worker.local.wandb_strict import STRICT
 from worker.ops.metrics import Metrics
 from worker.training.status import ending
 
@@ -193,6 +194,26 @@ async def test_a_failure_carries_the_end_of_the_log_in_the_agent_s_run(
     assert run.files == {path: LOG.encode()}
     assert run.uploaded == [path]
     assert len(queue.copied) == 1
+
+
+async def test_a_file_in_the_run_of_an_agent_that_has_ended_does_not_revive_it(
+    double: WandbDouble, api: WandbApi
+) -> None:
+    """Also where the server is older than the mutation that announces files: the run is another process's."""
+    del double.features["MARK_RUN_FILES_UPLOADED"]
+    double.strict = STRICT
+    agent = agent_of(api)
+    await agent.register()
+    name = agent.name
+    await agent.end()
+    posts = double.counts["file_stream:data"]
+    item = double.push("acme", "sm", {})
+    await Refusals(QueueItems(api), FakeLaunchQueue()).report(*refused(item.id, name, LOG))
+    run = double.run("acme", "model-registry", name)
+    assert run is not None
+    assert (run.state, run.files) == ("finished", {f"{item.id}/error/error.log": LOG.encode()})
+    assert double.counts["file_stream:data"] == posts
+    assert item.error is not None
 
 
 @pytest.mark.parametrize("agent_run", ["", "never-registered"])
