@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Literal
 
 from worker.clients.wandb_api import WandbRefused
 from worker.errors import Never
 from worker.intake.unstarted import UnstartedRuns
+from worker.launch.record import LaunchRecord
 from worker.ledger.held import HeldLaunch
 from worker.ops.logging import get_logger
 from worker.ops.warning_codes import code_of
@@ -62,18 +63,27 @@ class JobStory:
         """How the job stands."""
         await self._companion.summarize(held.record, launch_summary(held.record, prices=self._prices))
 
-    async def end(self, held: HeldLaunch, end: Ending) -> None:
-        """The end of the launch: in its companion, on its queue item where its run never appeared, as an alert."""
+    async def end(self, held: HeldLaunch, end: Ending, save: Callable[[], Awaitable[None]]) -> None:
+        """The end of the launch: in its companion, on its queue item where its run never appeared, as an alert. `save`
+        makes the record durable; it is called where the rest takes long."""
         no_start = end.end is End.STOPPED_BY_WORKER and held.record.stop_reason.startswith(NO_START)
         if no_start or end.end in (End.FAILED, End.STOPPED_BY_TIME_LIMIT):
             await self.alert(held, "failure", f"{held.record.job_name}: {end.end}", end.reason)
-        summary = launch_summary(held.record, end=str(end.end), reason=end.reason, prices=self._prices)
-        await self._companion.finish(held.record, summary, end.exit_code)
-        await self._unstarted.report(held.record, completed=end.exit_code == 0, reason=end.reason)
+        if held.record.end_told != held.record.attempt:
+            summary = launch_summary(held.record, end=str(end.end), reason=end.reason, prices=self._prices)
+            await self._companion.finish(held.record, summary, end.exit_code)
+            held.update(end_told=held.record.attempt)
+        await self._unstarted.report(
+            held.record, completed=end.exit_code == 0, reason=end.reason, before_waiting=save
+        )
+
+    def wants(self, record: LaunchRecord, kind: AlertKind) -> bool:
+        """Alerts of this kind are wanted, and none of this launch has been sent."""
+        return kind in self._alerts and kind not in record.alerted
 
     async def alert(self, held: HeldLaunch, kind: AlertKind, title: str, text: str) -> bool:
         """Once a launch, if it is wanted; True: it has been sent now. Raises `Again`; what W&B refuses is not sent."""
-        if kind not in self._alerts or kind in held.record.alerted:
+        if not self.wants(held.record, kind):
             return False
         try:
             told = f"{ALERT_CODES[kind]}: {text}"

@@ -4,9 +4,11 @@ after LAUNCH_START_TIMEOUT."""
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 
 from worker.errors import MustRestart, Stage
 from worker.intake.refusal import Refusals
@@ -18,6 +20,9 @@ from worker.training.sagemaker import SageMaker
 from worker.training.status import has_ended
 
 _log = get_logger()
+
+_TOLD_A_ROUND = 20
+"""Jobs of a round about whose wait SageMaker is asked and W&B told: some seconds of DescribeTrainingJob's quota."""
 
 StopJob = Callable[[str, str], Awaitable[bool]]
 """Launch id and reason."""
@@ -49,6 +54,8 @@ class PendingJobs:
         self._alert_after = alert_after
         self._is_current = is_current
         self._now = now
+        self._asked: dict[str, float] = {}
+        """Launch id → monotonic time at which something was to be told of it."""
         self._told: dict[tuple[str, int], str] = {}
         """(launch id, attempt) of jobs whose overdue start SageMaker was asked about → what was told of it. Any number
         may be pending, so it is remembered here, not among the last warnings of all launches."""
@@ -59,18 +66,39 @@ class PendingJobs:
             await asyncio.sleep(self._interval)
             present = {(held.launch_id, held.record.attempt) for held in self._held}
             self._told = {attempt: told for attempt, told in self._told.items() if attempt in present}
-            for held in self._held:
-                if self._is_current() and _is_pending(held.record):
-                    await self._look(held, stop)
+            self._asked = {launch_id: at for launch_id, at in self._asked.items() if launch_id in self._held}
+            await self._round(stop)
 
-    async def _look(self, held: HeldLaunch, stop: StopJob) -> None:
+    async def _round(self, stop: StopJob) -> None:
+        """Stops come first, and of what is to be told only some: any number may be pending."""
+        pending = [(held, self._waited(held.record)) for held in self._held if _is_pending(held.record)]
+        for held, waited in pending:
+            if self._is_late(waited):
+                await self._look(held, partial(self._stop, held, waited, stop))
+        long = [each for each in pending if self._alert_after < each[1] and not self._is_late(each[1])]
+        # Those about which nobody could be asked or told do not keep the others from their turn.
+        long.sort(key=lambda each: self._asked.get(each[0].launch_id, -math.inf))
+        untold = [each for each in long if self._is_untold(each[0])]
+        for held, waited in untold[:_TOLD_A_ROUND]:
+            self._asked[held.launch_id] = time.monotonic()
+            await self._look(held, partial(self._tell, held, waited))
+
+    def _waited(self, record: LaunchRecord) -> float:
         # SageMaker's own time where it is known: the worker that submitted the job may have had a wrong clock.
-        waited = self._now() - (held.record.facts.created_at or held.record.accepted_at)
+        return self._now() - (record.facts.created_at or record.accepted_at)
+
+    def _is_late(self, waited: float) -> bool:
+        return 0 < self._start_timeout < waited
+
+    def _is_untold(self, held: HeldLaunch) -> bool:
+        told = self._told.get((held.launch_id, held.record.attempt))
+        return told != _words(held.record) or self._story.wants(held.record, "waiting")
+
+    async def _look(self, held: HeldLaunch, step: Callable[[], Awaitable[None]]) -> None:
+        if not (self._is_current() and _is_pending(held.record)):  # while others had their turn
+            return
         try:
-            if 0 < self._start_timeout < waited:
-                await self._stop(held, waited, stop)
-            elif self._alert_after < waited:
-                await self._tell(held, waited)
+            await step()
         except MustRestart:
             raise
         except Exception as error:  # one launch's unforeseen trouble ends no other
@@ -106,10 +134,14 @@ class PendingJobs:
             if (now.status, now.secondary_status) != (facts.status, facts.secondary_status):
                 return  # the status feed is about to tell it
             held.update(facts=replace(facts, status_message=now.status_message))
-        told = f"The job has not started yet: {waits_for(held.record)}"
+        told = _words(held.record)
         if told != before:
             self._told[attempt] = told
             await self._refusals.warn(held.record.item_id, "job_pending", told, Stage.RUN)
+
+
+def _words(record: LaunchRecord) -> str:
+    return f"The job has not started yet: {waits_for(record)}"
 
 
 def waits_for(record: LaunchRecord) -> str:

@@ -182,6 +182,7 @@ def _again(record: LaunchRecord, following: NextAttempt, request: Mapping[str, A
         stop_asked="",
         stopped_before=bool(record.stop_reason or record.stop_asked),
         alerted=(),
+        end_told=0,
         # Its streams are delivered; the next job's lines follow in the same console.
         log=LogState(
             next_line=record.log.next_line, next_row=record.log.next_row, undelivered=record.log.undelivered

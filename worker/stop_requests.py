@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from worker.errors import WorkerError
+from worker.errors import MustRestart
 from worker.ledger.held import HeldLaunches
 from worker.ledger.port import Ledger, StopRequest
 from worker.ops.logging import get_logger
@@ -35,14 +35,19 @@ class StopRequests:
             await asyncio.sleep(self._interval)
             try:
                 requests = await self._ledger.stop_requests()
-            except WorkerError as error:
-                _log.warning("stop_requests_failed", error=str(error))
+            except MustRestart:
+                raise
+            except Exception as error:  # of any kind: an answer nobody foresaw must not end the worker
+                _log.warning("stop_requests_failed", error=str(error) or type(error).__name__)
                 continue
             for request in requests:
                 try:
                     await self._serve(request, stop)
-                except WorkerError as error:  # the others do not wait for this one
-                    _log.warning("stop_requests_failed", launch_id=request.launch_id, error=str(error))
+                except MustRestart:
+                    raise
+                except Exception as error:  # the others do not wait for this one
+                    told = str(error) or type(error).__name__
+                    _log.warning("stop_requests_failed", launch_id=request.launch_id, error=told)
 
     async def _serve(self, request: StopRequest, stop: StopLaunch) -> None:
         held = next((held for held in self._held if held.launch_id == request.launch_id), None)

@@ -38,6 +38,7 @@ def supervisor_of(parts: Opened, held: HeldLaunches, adoption: Adoption, refusal
         interval=settings.companion_heartbeat,
         running=lambda: held.silent_for(settings.companion_heartbeat),
         is_silent=lambda launch_id: held.is_silent_for(launch_id, settings.companion_heartbeat),
+        is_held=held.__contains__,
         is_current=lambda: adoption.is_current,
     )
     submission = _submission(parts, held, adoption, refusals, sagemaker)

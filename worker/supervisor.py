@@ -265,7 +265,9 @@ class Supervisor:
         await self._persistence.until_done(
             held, "write_delivered", lambda: self._held.save([held]), for_ever=True
         )
-        await self._persistence.until_done(held, "finish_companion", lambda: self._story.end(held, end))
+        await self._persistence.until_done(
+            held, "finish_companion", lambda: self._story.end(held, end, lambda: self._held.save([held]))
+        )
         now = time.time()
         held.update(state=LaunchState.FINISHED, finished_at=now, expires_at=now + FINISHED_TTL)
         await self._persistence.until_done(

@@ -8,6 +8,7 @@ from tests.fakes.companion import FakeCompanion
 from tests.fakes.launch_queue import FakeLaunchQueue, FakeQueueItems, no_unstarted_runs
 from tests.fakes.ledger import MemoryLedger
 from worker.intake.refusal import Refusals
+from worker.intake.unstarted import UnstartedRuns
 from worker.job_story import JobStory
 from worker.ledger.held import HeldLaunches
 from worker.pending import PendingJobs
@@ -18,12 +19,14 @@ from worker.tracking.heartbeats import CompanionHeartbeats
 from worker.training.sagemaker import SageMaker
 
 
-def story_of(companion: FakeCompanion, sagemaker: SageMaker) -> JobStory:
+def story_of(
+    companion: FakeCompanion, sagemaker: SageMaker, unstarted: UnstartedRuns | None = None
+) -> JobStory:
     return JobStory(
         region="us-east-1",
         companion=companion,
         sagemaker=sagemaker,
-        unstarted=no_unstarted_runs(),
+        unstarted=unstarted or no_unstarted_runs(),
         prices={},
         alerts=("failure", "waiting"),
     )

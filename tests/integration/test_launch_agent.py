@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.companion import FakeCompanion
 from tests.fakes.launch_queue import FakeLaunchQueue
+from tests.fakes.leg2 import story_of
+from tests.fakes.sagemaker import FakeSageMaker
 from tests.unit.launches import launch_of, message
 from tests.unit.records import record
+from tests.unit.waiting import until
 from worker.clients.api_key import ApiKey
 from worker.clients.wandb_api import WandbApi, WandbRefused, wandb_api
 from worker.clients.wandb_runs import RunAddress
@@ -22,9 +26,12 @@ from worker.intake.refusal import Refusals
 from worker.intake.sweeps import Sweeps
 from worker.intake.unstarted import NO_INIT, NOT_STARTED, UnstartedRuns
 from worker.intake.wandb_queue import QueueItems
-from worker.launch.record import Failure, LaunchRecord, RunRef
+from worker.launch.record import Failure, JobFacts, LaunchRecord, RunRef
+from worker.ledger.held import HeldLaunch
 from worker.local.wandb_double import WandbDouble, running_wandb_double
+from worker.local.wandb_strict import STRICT
 from worker.ops.metrics import Metrics
+from worker.training.status import ending
 
 LOG = "importing torch\nTraceback …\n"
 
@@ -93,12 +100,44 @@ async def test_an_agent_beats_is_stopped_and_ends(double: WandbDouble, api: Wand
 async def test_an_agent_that_wandb_has_forgotten_registers_again(double: WandbDouble, api: WandbApi) -> None:
     agent = agent_of(api)
     await agent.register()
-    first = agent.agent_id
+    first, name = agent.agent_id, agent.name
     del double.agents[first]
+    double.fault(f"file_stream acme/model-registry/{name}", status=503)
+    with pytest.raises(Again):
+        await agent.beat(AgentStatus.POLLING)
     assert not await agent.beat(AgentStatus.POLLING)
     assert agent.registered
     assert agent.agent_id in double.agents
     assert agent.agent_id != first
+    run = double.run("acme", "model-registry", name)
+    assert run is not None
+    assert run.state == "finished", "nobody else would end it"
+
+
+async def test_a_registration_that_fails_half_way_goes_on_with_the_agent_that_it_has_made(
+    double: WandbDouble, api: WandbApi
+) -> None:
+    """Each try left another agent on W&B's page, polling for ever."""
+    agent = agent_of(api)
+    double.fault("UpsertBucket", status=503, times=2)
+    for _ in range(2):
+        with pytest.raises(Again):
+            await agent.register()
+    await agent.register()
+    (seen,) = double.agents.values()
+    assert agent.agent_id == seen.id
+
+
+async def test_an_agent_that_is_made_and_never_registered_to_the_end_is_ended(
+    double: WandbDouble, api: WandbApi
+) -> None:
+    agent = agent_of(api)
+    double.fault("UpsertBucket", status=503)
+    with pytest.raises(Again):
+        await agent.register()
+    await agent.end()
+    (seen,) = double.agents.values()
+    assert seen.status == "KILLED"
 
 
 async def test_the_agent_s_run_is_opened_again_when_somebody_deletes_it(
@@ -155,6 +194,26 @@ async def test_a_failure_carries_the_end_of_the_log_in_the_agent_s_run(
     assert run.files == {path: LOG.encode()}
     assert run.uploaded == [path]
     assert len(queue.copied) == 1
+
+
+async def test_a_file_in_the_run_of_an_agent_that_has_ended_does_not_revive_it(
+    double: WandbDouble, api: WandbApi
+) -> None:
+    """Also where the server is older than the mutation that announces files: the run is another process's."""
+    del double.features["MARK_RUN_FILES_UPLOADED"]
+    double.strict = STRICT
+    agent = agent_of(api)
+    await agent.register()
+    name = agent.name
+    await agent.end()
+    posts = double.counts["file_stream:data"]
+    item = double.push("acme", "sm", {})
+    await Refusals(QueueItems(api), FakeLaunchQueue()).report(*refused(item.id, name, LOG))
+    run = double.run("acme", "model-registry", name)
+    assert run is not None
+    assert (run.state, run.files) == ("finished", {f"{item.id}/error/error.log": LOG.encode()})
+    assert double.counts["file_stream:data"] == posts
+    assert item.error is not None
 
 
 @pytest.mark.parametrize("agent_run", ["", "never-registered"])
@@ -298,6 +357,28 @@ async def test_it_is_told_whatever_the_entity_of_the_run_is(
     run = double.run("acme", "model-registry", agent.name)
     assert run is not None
     assert run.files[path].decode() == LOG
+
+
+async def test_the_end_of_a_companion_is_told_once_though_its_worker_dies_while_it_waits_for_the_run(
+    double: WandbDouble, api: WandbApi
+) -> None:
+    """A second end comes up to the grace later, and a server may refuse what comes behind an end."""
+    item, companion = double.push("acme", "sm", {}), FakeCompanion()
+    completed = JobFacts("Completed", "Completed")
+    held = HeldLaunch(record(item_id=item.id, facts=completed, attempt=2))
+    ledger: list[LaunchRecord] = []
+
+    async def save() -> None:
+        ledger.append(held.record)
+
+    story = story_of(companion, FakeSageMaker(), unstarted(api, grace=30))
+    dying = asyncio.ensure_future(story.end(held, ending(completed, stop_reason=""), save))
+    await until(lambda: ledger)
+    dying.cancel()
+    story = story_of(companion, FakeSageMaker(), unstarted(api))
+    await story.end(HeldLaunch(ledger[0]), ending(completed, stop_reason=""), save)
+    assert len(companion.finished) == 1
+    assert item.error is not None
 
 
 async def test_a_run_may_appear_late(double: WandbDouble, api: WandbApi) -> None:

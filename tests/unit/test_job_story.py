@@ -17,6 +17,10 @@ from worker.ledger.held import HeldLaunch
 from worker.training.status import ending
 
 
+async def saved() -> None:
+    """The record is durable."""
+
+
 class Bench:
     def __init__(self, launch: LaunchRecord | None = None) -> None:
         self.companion, self.sagemaker = FakeCompanion(), FakeSageMaker()
@@ -25,7 +29,8 @@ class Bench:
 
     async def end(self, facts: JobFacts) -> None:
         self.held.update(facts=facts)
-        await self.story.end(self.held, ending(facts, stop_reason=self.held.record.stop_reason))
+        end = ending(facts, stop_reason=self.held.record.stop_reason)
+        await self.story.end(self.held, end, saved)
 
 
 async def test_the_request_of_an_adopted_job_is_what_sagemaker_describes() -> None:
@@ -56,6 +61,7 @@ async def test_a_failure_is_an_alert_once_also_when_the_end_is_told_again() -> N
     failed = JobFacts("Failed", "Failed", "AlgorithmError: no, exit code: 2")
     bench.companion.errors = []
     await bench.end(failed)
+    bench.held.update(end_told=0)
     await bench.end(failed)
     assert bench.companion.alerts == [
         ("launch-1", "ERROR", "job-1: failed", "LW-JOB-FAILED: AlgorithmError: no, exit code: 2")

@@ -66,8 +66,9 @@ class Bench:
 
     async def _stop(self, launch_id: str, reason: str) -> bool:
         self.reasons.append(reason)
-        (held,) = self.held
-        held.update(stop_reason=reason)
+        for held in self.held:
+            if held.launch_id == launch_id:
+                held.update(stop_reason=reason)
         return True
 
 
@@ -150,3 +151,22 @@ async def test_however_many_wait_each_is_told_once(monkeypatch: pytest.MonkeyPat
     bench.sagemaker.jobs |= {launch.job_name: launch.facts for launch in others}
     await bench.look(*others, alert_after=1800)
     assert sorted(item for item, _, _ in bench.items.warned) == ["item-0", "item-1", "item-2", "item-3"]
+
+
+async def test_of_many_pending_jobs_some_are_told_a_round_and_stops_come_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each is a DescribeTrainingJob: a thousand would take minutes, and all that the status feed may use."""
+    monkeypatch.setattr("worker.pending._TOLD_A_ROUND", 2)
+    young = replace(PENDING, created_at=NOW - HOUR / 2)
+    others = [record(f"launch-{n}", facts=young) for n in range(1, 10)]
+    late = record("launch-late", facts=PENDING)
+    bench = Bench(record("launch-0", facts=young))
+    bench.sagemaker.jobs |= {launch.job_name: launch.facts for launch in (*others[1:], late)}
+    await bench.look(*others, late, start_timeout=0.75 * HOUR, alert_after=60)
+    first, *rest = bench.sagemaker.described
+    assert first == "job-late"
+    assert len(bench.reasons) == 1
+    assert rest == [f"job-{n}" for n in range(6)], (
+        "job-1, of which SageMaker knows nothing, holds up no other"
+    )

@@ -87,7 +87,7 @@ OPTIONAL: Mapping[str, st.SearchStrategy[Any]] = {
         TEXT,
     ),
     **dict.fromkeys(
-        ("epoch", "attempt", "tries", "instance_count", "opened", "delivered", "priority"), COUNTS
+        ("epoch", "attempt", "tries", "instance_count", "opened", "delivered", "end_told", "priority"), COUNTS
     ),
     **dict.fromkeys(("private_key", "reported", "stopped_before"), st.booleans()),
     **dict.fromkeys(

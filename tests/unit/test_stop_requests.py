@@ -29,6 +29,7 @@ class Owner:
         self.stopped: list[tuple[str, str]] = []
         self.refused = ""
         """The launch that cannot be stopped."""
+        self.refusal: Exception = Unreachable("no")
 
     async def hold(self, launch: LaunchRecord) -> HeldLaunch:
         await self.ledger.create(launch)
@@ -38,7 +39,7 @@ class Owner:
 
     async def stop(self, launch_id: str, reason: str) -> bool:
         if launch_id == self.refused:
-            raise Unreachable("no")
+            raise self.refusal
         self.stopped.append((launch_id, reason))
         return True
 
@@ -81,11 +82,15 @@ async def test_a_request_for_a_launch_of_somebody_else_is_left_to_him() -> None:
     assert len(await owner.ledger.stop_requests()) == 1
 
 
-async def test_a_ledger_that_does_not_answer_is_asked_again() -> None:
+UNFORESEEN = KeyError("an answer nobody foresaw")
+
+
+@pytest.mark.parametrize("trouble", [Unreachable("no"), UNFORESEEN], ids=type)
+async def test_a_ledger_that_does_not_answer_is_asked_again(trouble: Exception) -> None:
     owner = Owner()
     await owner.hold(record())
     await owner.ledger.ask_stop(StopRequest("launch-1", "too dear", 1.0))
-    owner.ledger.failing = Unreachable("no")
+    owner.ledger.failing = trouble
     async with owner.listening():
         await asyncio.sleep(15)
         owner.ledger.failing = None
@@ -93,8 +98,10 @@ async def test_a_ledger_that_does_not_answer_is_asked_again() -> None:
     assert owner.stopped == [("launch-1", "too dear")]
 
 
-async def test_a_request_that_cannot_be_served_holds_up_no_other() -> None:
+@pytest.mark.parametrize("trouble", [Unreachable("no"), UNFORESEEN], ids=type)
+async def test_a_request_that_cannot_be_served_holds_up_no_other(trouble: Exception) -> None:
     owner = Owner()
+    owner.refusal = trouble
     for number, launch_id in enumerate(("launch-1", "launch-2"), 1):
         await owner.hold(record(launch_id))
         await owner.ledger.ask_stop(StopRequest(launch_id, "too dear", float(number)))

@@ -146,3 +146,19 @@ async def test_a_process_that_stood_still_before_its_turn_does_not_post() -> Non
     with pytest.raises(Unreachable, match="stood still for 40 s"):
         await waiting
     await post(pace, "a")
+
+
+async def test_the_patience_of_a_query_counts_from_when_it_joined_the_line() -> None:
+    """And not from when those before it have used up theirs."""
+    line = QueryLine(now)
+
+    async def limited() -> None:
+        raise Throttled("429", retry_after=9)
+
+    async def told_after() -> float:
+        joined = now()
+        with pytest.raises(Throttled):
+            await line.ask("Viewer", limited)
+        return now() - joined
+
+    assert max(await asyncio.gather(*(told_after() for _ in range(5)))) <= 10

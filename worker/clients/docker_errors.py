@@ -72,8 +72,13 @@ _DAEMON_LOST = _any(
     "code = (Unavailable|Canceled)",
     "daemon is (shutting down|not running)",
     "containerd.*connection refused",
-    "no such image: sha256:",  # a parent of this build was pruned by somebody else
 )
+_CACHE_REMOVED = _any(
+    "unknown parent image ID",
+    "layer does not exist",
+    "no such image: sha256:",
+)
+"""Somebody has removed an image of the build cache beside the build: a clean-up by hand, or by another worker."""
 _PARSE_ERROR = _any("dockerfile parse error")
 """Goes on with any text of the file's, and with `unexpected EOF`."""
 _STEP_FAILED = _any("returned a non-zero code", "executor failed running", "did not complete successfully")
@@ -172,6 +177,10 @@ _COMMON_RULES: _Rules = (
     (_DAEMON_LOST, lambda text: Unreachable(f"the docker daemon went away: {text}")),
 )
 _BUILD_RULES: _Rules = (
+    (
+        _CACHE_REMOVED,
+        lambda text: Again(f"an image that this build goes on from was removed meanwhile: {text}"),
+    ),
     (
         _NETWORK,
         lambda text: Again(f"{text}; set LAUNCH_BUILD_NETWORK to a network that the docker daemon has"),

@@ -99,7 +99,7 @@ class StreamPace:
 _LONGEST_QUIET = 60.0
 """Seconds that a Retry-After of GraphQL, which is about the key and not about one launch, holds everything up."""
 _PATIENCE = 10.0
-"""Seconds that a query waits for W&B by itself; whoever has to wait longer is told so."""
+"""Seconds that a query waits for W&B by itself, from when it joins the line; whoever has to wait longer is told so."""
 _ORDERLY = 30.0
 """Seconds behind a 429 in which queries are sent one at a time."""
 _LONGEST_LINE = 50
@@ -129,14 +129,14 @@ class QueryLine:
         if self._waiting >= _LONGEST_LINE:
             raise Throttled(f"{what}: many wait for W&B already", retry_after=_PATIENCE)
         self._waiting += 1
+        deadline = self._now() + _PATIENCE
         try:
             async with self._lock:
-                return await self._ask_in_turn(what, query)
+                return await self._ask_in_turn(what, query, deadline)
         finally:
             self._waiting -= 1
 
-    async def _ask_in_turn(self, what: str, query: Callable[[], Awaitable[T]]) -> T:
-        deadline = self._now() + _PATIENCE
+    async def _ask_in_turn(self, what: str, query: Callable[[], Awaitable[T]], deadline: float) -> T:
         while True:
             left = self._from - self._now()
             if left > 0 and self._from > deadline:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from worker.launch.console import CONSOLE_LIMIT, ConsoleLine
-from worker.launch.log_state import StreamPosition
+from worker.launch.log_state import LogState, StreamPosition
 from worker.ledger.held import HeldLaunch
 from worker.tracking.history import Row, history_rows
 from worker.training import cursor
@@ -32,6 +32,8 @@ class AssignedBatch:
     lines: Sequence[ConsoleLine]
     newest_ingested: int
     """ms since the epoch, for the latency metric; 0: no event."""
+    before: LogState
+    """Where the log stood without it, as the ledger has it."""
     first_row: int = 0
     rows: Sequence[Row] = ()
     """What the events and the job's new states add to the history, and where."""
@@ -76,6 +78,8 @@ class JobLog:
     swept_at: float = 0.0
     """When the newest sweep that read all streams to their end began."""
     ended_at: float | None = None
+    unwritable: str = ""
+    """Why the ledger cannot hold its newest batch; empty: it can. It stands still, and is given up with the job."""
     closing: bool = False
     given_up: bool = False
     """W&B or CloudWatch have refused for so long after the job's end that the launch is finished without the rest."""
@@ -147,7 +151,9 @@ class JobLog:
         if events:
             self.news_at = time.monotonic()
             newest = max(event.ingested for event in events)
-        return AssignedBatch(self, before.next_line, len(events), lines, newest, before.next_row, rows)
+        return AssignedBatch(
+            self, before.next_line, len(events), lines, newest, before, before.next_row, rows
+        )
 
     def take(self) -> AssignedBatch:
         """Assign as much of what was read ahead as one batch may hold."""

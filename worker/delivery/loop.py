@@ -284,6 +284,9 @@ class LogDelivery:
         return min(_GATHER, self._interval) if due else self._interval
 
     def _close(self, quiet: Sequence[JobLog], on_delivered: OnDelivered) -> None:
+        for log in self._logs.values():
+            if log.unwritable and log.ended_at is not None and not log.given_up:
+                self._posting.give_up_unwritable(log)
         given_up = [log for log in self._logs.values() if log.given_up and not log.closing]
         for log in (*quiet, *given_up):
             log.closing = True

@@ -72,13 +72,27 @@ class Posting:
             except Never as error:
                 # A record that the ledger cannot hold: the others are durable if they are written on their own.
                 if len(batches) == 1:
-                    _log.error("log_stands_still", launch_id=batches[0].log.held.launch_id, error=str(error))
+                    self._stands_still(batches[0], str(error))
                     return []
                 return [durable for batch in batches for durable in await self.make_durable([batch])]
             except WorkerError as error:
                 _log.warning("ledger_unreachable", error=str(error))
                 await asyncio.sleep(backoff(tries, cap=10))
                 tries += 1
+
+    def _stands_still(self, batch: AssignedBatch, why: str) -> None:
+        """Without the batch the record can be written, so that the launch ends in the ledger too."""
+        log = batch.log
+        _log.error("log_stands_still", launch_id=log.held.launch_id, error=why)
+        log.held.update(log=batch.before)
+        log.unwritable = why
+        if log.ended_at is not None:
+            self.give_up_unwritable(log)
+
+    def give_up_unwritable(self, log: JobLog) -> None:
+        """The job of a log that stands still has ended: the launch is finished without the rest."""
+        self.persistence.give_up(log.held, "log_delivery", log.unwritable)
+        log.given_up = True
 
     async def post(self, batch: AssignedBatch) -> None:
         """Post until W&B has the lines, the launch is somebody else's, or it is given up."""

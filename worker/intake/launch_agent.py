@@ -85,6 +85,8 @@ class LaunchAgent:
         self.entity = facts.entity
         self.agent_id = ""
         """W&B's id; empty: not registered."""
+        self._made = ""
+        """W&B's id of an agent that is made, and not yet registered to the end."""
         self.name = ""
         """Also the id of the agent's own run."""
 
@@ -94,11 +96,23 @@ class LaunchAgent:
         return bool(self.agent_id)
 
     async def register(self) -> None:
-        """Tell W&B that this agent serves these queues. Raises `Again`, `WandbRefused`, and `SettingsError` when the
-        entity or a queue is not there."""
-        facts = self._facts
+        """Tell W&B that this agent serves these queues. A later try goes on with the agent that an earlier one has
+        made. Raises `Again`, `WandbRefused`, and `SettingsError` when the entity or a queue is not there."""
         self.entity = self.entity or await self._default_entity()
         queues = await self._queue_ids()
+        seen = await self._look(self._made) if self._made else None
+        if seen is None:
+            self._made = await self._create(queues)
+            seen = await self._look(self._made)
+        if seen is None:
+            raise Unreachable("createLaunchAgent: W&B does not know the agent that it has just made")
+        self.name = str(seen["name"])
+        await self._open_run()
+        self.agent_id, self._made = self._made, ""  # last: now items may be popped in its name
+        _log.info("agent_registered", agent=self.name, entity=self.entity, queues=list(self._facts.queues))
+
+    async def _create(self, queues: Sequence[str]) -> str:
+        facts = self._facts
         config = {**facts.config, "entity": self.entity, "queues": list(facts.queues)}
         variables = {
             "entity": self.entity,
@@ -110,14 +124,7 @@ class LaunchAgent:
         }
         with effect("register_agent"):
             answer = await self._api.graphql("createLaunchAgent", _CREATE, variables)
-        agent_id = str((answer.get("createLaunchAgent") or {}).get("launchAgentId") or "")
-        seen = await self._look(agent_id)
-        if seen is None:
-            raise Unreachable("createLaunchAgent: W&B does not know the agent that it has just made")
-        self.name = str(seen["name"])
-        await self._open_run()
-        self.agent_id = agent_id  # last: now items may be popped in its name
-        _log.info("agent_registered", agent=self.name, entity=self.entity, queues=list(facts.queues))
+        return str((answer.get("createLaunchAgent") or {}).get("launchAgentId") or "")
 
     async def beat(self, status: AgentStatus) -> bool:
         """A sign of life; True: somebody asked the agent to stop polling. An agent that W&B does not know any more is
@@ -127,22 +134,24 @@ class LaunchAgent:
             _log.warning(
                 "agent_unknown", agent=self.name, why="W&B does not know it any more; registering again"
             )
+            await self._end_run()
             self.agent_id = ""
             await self.register()
             return False
         if seen.get("stopPolling"):
             return True
-        await self._update(status)
+        await self._update(self.agent_id, status)
         if time.monotonic() - self._run_seen_at >= _RUN_HEARTBEAT:
             await self._beat_run()
         return False
 
     async def end(self) -> None:
         """Say that the agent polls no more, and end its run."""
+        if agent_id := self.agent_id or self._made:
+            await self._update(agent_id, AgentStatus.KILLED)
         if self.registered:
-            await self._update(AgentStatus.KILLED)
-            await self._api.file_stream(*self._run(), {"complete": True, "exitcode": 0})
-            self.agent_id = ""
+            await self._end_run()
+        self.agent_id = self._made = ""
 
     async def _default_entity(self) -> str:
         viewer = (await self._api.graphql("Viewer", _VIEWER, {})).get("viewer") or {}
@@ -177,8 +186,8 @@ class LaunchAgent:
         seen: Mapping[str, Any] | None = answer.get("launchAgent")
         return seen
 
-    async def _update(self, status: AgentStatus) -> None:
-        variables = {"agentId": self.agent_id, "agentStatus": str(status)}
+    async def _update(self, agent_id: str, status: AgentStatus) -> None:
+        variables = {"agentId": agent_id, "agentStatus": str(status)}
         await self._api.graphql("updateLaunchAgent", _UPDATE, variables)
 
     def _run(self) -> RunAddress:
@@ -187,6 +196,12 @@ class LaunchAgent:
     async def _open_run(self) -> None:
         await upsert_run(self._api, self._run(), display_name=self.name, job_type=_JOB_TYPE)
         self._run_seen_at = time.monotonic()
+
+    async def _end_run(self) -> None:
+        try:
+            await self._api.file_stream(*self._run(), {"complete": True, "exitcode": 0})
+        except WandbRefused as error:  # somebody has deleted it
+            _log.info("agent_run_gone", agent=self.name, error=str(error))
 
     async def _beat_run(self) -> None:
         try:

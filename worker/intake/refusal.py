@@ -114,10 +114,10 @@ class Refusals:
             await tell(self._items)
         except Exception as error:  # of any kind: an answer nobody foresaw must not end a loop of launches
             _log.warning("queue_item_not_warned", error=str(error) or type(error).__name__)
-            if not isinstance(error, Again):
-                self._warned.pop(item_id, None)
-            elif len(self._late) < _REMEMBERED:
+            if isinstance(error, Again) and len(self._late) < _REMEMBERED:
                 self._late[item_id] = tell
+            else:
+                self._warned.pop(item_id, None)  # the next time it is told again
 
     def _remember(self, item_id: str, message: str) -> None:
         self._warned.pop(item_id, None)

@@ -19,7 +19,14 @@ NO_INIT = "The submitted job exited successfully but failed to call wandb.init"
 NOT_STARTED = "The submitted run was not successfully started"
 """W&B's own words (wandb/sdk/launch/agent/agent.py)."""
 
+_FIRST_PAUSE = 1.0
+"""Seconds between the first two looks."""
+
 _log = get_logger()
+
+
+async def _go_on() -> None:
+    """Nothing is to be done first."""
 
 
 class UnstartedRuns:
@@ -39,25 +46,35 @@ class UnstartedRuns:
         self._log_end = log_end
         self._grace = grace
 
-    async def report(self, record: LaunchRecord, *, completed: bool, reason: str) -> None:
+    async def report(
+        self,
+        record: LaunchRecord,
+        *,
+        completed: bool,
+        reason: str,
+        before_waiting: Callable[[], Awaitable[None]] = _go_on,
+    ) -> None:
         """To be called once the job's log is complete; repeating it is harmless. `reason` is how the job ended, in
-        words. Raises `Again` when W&B does not answer."""
+        words; `before_waiting` is awaited if the grace has to be waited for. Raises `Again` when W&B does not
+        answer."""
         # With `run` the worker writes the run, and with `files` it has made one that the container did not.
         if self._api is None or not record.item_id or record.log_target not in ("companion", "off"):
             return
-        if await self._appears(self._api, record):
+        if await self._appears(self._api, record, before_waiting):
             return
         message = NO_INIT if completed else f"{NOT_STARTED}: {reason}"
         _log.warning("run_not_started", launch_id=record.launch_id, run=record.run.run_id, reason=message)
         log = await self._log_end(record) if record.log_target != "off" else ""  # which wants none in W&B
         await self._refusals.fail_item(record, message, Stage.RUN, log=log)
 
-    async def _appears(self, api: WandbApi, record: LaunchRecord) -> bool:
+    async def _appears(
+        self, api: WandbApi, record: LaunchRecord, before_waiting: Callable[[], Awaitable[None]]
+    ) -> bool:
         """Its creation may be under way: look again, with growing pauses, as long as the grace lasts."""
         run = RunAddress(record.run.entity, record.run.project, record.run.run_id)
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._grace
-        pause = 1.0
+        pause = _FIRST_PAUSE
         while True:
             if await _state(api, run) not in (
                 "",
@@ -67,6 +84,8 @@ class UnstartedRuns:
             left = deadline - clock()
             if left <= 0:
                 return False
+            if pause == _FIRST_PAUSE:
+                await before_waiting()
             await asyncio.sleep(min(pause, left))
             pause *= 2
 

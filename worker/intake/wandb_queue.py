@@ -103,8 +103,11 @@ class QueueItems:
         self, agent: RunAddress, item_id: str, kind: Literal["error", "warning"], name: str, text: str
     ) -> str:
         """Put a text where W&B looks for an item's files, the run of its agent; returns its path there
-        (wandb/sdk/launch/agent/run_queue_item_file_saver.py)."""
+        (wandb/sdk/launch/agent/run_queue_item_file_saver.py).
+
+        The run is the mirror's to write, and may be over: nothing is posted to its stream. A server without the
+        mutation of `upload_run_file` has the file all the same."""
         path = f"{item_id}/{kind}/{name}"
         with effect("upload_item_file"):
-            await upload_run_file(self._api, agent, path, text.encode("utf-8", "replace"))
+            await upload_run_file(self._api, agent, path, text.encode("utf-8", "replace"), announce=False)
         return path

@@ -146,6 +146,8 @@ class LaunchRecord:
     """Why no further attempt is made although one was to follow: the launch ends as its last job did."""
     delivered: int = 0
     """The attempt whose log is complete in W&B and whose end is told, or being told: nothing is posted any more."""
+    end_told: int = 0
+    """The attempt whose end the companion has: it is told no second time, though its queue item may have to be."""
     waits_for: str = ""
     """What it waits for, as told on the queue item; told again only when this changes."""
     waited: float = 0.0

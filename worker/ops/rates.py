@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Mapping
 
 from worker.aio import wait_for_event
@@ -21,6 +22,9 @@ QUOTAS: Mapping[str, float] = {
 """Calls a second an account and Region, by Service Quotas and 'CloudWatch Logs quotas' (FilterLogEvents: the lowest
 Region's value). None is published for ListTags, which only a further attempt calls."""
 
+_UNUSED = 1000
+"""Turns, of which a caller has one or two."""
+
 
 class Rate:
     """The budget of one API: a token bucket whose pace changes in place, also for those who wait already.
@@ -34,6 +38,8 @@ class Rate:
         self._metrics = metrics
         self._tokens = 1.0
         self._filled_at: float | None = None
+        self._unused: deque[float] = deque(maxlen=_UNUSED)
+        """What was taken for turns that are neither used nor given back, oldest first."""
         self._turn = asyncio.Lock()
         self._sooner = asyncio.Event()
         self._tell()
@@ -55,16 +61,22 @@ class Rate:
                 self._sooner.clear()
                 # Not longer than a second at a time: the pace may have grown meanwhile.
                 await wait_for_event(self._sooner, min(1.0, missing / self.per_second))
-            self._tokens -= self._pace.gap(self._now())
+            gap = self._pace.gap(self._now())
+            self._tokens -= gap
+            self._unused.append(gap)
 
     def sent(self) -> None:
         """The call that `acquire` allowed is made now."""
+        self._take_unused()
         self._metrics.aws_calls.labels(self.api).inc()
 
     def give_back(self) -> None:
         """The call that `acquire` allowed is not made after all."""
-        self._tokens += 1.0
+        self._tokens += self._take_unused()
         self._sooner.set()
+
+    def _take_unused(self) -> float:
+        return self._unused.popleft() if self._unused else 0.0
 
     def succeeded(self) -> None:
         """The call was not throttled."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -19,7 +19,7 @@ from worker.delivery import closing, posting
 from worker.delivery.closing import Closing
 from worker.delivery.loop import LogDelivery
 from worker.delivery.posting import Posting
-from worker.errors import Throttled, Unreachable
+from worker.errors import Never, Throttled, Unreachable
 from worker.intake.refusal import Refusals
 from worker.launch.console import CONSOLE_LIMIT
 from worker.launch.log_state import LogState
@@ -622,3 +622,35 @@ async def test_where_nothing_is_posted_wandb_has_not_said_that_nobody_pressed_st
     async with worker.running():
         await finish(worker, held)
     assert (worker.answers != [], any(worker.answers)) == (asked, False)
+
+
+class SmallLedger(MemoryLedger):
+    """It cannot hold the batches of one launch."""
+
+    async def save(self, records: Sequence[LaunchRecord], *, owner: str) -> frozenset[str]:
+        if any(record.launch_id == "launch-1" and record.log.batch for record in records):
+            raise Never("the record is too large", code="LW-LEDGER-ITEM-SIZE")
+        return await super().save(records, owner=owner)
+
+
+@pytest.mark.parametrize("ended_before", [False, True], ids=["while its job runs", "behind its job's end"])
+async def test_a_log_that_the_ledger_cannot_hold_is_given_up_when_its_job_has_ended(
+    ended_before: bool,
+) -> None:
+    """It stood still for ever, and so did its launch."""
+    worker = Worker(CloudWatch(), SmallLedger(), FakeCompanion())
+    held, other = await worker.follow(record()), await worker.follow(record("launch-2", job_name="job-2"))
+    async with worker.running():
+        if not ended_before:
+            worker.cloud.put(ONE, "lost")
+            worker.cloud.put("job-2/algo-1-1700000000", "told")
+            await until(lambda: "launch-2" in worker.companion.console)
+            await rounds(worker, 3)
+            assert worker.delivered == [], "the job runs"
+        else:
+            worker.cloud.put(ONE, "lost")
+        await finish(worker, held)
+        await worker.held.save([held])
+    assert held.record.log.undelivered == "log_delivery: the record is too large"
+    assert worker.companion.console.get("launch-1", {}) == {}
+    assert not other.record.log.undelivered

@@ -87,3 +87,16 @@ async def test_an_item_that_is_gone_is_not_asked_for_again() -> None:
         await refusals.warn("a", "launch_waits", "no room", "run")
         await asyncio.sleep(100)
     assert items.warned == []
+
+
+async def test_a_warning_for_which_there_was_no_room_is_told_when_it_comes_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("worker.intake.refusal._REMEMBERED", 2)
+    items = FakeQueueItems()
+    refusals = Refusals(items, FakeLaunchQueue())
+    items.errors = [Unreachable("away")] * 3
+    for item in "abc":
+        await refusals.warn(item, "launch_waits", "no room", "run")
+    await refusals.warn("c", "launch_waits", "no room", "run")
+    assert items.warned == [("c", "LW-LAUNCH-WAITS: no room", "run")]

@@ -275,3 +275,26 @@ async def test_pace_calls_and_throttles_are_told() -> None:
     assert 'launch_aws_calls_total{api="DescribeTrainingJob"} 1.0' in text
     assert 'launch_aws_throttles_total{api="DescribeTrainingJob"} 1.0' in text
     assert 'launch_aws_rate{api="DescribeTrainingJob"} 1.0' in text
+
+
+@pytest.mark.parametrize("gap", [0.3, 1.7])
+async def test_a_turn_that_is_given_back_gives_back_what_it_took(
+    gap: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a quota is shared turns are further apart or nearer, at random."""
+    monkeypatch.setattr("worker.ops.pace._SPREAD", (gap, gap))
+    own, loop = rate(1), asyncio.get_running_loop()
+    for _ in range(3):
+        own.throttled()
+    await own.acquire()
+    own.sent()
+    own.succeeded()
+    before = loop.time()
+    await own.acquire()
+    own.give_back()
+    await own.acquire()
+    assert loop.time() - before == pytest.approx(gap / own.per_second, abs=0.01)
+    before = loop.time()
+    own.sent()
+    await own.acquire()
+    assert loop.time() - before == pytest.approx(gap / own.per_second, abs=0.01)

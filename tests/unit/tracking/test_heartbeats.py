@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -83,13 +84,16 @@ async def test_the_stop_that_ended_the_attempt_before_is_not_heard_twice() -> No
     assert [launch_id for _, launch_id, _ in bench.stops] == ["launch-1"]
 
 
-async def test_a_run_whose_end_is_told_while_its_heartbeat_begins_gets_none() -> None:
+class AllDue(Turns):
+    def due(self, launch_ids: Iterable[str], now: float) -> list[str]:
+        return list(launch_ids)
+
+
+async def test_a_run_whose_end_is_told_while_its_heartbeat_begins_gets_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """It would be running again in W&B, behind its end."""
-
-    class AllDue(Turns):
-        def due(self, launch_ids: Iterable[str], now: float) -> list[str]:
-            return list(launch_ids)
-
+    monkeypatch.setattr("worker.tracking.heartbeats._AT_ONCE", 1)
     companion = FakeCompanion()
     launches = [record(f"launch-{number}") for number in range(25)]
     heartbeats = CompanionHeartbeats(
@@ -99,6 +103,59 @@ async def test_a_run_whose_end_is_told_while_its_heartbeat_begins_gets_none() ->
         is_current=lambda: True,
         is_silent=lambda launch_id: launch_id != "launch-7" and len(companion.heartbeats) < 19,
     )
-    await heartbeats._beat_all(AllDue(30.0))
+    async with asyncio.TaskGroup() as tasks:
+        heartbeats._beat_due(AllDue(30.0), tasks)
     assert len(companion.heartbeats) == 19
     assert "launch-7" not in companion.heartbeats
+
+
+class Hanging(FakeCompanion):
+    """W&B answers about one run after a minute, and soon about all others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun: list[str] = []
+
+    async def heartbeat(self, record: LaunchRecord) -> bool:
+        self.begun.append(record.launch_id)
+        await asyncio.sleep(60 if record.launch_id == "launch-7" else 0.1)
+        return await super().heartbeat(record)
+
+
+async def test_a_heartbeat_that_hangs_holds_up_no_other_and_is_not_joined_by_its_next() -> None:
+    companion = Hanging()
+    launches = [record(f"launch-{number}") for number in range(1000)]
+    heartbeats = CompanionHeartbeats(
+        companion, interval=15.0, running=lambda: launches, is_current=lambda: True
+    )
+
+    async def stop(_: str, __: str) -> bool:
+        return True
+
+    running = asyncio.ensure_future(heartbeats.run(stop))
+    await asyncio.sleep(60)
+    running.cancel()
+    counts = Counter(companion.begun)
+    assert counts.pop("launch-7") == 1
+    assert len(counts) == 999
+    assert set(counts.values()) <= {3, 4}, "each once in 15 s"
+
+
+async def test_a_launch_that_is_gone_is_forgotten() -> None:
+    heartbeats = CompanionHeartbeats(
+        FakeCompanion(),
+        interval=30.0,
+        running=list,
+        is_current=lambda: True,
+        is_held=lambda launch_id: launch_id == "launch-2",
+    )
+    for launch_id in ("launch-1", "launch-2"):
+        heartbeats.answered(record(launch_id, stopped_before=True), stopped=False)
+
+    async def stop(_: str, __: str) -> bool:
+        return True
+
+    running = asyncio.ensure_future(heartbeats.run(stop))
+    await asyncio.sleep(2)
+    running.cancel()
+    assert heartbeats._unpressed == {"launch-2"}

@@ -57,6 +57,7 @@ class Bench:
         self.records = list(records)
         self.current = True
         self.errors: list[Exception] = []
+        self.note_errors: list[Exception] = []
         self.stops: list[tuple[str, str]] = []
         self.noted: list[tuple[str, str]] = []
         self.stops_of = RunStops(
@@ -75,6 +76,8 @@ class Bench:
         return True
 
     async def note(self, launch_id: str, reason: str) -> None:
+        if self.note_errors:
+            raise self.note_errors.pop(0)
         self.noted.append((launch_id, reason))
 
     async def run(self, seconds: float) -> None:
@@ -104,7 +107,8 @@ async def test_trouble_with_wandb_or_sagemaker_is_ridden_out(
     make(double, launch.run, stopped=True)
     double.fault("RunStopped", status=500, times=2)
     bench = Bench(api, launch)
-    bench.errors = [Unreachable("SageMaker is away")]
+    bench.errors = [Unreachable("SageMaker is away"), KeyError("an answer nobody foresaw")]
+    bench.note_errors = [KeyError("an answer nobody foresaw")]
     await bench.run(0.5)
     assert len(bench.stops) == 1
 
