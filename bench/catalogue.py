@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bench.measurement import Measurement
 from bench.scenarios.agent import agent
 from bench.scenarios.burst import burst
+from bench.scenarios.ends import ends
 from bench.scenarios.running import printing, quiet
 from bench.scenarios.start import start
 from bench.scenarios.stops import stops
@@ -30,6 +31,10 @@ class Scenario:
 
 async def _burst(stage: Stage, count: int, quota: float | None) -> list[Measurement]:
     return [await burst(stage, count=count, quota=quota)]
+
+
+async def _ends(stage: Stage, count: int, seconds: float) -> list[Measurement]:
+    return [await ends(stage, count=count, seconds=seconds)]
 
 
 async def _start(stage: Stage, times: int) -> list[Measurement]:
@@ -74,6 +79,12 @@ SCENARIOS = (
         "1,000 jobs: restart, quiet, 1 and 10 lines/s each, restart",
         full=lambda stage: printing(stage, count=1000, seconds=30, rates=(1.0, 10.0)),
         short=lambda stage: printing(stage, count=200, seconds=6, rates=(1.0,), settle=3, silence=3),
+    ),
+    Scenario(
+        "ends",
+        "1,000 jobs that print, and end at once",
+        full=lambda stage: _ends(stage, 1000, 10),
+        short=lambda stage: _ends(stage, 100, 3),
     ),
     Scenario(
         "loud",

@@ -63,11 +63,11 @@ async def printing(
 
 
 async def running_jobs(stage: Stage, count: int) -> tuple[Path, list[str]]:
-    """A ledger of jobs that run in the simulator; and their names."""
+    """A ledger of jobs that run in the simulator, one that no scenario has used; and their names."""
     await stage.fresh()
     jobs = names(f"run{count}", count)
     await stage.control("jobs", ages=ages(jobs))
-    ledger = stage.folder / f"running-{count}.db"
+    ledger = stage.folder / f"running-{count}-{time.monotonic_ns()}.db"
     await seed_ledger(ledger, jobs, await stage.control("streams"))
     return ledger, jobs
 
