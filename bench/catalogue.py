@@ -83,7 +83,7 @@ SCENARIOS = (
     Scenario(
         "ends",
         "1,000 jobs that print, and end at once",
-        full=lambda stage: _ends(stage, 1000, 10),
+        full=lambda stage: _ends(stage, 1000, 5),
         short=lambda stage: _ends(stage, 100, 3),
     ),
     Scenario(
@@ -119,7 +119,7 @@ SCENARIOS = (
     Scenario(
         "agent",
         "W&B's agent: a burst, its jobs, a burst under the quota",
-        full=lambda stage: agent(stage, count=30, seconds=30),
+        full=lambda stage: agent(stage, count=30, seconds=20),
         short=lambda stage: agent(stage, count=5, seconds=10),
     ),
 )

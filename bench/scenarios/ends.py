@@ -45,7 +45,7 @@ async def ends(stage: Stage, *, count: int, seconds: float) -> Measurement:
         lost = await caught_up(stage, patience=5.0)
         report = await with_end(stage, report)
     waits = sorted((record.finished_at or ended_at) - ended_at for record in records)
-    return _measured(count, report, usage, waits, lost)
+    return ends_measured(count, report, usage, waits, lost)
 
 
 async def _ended(path: Path, count: int) -> Sequence[LaunchRecord]:
@@ -60,7 +60,8 @@ async def _ended(path: Path, count: int) -> Sequence[LaunchRecord]:
         return [record for record in await ledger.records(over=True) if record.state is LaunchState.FINISHED]
 
 
-def _measured(count: int, report: Json, usage: Usage, waits: Sequence[float], lost: int) -> Measurement:
+def ends_measured(count: int, report: Json, usage: Usage, waits: Sequence[float], lost: int) -> Measurement:
+    """`waits`: seconds from the ends until each launch was finished; `lost`: lines that W&B lacks."""
     wandb = report["wandb"]
     lacking = report["lines_in_cloudwatch"] - wandb["lines_in_files"]
     done = len(waits) == wandb["runs_finished"] == count

@@ -66,7 +66,7 @@ def measurement_of(
     wandb = report["wandb"]
     lag: Mapping[str, float] = report.get("lag") or {}
     if program == WORKER and wandb["requests"]:
-        judged = (*judged, _posts(wandb["most_posts_a_second"], scenario))
+        judged = (*judged, posts_judged(wandb["most_posts_a_second"], scenario))
     if steady and lag and wandb["lines_window"]:
         judged = (*judged, at_most("lag", lag["max"], _LONGEST_STALL, f"{_lag(lag)}, {scenario}"))
     return Measurement(
@@ -100,7 +100,8 @@ def measurement_of(
     )
 
 
-def _posts(most: Mapping[str, int], scenario: str) -> Judged:
+def posts_judged(most: Mapping[str, int], scenario: str) -> Judged:
+    """Kept when neither a run nor the project had more posts in a second than W&B allows."""
     share = max(most["run"] / _POSTS_OF_RUN, most["project"] / _POSTS_OF_PROJECT)
     return at_most("posts", share, 1.0, f"{most['run']} a run, {most['project']} a project, {scenario}")
 
