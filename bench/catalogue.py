@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bench.measurement import Measurement
 from bench.scenarios.agent import agent
 from bench.scenarios.burst import burst
+from bench.scenarios.ends import ends
 from bench.scenarios.running import printing, quiet
 from bench.scenarios.start import start
 from bench.scenarios.stops import stops
@@ -30,6 +31,10 @@ class Scenario:
 
 async def _burst(stage: Stage, count: int, quota: float | None) -> list[Measurement]:
     return [await burst(stage, count=count, quota=quota)]
+
+
+async def _ends(stage: Stage, count: int, seconds: float) -> list[Measurement]:
+    return [await ends(stage, count=count, seconds=seconds)]
 
 
 async def _start(stage: Stage, times: int) -> list[Measurement]:
@@ -76,6 +81,12 @@ SCENARIOS = (
         short=lambda stage: printing(stage, count=200, seconds=6, rates=(1.0,), settle=3, silence=3),
     ),
     Scenario(
+        "ends",
+        "1,000 jobs that print, and end at once",
+        full=lambda stage: _ends(stage, 1000, 5),
+        short=lambda stage: _ends(stage, 100, 3),
+    ),
+    Scenario(
         "loud",
         "one job at 5,000 lines/s",
         full=lambda stage: _loud(stage, 15),
@@ -108,7 +119,7 @@ SCENARIOS = (
     Scenario(
         "agent",
         "W&B's agent: a burst, its jobs, a burst under the quota",
-        full=lambda stage: agent(stage, count=30, seconds=30),
+        full=lambda stage: agent(stage, count=30, seconds=20),
         short=lambda stage: agent(stage, count=5, seconds=10),
     ),
 )

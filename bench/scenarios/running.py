@@ -26,6 +26,8 @@ SETTLE = 10.0
 SILENCE = 35.0
 """Seconds without a line before quiet jobs are measured: heartbeats of a companion begin when it has been silent for
 LAUNCH_COMPANION_HEARTBEAT (30 s), and are most of what a quiet job costs."""
+_PRINTING = 20.0
+"""Most seconds for which printing jobs are measured; quiet ones are for a whole round of heartbeats."""
 _PATIENCE = 120.0
 """Seconds that an adoption may take before it is given up."""
 _MEMORY = {1000: ("memory", 200.0), 5000: ("memory-5000", 512.0)}
@@ -54,7 +56,8 @@ async def printing(
     async with adopting(stage, ledger, count) as (worker, adoption):
         found += [adoption, await _quiet(stage, worker, count, seconds, silence)]
         for rate in rates:
-            found.append(await _printing(stage, worker, count, rate, seconds=seconds, settle=settle))
+            printed = min(seconds, _PRINTING)
+            found.append(await _printing(stage, worker, count, rate, seconds=printed, settle=settle))
         await stage.control("print", per_second=1.0)
         await asyncio.sleep(5)
     async with adopting(stage, ledger, count) as (_, restart):
@@ -63,11 +66,11 @@ async def printing(
 
 
 async def running_jobs(stage: Stage, count: int) -> tuple[Path, list[str]]:
-    """A ledger of jobs that run in the simulator; and their names."""
+    """A ledger of jobs that run in the simulator, one that no scenario has used; and their names."""
     await stage.fresh()
     jobs = names(f"run{count}", count)
     await stage.control("jobs", ages=ages(jobs))
-    ledger = stage.folder / f"running-{count}.db"
+    ledger = stage.folder / f"running-{count}-{time.monotonic_ns()}.db"
     await seed_ledger(ledger, jobs, await stage.control("streams"))
     return ledger, jobs
 

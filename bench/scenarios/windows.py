@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.lag import LoopLag
-from bench.measurement import Judged, Measurement, at_most, mib
+from bench.measurement import WORKER, Judged, Measurement, at_most, mib
 from bench.programs import Usage
 from bench.stage import Json, Stage, Worker
 
 _SAGEMAKER = ("CreateTrainingJob", "DescribeTrainingJob", "ListTrainingJobs", "StopTrainingJob")
 _LONGEST_STALL = 0.05
+_POSTS_OF_RUN, _POSTS_OF_PROJECT = 2, 500
+"""What W&B documents for its dedicated servers, a second."""
 
 
 class Window:
@@ -63,6 +65,8 @@ def measurement_of(
     """The usual numbers, and the scenario's own. `steady`: not a start, so that the event loop's lag is judged."""
     wandb = report["wandb"]
     lag: Mapping[str, float] = report.get("lag") or {}
+    if program == WORKER and wandb["requests"]:
+        judged = (*judged, posts_judged(wandb["most_posts_a_second"], scenario))
     if steady and lag and wandb["lines_window"]:
         judged = (*judged, at_most("lag", lag["max"], _LONGEST_STALL, f"{_lag(lag)}, {scenario}"))
     return Measurement(
@@ -94,6 +98,12 @@ def measurement_of(
         notes=notes,
         samples=samples or {},
     )
+
+
+def posts_judged(most: Mapping[str, int], scenario: str) -> Judged:
+    """Kept when neither a run nor the project had more posts in a second than W&B allows."""
+    share = max(most["run"] / _POSTS_OF_RUN, most["project"] / _POSTS_OF_PROJECT)
+    return at_most("posts", share, 1.0, f"{most['run']} a run, {most['project']} a project, {scenario}")
 
 
 def _lag(lag: Mapping[str, float]) -> str:

@@ -123,6 +123,16 @@ class VirtualJobs:
             shift = zlib.crc32(job.name.encode()) % 1000
             job.printer.print_from(round(now * 1000) + shift, per_second, most)
 
+    def end(self, now: float, within: float) -> None:
+        """All jobs that run complete, spread over `within` seconds from now on; each prints until then."""
+        self.advance(now)
+        self._coming.clear()
+        for job in self._jobs.values():
+            if job.status not in ENDED:
+                at = now + zlib.crc32(job.name.encode()) % 1000 / 1000 * within
+                self._at(at, job, "Completed", "Completed")
+                job.printer.print_from(round(at * 1000), 0.0)  # a reader may be ahead of `advance`
+
     def stop(self, job: VirtualJob, now: float) -> None:
         """StopTrainingJob: it is stopped two seconds later."""
         self._coming = [coming for coming in self._coming if coming[2] is not job]

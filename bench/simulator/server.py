@@ -6,6 +6,7 @@ Control, all JSON:
   POST /_bench/jobs      {ages: {name: seconds}}: training jobs that run already
   GET  /_bench/streams   job name → its log stream
   POST /_bench/print     {per_second, most?}: all jobs print at this pace from now on
+  POST /_bench/end       {within}: all jobs complete, spread over so many seconds from now on
   GET  /_bench/time      the simulator's clock, epoch seconds
   POST /_bench/window    counters and latencies begin anew
   POST /_bench/reset     no jobs, no messages, no runs
@@ -111,7 +112,7 @@ class Simulator:
             (body.get("variables") or {})["base"] = self.base_url
             return web.json_response(self.wandb.graphql(body))
         if path.startswith("/_storage/"):
-            self.wandb.upload(path.removeprefix("/_storage/"), len(raw))
+            self.wandb.upload(path.removeprefix("/_storage/"), raw)
             return web.Response()
         if b"Action=GetCallerIdentity" in raw:
             self.quotas.admit("GetCallerIdentity")
@@ -143,11 +144,8 @@ class Simulator:
             case "messages":
                 for text in body["bodies"]:
                     self.sqs.send(text)
-            case "jobs":
-                for name, age in body["ages"].items():
-                    self.jobs.add_running(name, {}, now, age)
-            case "print":
-                self.jobs.print_from(now, body["per_second"], body.get("most"))
+            case "jobs" | "print" | "end":
+                self._change_jobs(what, body, now)
             case "stop":
                 self.wandb.pressed_at.update(dict.fromkeys(body["paths"], now))
             case "window":
@@ -161,6 +159,16 @@ class Simulator:
             case _:
                 return False
         return True
+
+    def _change_jobs(self, what: str, body: Json, now: float) -> None:
+        match what:
+            case "jobs":
+                for name, age in body["ages"].items():
+                    self.jobs.add_running(name, {}, now, age)
+            case "print":
+                self.jobs.print_from(now, body["per_second"], body.get("most"))
+            case "end":
+                self.jobs.end(now, body["within"])
 
     def _set(self, body: Json) -> None:
         self.latency = body.get("latency", self.latency)

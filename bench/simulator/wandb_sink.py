@@ -27,7 +27,8 @@ class SinkRun:
     heard_at: float = 0.0
     opened_at: float = 0.0
     exit_code: int | None = None
-    uploaded_bytes: int = 0
+    files: dict[str, int] = field(default_factory=dict)
+    """Its uploaded files → how many lines each has."""
     second: int = 0
     in_second: int = 0
 
@@ -109,11 +110,11 @@ class WandbSink:
             run.exit_code = int(body.get("exitcode") or 0)
         return {"stopped": path in self.pressed_at}
 
-    def upload(self, key: str, size: int) -> None:
-        """A file has come."""
+    def upload(self, key: str, raw: bytes) -> None:
+        """A file has come; `key` is `entity/project/run/name`. A second one of that name takes its place."""
         self.requests["upload"] += 1
-        path = "/".join(key.split("/")[:3])
-        self.runs.setdefault(path, SinkRun()).uploaded_bytes += size
+        *parts, name = key.split("/", 3)
+        self.runs.setdefault("/".join(parts), SinkRun()).files[name] = raw.count(b"\n")
 
     def summary(self) -> Json:
         """What the runs hold, and the window."""
@@ -121,6 +122,12 @@ class WandbSink:
         return {
             "runs": len(self.runs),
             "runs_finished": sum(1 for run in self.runs.values() if run.exit_code is not None),
+            "lines_in_files": sum(
+                lines
+                for run in self.runs.values()
+                for name, lines in run.files.items()
+                if name.startswith("logs/")
+            ),
             "lines_window": self.lines,
             "lines": sum(console.length for console in consoles),
             "holes": sum(console.holes for console in consoles),

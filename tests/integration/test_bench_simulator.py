@@ -155,6 +155,35 @@ async def test_get_log_events_reads_one_stream_to_its_end(simulator: Simulator) 
     assert third["nextForwardToken"] == second["nextForwardToken"]
 
 
+async def test_jobs_end_and_have_printed_until_then(simulator: Simulator) -> None:
+    began = time.time() - 100
+    names = [f"job-{number}" for number in range(5)]
+    for name in names:
+        simulator.jobs.add_running(name, {}, began, 600.0)
+    simulator.jobs.print_from(began, 10.0)
+    simulator.jobs.end(began + 50, 2.0)
+    async with client(simulator, "logs") as logs:
+        pages = await filtered(logs, [job.stream for job in simulator.jobs])
+    async with client(simulator, "sagemaker") as sagemaker:
+        for name in names:
+            ended = await sagemaker.describe_training_job(TrainingJobName=name)
+            assert ended["TrainingJobStatus"] == "Completed"
+            at = ended["TrainingEndTime"].timestamp()
+            assert began + 49 <= at <= began + 53
+            printed = [e["timestamp"] / 1000 for page in pages for e in page if name in e["logStreamName"]]
+            assert at - 1.2 <= max(printed) <= at + 1  # the wire has whole seconds
+            assert 490 <= len(printed) <= 530
+
+
+async def test_lines_of_uploaded_logs_are_counted_once(simulator: Simulator) -> None:
+    async with aiohttp.ClientSession() as session:
+        for name, content in (("logs/a/1.log", b"a\n"), ("logs/a/1.log", b"a\nb\n"), ("build.log", b"c\n")):
+            url = f"{simulator.base_url}/_storage/acme/bench/run/{name}"
+            async with session.put(url, data=content) as answer:
+                assert answer.status == 200
+    assert simulator.wandb.summary()["lines_in_files"] == 2
+
+
 async def test_a_message_is_hidden_until_it_is_deleted(simulator: Simulator) -> None:
     async with client(simulator, "sqs") as sqs:
         url = (await sqs.get_queue_url(QueueName="bench"))["QueueUrl"]

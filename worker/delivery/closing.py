@@ -13,7 +13,7 @@ from worker.ops.logging import get_logger
 from worker.tracking.log_files import LogFile, NumberedFiles
 from worker.tracking.port import Companion
 from worker.training import cursor, reconcile
-from worker.training.log_feed import LogFeed
+from worker.training.log_feed import LogFeed, by_stream
 from worker.training.sketch import Sketch
 from worker.training.stream_groups import MAX_STREAMS
 
@@ -133,8 +133,9 @@ class Closing:
         while True:
             searches = {s: cursor.LateSearch(position, known[s]) for s, position in positions.items()}
             async for page in self._feed.pages(sorted(positions), since, until):
+                shown = by_stream(page)
                 for stream, search in searches.items():
-                    search.add([event for event in page if event.stream == stream])
+                    search.add(shown.get(stream, ()))  # a page without its events was a look at it, too
             if all(search.settled for search in searches.values()):
                 return searches
             known = {stream: search.newest for stream, search in searches.items()}

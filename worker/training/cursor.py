@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from operator import itemgetter
 
 from worker.launch.console import ConsoleLine
 from worker.launch.log_state import LogBatch, LogState, StreamPosition
@@ -95,8 +97,9 @@ def late_events(events: Sequence[LogEvent], position: StreamPosition) -> list[Lo
     for event in events:
         if event.timestamp >= position.timestamp:
             continue
-        passed = next((newest for reached, newest in position.marks if event.timestamp < reached), None)
-        if passed is not None and event.ingested > passed:
+        # The first mark beyond it: none reaches less far than the one before.
+        index = bisect_right(position.marks, event.timestamp, key=itemgetter(0))
+        if index < len(position.marks) and event.ingested > position.marks[index][1]:
             late.append(event)
     return late
 

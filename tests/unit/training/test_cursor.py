@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from worker.launch.console import ConsoleLine
@@ -133,6 +133,12 @@ class ExactlyOnce(RuleBasedStateMachine):
     def marks_stay_bounded(self) -> None:
         assert all(len(position.marks) <= cursor.MAX_MARKS for position in self.positions.values())
 
+    @invariant()
+    def no_mark_reaches_less_far_than_the_one_before(self) -> None:
+        for position in self.positions.values():
+            reached = [mark[0] for mark in position.marks]
+            assert reached == sorted(reached)
+
     def teardown(self) -> None:
         """The job has ended: read what is left, then the one deep sweep over everything."""
         for _ in range(200):
@@ -213,6 +219,22 @@ class ExactlyOnce(RuleBasedStateMachine):
 
 TestExactlyOnce = ExactlyOnce.TestCase
 TestExactlyOnce.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+
+
+@given(
+    reached=st.lists(st.integers(-1, 40), max_size=cursor.MAX_MARKS).map(sorted),
+    newest=st.lists(st.integers(-1, 40), min_size=cursor.MAX_MARKS, max_size=cursor.MAX_MARKS).map(sorted),
+    seen=st.lists(st.tuples(st.integers(0, 45), st.integers(0, 45))),
+)
+def test_an_event_is_late_by_the_first_mark_beyond_it(
+    reached: list[int], newest: list[int], seen: list[tuple[int, int]]
+) -> None:
+    marks = tuple(zip(reached, newest, strict=False))
+    position = StreamPosition(marks[-1][0] if marks else 20, 0, 1, marks)
+    events = [event(*times) for times in seen]
+    beyond = [[known for at, known in marks if e.timestamp < at] for e in events]
+    late = [e for e, known in zip(events, beyond, strict=True) if known and e.ingested > known[0]]
+    assert cursor.late_events(events, position) == late
 
 
 # The same rules one by one, where the property would seldom come by.
