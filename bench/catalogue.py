@@ -119,7 +119,7 @@ SCENARIOS = (
     Scenario(
         "agent",
         "W&B's agent: a burst, its jobs, a burst under the quota",
-        full=lambda stage: agent(stage, count=30, seconds=20),
+        full=lambda stage: agent(stage, count=25, seconds=20),
         short=lambda stage: agent(stage, count=5, seconds=10),
     ),
 )
