@@ -30,6 +30,7 @@ from worker.ops.signals import crash_at, stop_on_signals
 from worker.pipeline import Pipeline, PipelineFacts
 from worker.preparing import PlanFacts, Preparing
 from worker.resources import Opened, opened
+from worker.run_claims import RunClaims
 from worker.settings import Settings
 from worker.supervision import supervisor_of
 from worker.supervisor import Supervisor
@@ -141,6 +142,7 @@ def wire(parts: Opened, *, mirror: bool = False) -> Service:
         ),
         build_logs=build_logs,
         sweeps=Sweeps(parts.wandb),
+        run_claims=RunClaims(parts.ledger, companion_project=settings.companion_project),
         submit=supervisor.submit,
         is_held=supervisor.is_held,
     )
