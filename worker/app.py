@@ -110,7 +110,8 @@ def wire(parts: Opened, *, mirror: bool = False) -> Service:
         heartbeat=settings.heartbeat,
         metrics=metrics,
     )
-    supervisor = supervisor_of(parts, held, adoption, refusals)
+    sweeps = Sweeps(parts.wandb)
+    supervisor = supervisor_of(parts, held, adoption, refusals, sweeps)
     build_logs = BuildLogs(parts.companion, parts.secrets, alerts=settings.alerts)
     locks = BuildLocks(parts.ledger, membership, parts.worker)
     pipeline = Pipeline(
@@ -141,7 +142,7 @@ def wire(parts: Opened, *, mirror: bool = False) -> Service:
             refusals=refusals,
         ),
         build_logs=build_logs,
-        sweeps=Sweeps(parts.wandb),
+        sweeps=sweeps,
         run_claims=RunClaims(parts.ledger, companion_project=settings.companion_project),
         submit=supervisor.submit,
         is_held=supervisor.is_held,

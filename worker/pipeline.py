@@ -164,7 +164,7 @@ class Pipeline:
         target = self._facts.log_target
         launch = self._preparing.read(parsed, launch_id=held.launch_id, default_log_target=target)
         held.api_key = launch.api_key
-        held.update(run=launch.run, name=launch.name, log_target=launch.log_target)
+        held.update(run=launch.run, name=launch.name, sweep_id=launch.sweep_id, log_target=launch.log_target)
         await self._make_ready(held, launch)
         _log.info("launch_ready", training_job=held.record.job_name, image=held.record.image)
         settled = self._submit(held)
@@ -174,7 +174,7 @@ class Pipeline:
         return Outcome(Verdict.DONE)
 
     async def _make_ready(self, held: HeldLaunch, launch: Launch) -> None:
-        await self._sweeps.check(launch)
+        await self._sweeps.check(launch.run, launch.sweep_id)
         await self._run_claims.take(held.record)
         plan = await self._preparing.plan(held, launch, self._save)
         held.update(

@@ -26,7 +26,7 @@ from worker.launch.intent import item_id_of
 from worker.launch.job_spec import ArtifactRef, JobSpec
 from worker.launch.message import CodeSource, Launch
 from worker.launch.outcome import Verdict
-from worker.launch.record import LaunchRecord, LaunchState
+from worker.launch.record import LaunchRecord, LaunchState, RunRef
 from worker.launch.redaction import KnownSecrets
 from worker.launch.retry import RetryRules
 from worker.ledger.held import HeldLaunch
@@ -264,14 +264,19 @@ async def test_a_failed_build_is_told_with_the_end_of_its_output(bench: Bench) -
 
 async def test_a_run_of_a_sweep_that_is_over_is_refused_before_anything_is_fetched(bench: Bench) -> None:
     class Over(Sweeps):
-        async def check(self, launch: Launch) -> None:
-            raise Never(f"Sweep {launch.sweep_id} is over", code="LW-SWEEP-OVER")
+        async def check(self, run: RunRef, sweep_id: str, *, max_age: float = 0.0) -> None:
+            raise Never(f"Sweep {sweep_id} is over", code="LW-SWEEP-OVER")
 
     worker = bench.worker("w1")
     worker.pipeline._sweeps = Over(None)
     outcome = await worker.handle(code(sweep_id="s1"))
     assert (outcome.verdict, outcome.code, outcome.stage) == (Verdict.NEVER, "LW-SWEEP-OVER", "agent")
     assert bench.building.asked == 0
+
+
+async def test_leg_2_knows_the_sweep_from_the_ledger(bench: Bench) -> None:
+    assert (await bench.worker("w1").handle(message(sweep_id="s1"))).verdict is Verdict.DONE
+    assert (await bench.only_record()).sweep_id == "s1"
 
 
 def again(item: str, **spec: Any) -> dict[str, Any]:
