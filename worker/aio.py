@@ -10,6 +10,7 @@ from typing import Literal
 
 EffectName = Literal[
     "write_intent",
+    "claim_run",
     "resolve_job",
     "fetch_source",
     "build_image",

@@ -30,6 +30,7 @@ from worker.ops.signals import crash_at, stop_on_signals
 from worker.pipeline import Pipeline, PipelineFacts
 from worker.preparing import PlanFacts, Preparing
 from worker.resources import Opened, opened
+from worker.run_claims import RunClaims
 from worker.settings import Settings
 from worker.supervision import supervisor_of
 from worker.supervisor import Supervisor
@@ -109,7 +110,8 @@ def wire(parts: Opened, *, mirror: bool = False) -> Service:
         heartbeat=settings.heartbeat,
         metrics=metrics,
     )
-    supervisor = supervisor_of(parts, held, adoption, refusals)
+    sweeps = Sweeps(parts.wandb)
+    supervisor = supervisor_of(parts, held, adoption, refusals, sweeps)
     build_logs = BuildLogs(parts.companion, parts.secrets, alerts=settings.alerts)
     locks = BuildLocks(parts.ledger, membership, parts.worker)
     pipeline = Pipeline(
@@ -140,7 +142,8 @@ def wire(parts: Opened, *, mirror: bool = False) -> Service:
             refusals=refusals,
         ),
         build_logs=build_logs,
-        sweeps=Sweeps(parts.wandb),
+        sweeps=sweeps,
+        run_claims=RunClaims(parts.ledger, companion_project=settings.companion_project),
         submit=supervisor.submit,
         is_held=supervisor.is_held,
     )

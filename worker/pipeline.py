@@ -31,6 +31,7 @@ from worker.ledger.membership import MISSED_BEATS, Membership
 from worker.ledger.port import FINISHED_TTL, Ledger
 from worker.ops.logging import get_logger
 from worker.preparing import Preparing
+from worker.run_claims import RunClaims
 from worker.tracking.build_log import BuildLogs
 
 _log = get_logger()
@@ -64,6 +65,7 @@ class Pipeline:
         preparing: Preparing,
         build_logs: BuildLogs,
         sweeps: Sweeps,
+        run_claims: RunClaims,
         submit: Callable[[HeldLaunch], Awaitable[None]],
         is_held: Callable[[str], bool],
     ) -> None:
@@ -76,6 +78,7 @@ class Pipeline:
         self._preparing = preparing
         self._build_logs = build_logs
         self._sweeps = sweeps
+        self._run_claims = run_claims
         self._submit = submit
         self._is_held = is_held
         self._in_work: set[str] = set()
@@ -161,7 +164,7 @@ class Pipeline:
         target = self._facts.log_target
         launch = self._preparing.read(parsed, launch_id=held.launch_id, default_log_target=target)
         held.api_key = launch.api_key
-        held.update(run=launch.run, name=launch.name, log_target=launch.log_target)
+        held.update(run=launch.run, name=launch.name, sweep_id=launch.sweep_id, log_target=launch.log_target)
         await self._make_ready(held, launch)
         _log.info("launch_ready", training_job=held.record.job_name, image=held.record.image)
         settled = self._submit(held)
@@ -171,7 +174,8 @@ class Pipeline:
         return Outcome(Verdict.DONE)
 
     async def _make_ready(self, held: HeldLaunch, launch: Launch) -> None:
-        await self._sweeps.check(launch)
+        await self._sweeps.check(launch.run, launch.sweep_id)
+        await self._run_claims.take(held.record)
         plan = await self._preparing.plan(held, launch, self._save)
         held.update(
             state=LaunchState.WAITING,

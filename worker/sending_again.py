@@ -80,12 +80,13 @@ class SendingAgain:
         if corrected is not None:
             raise CannotRetry(
                 f"{record.launch_id} was a training job, whose request is repeated as it was; leave --message out, or"
-                " send the changed message as a launch of its own, with another launchId: `launch-worker enqueue`"
+                " send the changed message as a launch of its own, with another launchId (and another run_id, if it has"
+                " one): `launch-worker enqueue`"
             )
         if ending_of(record).exit_code == 0:
             raise CannotRetry(
-                f"{record.launch_id} has completed; to train once more send its message with another launchId:"
-                " `launch-worker enqueue`"
+                f"{record.launch_id} has completed; to train once more send its message with another launchId (and"
+                " another run_id, if it has one): `launch-worker enqueue`"
             )
         following = attempt_by_hand(record)
         request = await self._request(record, following)

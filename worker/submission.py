@@ -12,6 +12,7 @@ from worker.clients.api_key import ApiKey
 from worker.container_key import ContainerKey
 from worker.errors import Again, MustRestart, Never, Stage, Throttled, Unreachable, WorkerError
 from worker.intake.refusal import Refusals
+from worker.intake.sweeps import FRESH, Sweeps
 from worker.launch.record import Failure, LaunchState
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ops.logging import get_logger
@@ -33,6 +34,7 @@ class Submission:
         held: HeldLaunches,
         sagemaker: SageMaker,
         refusals: Refusals,
+        sweeps: Sweeps,
         metrics: Metrics,
         api_key: ApiKey,
         hand_over_key: bool = True,
@@ -46,6 +48,7 @@ class Submission:
         self._sagemaker = sagemaker
         self._telling = RefusalTelling(held, refusals)
         self._refusals = refusals
+        self._sweeps = sweeps
         self._metrics = metrics
         self._key = ContainerKey(api_key, sagemaker, hand_over=hand_over_key)
         self._max_wait = max_wait
@@ -159,6 +162,7 @@ class Submission:
     async def _create(self, held: HeldLaunch) -> None:
         try:
             request = await self._key.put_in(held)
+            await self._sweeps.check(held.record.run, held.record.sweep_id, max_age=FRESH)
             self._check(held)
         except Exception:
             self._sagemaker.give_turn_back()
@@ -180,9 +184,8 @@ class Submission:
     def _check(self, held: HeldLaunch) -> None:
         """Raise when CreateTrainingJob is not to be called any more, now that its turn has come."""
         if held.lost or not self._is_current():
-            raise HeartbeatLate(
-                "this worker's heartbeat is late: another one may have the launch", retry_after=1
-            )
+            late = "this worker's heartbeat is late: another one may have the launch"
+            raise HeartbeatLate(late, retry_after=1)
         self._queue.check(held)
 
     async def _accept(self, held: HeldLaunch, job: TrainingJob) -> None:
@@ -201,9 +204,7 @@ class Submission:
             message="",
             tries=0,
         )
-        _log.info(
-            "job_accepted", launch_id=held.launch_id, training_job=held.record.job_name, how=str(job.how)
-        )
+        _log.info("job_accepted", launch_id=held.launch_id, training_job=record.job_name, how=str(job.how))
         await self._until_saved(held)
         self._on_accepted(held)
         self._settle(held)
@@ -233,9 +234,8 @@ class Submission:
         if isinstance(error, QuotaExceeded):
             waits = error.reason
         else:
-            pause = (error.retry_after if isinstance(error, Again) else None) or backoff(
-                record.tries, base=4, cap=120
-            )
+            asked = error.retry_after if isinstance(error, Again) else None
+            pause = asked or backoff(record.tries, base=4, cap=120)
             held.update(tries=record.tries + 1, not_before=time.time() + pause)
             waits = record.waits_for if isinstance(error, Throttled | HeartbeatLate) else told
             _log.warning("submit_again", launch_id=held.launch_id, error=told, again_in=round(pause, 1))

@@ -6,6 +6,7 @@ from worker.delivery.closing import Closing
 from worker.delivery.loop import LogDelivery
 from worker.delivery.posting import Posting
 from worker.intake.refusal import Refusals
+from worker.intake.sweeps import Sweeps
 from worker.intake.unstarted import UnstartedRuns
 from worker.job_story import JobStory
 from worker.job_watch import JobWatch
@@ -27,7 +28,9 @@ from worker.training.sagemaker import SageMaker
 from worker.training.status_feed import StatusFeed
 
 
-def supervisor_of(parts: Opened, held: HeldLaunches, adoption: Adoption, refusals: Refusals) -> Supervisor:
+def supervisor_of(
+    parts: Opened, held: HeldLaunches, adoption: Adoption, refusals: Refusals, sweeps: Sweeps
+) -> Supervisor:
     settings = parts.settings
     sagemaker = SageMaker(parts.aws.sagemaker, parts.rates)
     persistence = Persistence(parts.metrics, settings.log_give_up, refusals)
@@ -41,7 +44,7 @@ def supervisor_of(parts: Opened, held: HeldLaunches, adoption: Adoption, refusal
         is_held=held.__contains__,
         is_current=lambda: adoption.is_current,
     )
-    submission = _submission(parts, held, adoption, refusals, sagemaker)
+    submission = _submission(parts, held, adoption, sagemaker, refusals=refusals, sweeps=sweeps)
     return Supervisor(
         persistence=persistence,
         held=held,
@@ -84,13 +87,20 @@ def supervisor_of(parts: Opened, held: HeldLaunches, adoption: Adoption, refusal
 
 
 def _submission(
-    parts: Opened, held: HeldLaunches, adoption: Adoption, refusals: Refusals, sagemaker: SageMaker
+    parts: Opened,
+    held: HeldLaunches,
+    adoption: Adoption,
+    sagemaker: SageMaker,
+    *,
+    refusals: Refusals,
+    sweeps: Sweeps,
 ) -> Submission:
     settings = parts.settings
     return Submission(
         held=held,
         sagemaker=sagemaker,
         refusals=refusals,
+        sweeps=sweeps,
         metrics=parts.metrics,
         api_key=parts.api_key,
         hand_over_key=settings.container_api_key == "environment",

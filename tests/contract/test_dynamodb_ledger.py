@@ -76,6 +76,7 @@ class TestTable:
         ]
         for record in records:
             await ledger.create(record)
+        await ledger.claim_run("acme/vision/r1", "closed", expires_at=2000.25)
         async with dynamodb_client(double.url) as client:
             answer = await client.scan(TableName=ledger._table)
         items = {item["pk"]["S"]: item for item in answer["Items"]}
@@ -83,9 +84,11 @@ class TestTable:
             "launch#open": ["holder"],
             "launch#released": ["holder"],
             "launch#closed": ["expires"],
+            "run#acme/vision/r1": ["expires"],
         }
         assert items["launch#released"]["holder"] == {"S": "-"}
         assert items["launch#closed"]["expires"] == {"N": "1001"}
+        assert items["run#acme/vision/r1"]["expires"] == {"N": "2001"}
 
     async def test_a_record_is_read_consistently(
         self, ledger: DynamoDbLedger, double: DynamoDbDouble
@@ -222,6 +225,7 @@ class TestErrors:
                 ledger.forget_worker("w1"),
                 ledger.lock("image", "w1"),
                 ledger.unlock("image", "w1"),
+                ledger.claim_run("r", "a", expires_at=4e9),
             ]
             for call in calls:
                 with pytest.raises(SettingsError, match="aws dynamodb create-table --table-name nowhere"):

@@ -299,6 +299,33 @@ class TestLocks:
         assert len(set(holders)) == 1
 
 
+class TestRunClaims:
+    async def test_a_run_is_one_launchs(self, ledger: Ledger) -> None:
+        assert await ledger.claim_run("acme/vision/r1", "aaaa", expires_at=4e9) == "aaaa"
+        assert await ledger.claim_run("acme/vision/r1", "bbbb", expires_at=4e9) == "aaaa"
+        assert await ledger.claim_run("acme/vision/r1", "aaaa", expires_at=4e9) == "aaaa", (
+            "again is no conflict"
+        )
+        assert await ledger.claim_run("acme/other/r1", "bbbb", expires_at=4e9) == "bbbb"
+
+    async def test_a_launch_is_replaced_only_while_it_has_the_run(self, ledger: Ledger) -> None:
+        await ledger.claim_run("r", "aaaa", expires_at=4e9)
+        assert await ledger.claim_run("r", "bbbb", expires_at=4e9, former="cccc") == "aaaa"
+        assert await ledger.claim_run("r", "bbbb", expires_at=4e9, former="aaaa") == "bbbb"
+        assert await ledger.claim_run("r", "cccc", expires_at=4e9, former="aaaa") == "bbbb"
+        assert await ledger.claim_run("r", "aaaa", expires_at=4e9) == "bbbb"
+
+    async def test_of_ten_launches_one_has_it(self, ledger: Ledger) -> None:
+        claims = (ledger.claim_run("r", f"launch-{n}", expires_at=4e9) for n in range(10))
+        assert len(set(await asyncio.gather(*claims))) == 1
+
+    async def test_it_is_no_launch_and_no_lock(self, ledger: Ledger) -> None:
+        await ledger.claim_run("r", "aaaa", expires_at=4e9)
+        assert await ledger.lock("r", "w1") == "w1"
+        assert await ledger.read("r") is None
+        assert await ledger.records(over=True) == []
+
+
 async def test_all_open_records_are_listed_whoever_holds_them_and_all_others_when_asked(
     ledger: Ledger,
 ) -> None:

@@ -106,3 +106,13 @@ async def test_a_lock_whose_answer_is_lost_is_ones_own_at_the_next_try(
         await ledger.unlock("tag", "w1")
     await ledger.unlock("tag", "w1")
     assert await ledger.lock("tag", "w2") == "w2"
+
+
+async def test_a_run_whose_claim_has_no_answer_is_found_as_ones_own(
+    ledger: DynamoDbLedger, double: DynamoDbDouble
+) -> None:
+    double.lose_next("PutItem")
+    with pytest.raises(Unreachable):
+        await ledger.claim_run("r", "a", expires_at=4e9)
+    assert await ledger.claim_run("r", "b", expires_at=4e9) == "a"
+    assert await ledger.claim_run("r", "a", expires_at=4e9) == "a"

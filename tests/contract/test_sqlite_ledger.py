@@ -238,6 +238,16 @@ class TestExpiry:
             for record in kept:
                 assert await ledger.read(record.launch_id) == record
 
+    async def test_claims_of_runs_are_kept_for_their_time(self, path: Path) -> None:
+        time = 1000.0
+        async with open_sqlite_ledger(path, now=lambda: time) as ledger:
+            await ledger.claim_run("r1", "old", expires_at=2000.0)
+            await ledger.claim_run("r2", "old", expires_at=99_999.0)
+            time = 2001.0 + PURGE_INTERVAL
+            await ledger.beat(BEAT)
+            assert await ledger.claim_run("r1", "new", expires_at=99_999.0) == "new"
+            assert await ledger.claim_run("r2", "new", expires_at=99_999.0) == "old"
+
     async def test_a_pile_is_removed_in_pieces(self, path: Path) -> None:
         old = replace(a_record(), state=LaunchState.FINISHED, expires_at=1.0)
         async with open_sqlite_ledger(path, now=lambda: 0.0) as ledger:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import sqlite3
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -73,13 +74,22 @@ class WorkerProcess:
         self._process.send_signal(number)
 
     async def freeze(self) -> None:
-        """SIGSTOP; returns once the kernel has stopped it."""
-        self.send_signal(signal.SIGSTOP)
+        """SIGSTOP; returns once the kernel has stopped it, and not within a write: a lock of SQLite's would hold all
+        other workers up for as long."""
+        ledger = self.events("worker_started")[0]["ledger"]
 
         async def stopped() -> bool:
             return _process_state(self._process.pid) == "T"
 
-        await until(stopped, "the worker is frozen")
+        async def stopped_between_writes() -> bool:
+            self.send_signal(signal.SIGSTOP)
+            await until(stopped, "the worker is frozen")
+            if not ledger.startswith("sqlite://") or _can_write(ledger.removeprefix("sqlite://")):
+                return True
+            self.wake()
+            return False
+
+        await until(stopped_between_writes, "the worker is frozen between two writes")
 
     def wake(self) -> None:
         self.send_signal(signal.SIGCONT)
@@ -103,6 +113,16 @@ class WorkerProcess:
         if self.alive:
             self.send_signal(signal.SIGKILL)
         await self._process.wait()
+
+
+def _can_write(path: str) -> bool:
+    with contextlib.closing(sqlite3.connect(path, timeout=0.2, isolation_level=None)) as file:
+        try:
+            file.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+        file.execute("ROLLBACK")
+        return True
 
 
 def _process_state(pid: int) -> str:

@@ -33,6 +33,7 @@ on_the_stack = pytest.mark.asyncio(loop_scope="package")
 
 OF_A_SUCCESS: tuple[EffectName, ...] = (
     "write_intent",
+    "claim_run",
     "write_waiting",
     "delete_message",
     "create_training_job",

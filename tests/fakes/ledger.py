@@ -25,6 +25,7 @@ class MemoryLedger:
         self._beats: dict[str, WorkerBeat] = {}
         self._locks: dict[str, str] = {}
         self._stops: dict[str, StopRequest] = {}
+        self._runs: dict[str, str] = {}
 
     async def read(self, launch_id: str) -> LaunchRecord | None:
         await self._turn()
@@ -86,6 +87,12 @@ class MemoryLedger:
         await self._turn()
         if self._locks.get(name) == worker:
             del self._locks[name]
+
+    async def claim_run(self, run: str, launch_id: str, *, expires_at: float, former: str = "") -> str:
+        await self._turn()
+        if self._runs.get(run) in (None, launch_id, former):
+            self._runs[run] = launch_id
+        return self._runs[run]
 
     async def records(self, *, over: bool) -> list[LaunchRecord]:
         await self._turn()

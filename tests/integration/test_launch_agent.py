@@ -14,7 +14,6 @@ from tests.fakes.companion import FakeCompanion
 from tests.fakes.launch_queue import FakeLaunchQueue
 from tests.fakes.leg2 import story_of
 from tests.fakes.sagemaker import FakeSageMaker
-from tests.unit.launches import launch_of, message
 from tests.unit.records import record
 from tests.unit.waiting import until
 from worker.clients.api_key import ApiKey
@@ -33,6 +32,7 @@ from worker.local.wandb_strict import STRICT
 from worker.ops.metrics import Metrics
 from worker.training.status import ending
 
+RUN = RunRef("acme", "vision", "r1")
 LOG = "importing torch\nTraceback …\n"
 
 
@@ -271,7 +271,7 @@ async def test_packages_that_failed_are_a_warning_with_a_file(double: WandbDoubl
 @pytest.mark.parametrize("state", ["RUNNING", "PAUSED", "PENDING"])
 async def test_a_sweep_that_goes_on(double: WandbDouble, api: WandbApi, state: str) -> None:
     double.sweeps["acme", "vision", "s1"] = state
-    await Sweeps(api).check(launch_of(message(sweep_id="s1")))
+    await Sweeps(api).check(RUN, "s1")
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ async def test_a_sweep_that_is_over(double: WandbDouble, api: WandbApi, state: s
     if state:
         double.sweeps["acme", "vision", "s1"] = state
     with pytest.raises(Never) as refusal:
-        await Sweeps(api).check(launch_of(message(sweep_id="s1")))
+        await Sweeps(api).check(RUN, "s1")
     assert refusal.value.code == "LW-SWEEP-OVER"
     assert told in str(refusal.value)
 
@@ -297,12 +297,40 @@ async def test_a_sweep_that_nobody_knows_of_is_asked_for_again(
 ) -> None:
     double.fault("GetSweepState", status=status)
     with pytest.raises(Again):
-        await Sweeps(api).check(launch_of(message(sweep_id="s1")))
+        await Sweeps(api).check(RUN, "s1")
+
+
+async def test_all_runs_of_a_sweep_share_an_answer_while_it_is_fresh(
+    double: WandbDouble, api: WandbApi
+) -> None:
+    sweeps = Sweeps(api)
+    double.sweeps["acme", "vision", "s1"] = double.sweeps["acme", "vision", "s2"] = "RUNNING"
+    await asyncio.gather(*(sweeps.check(RUN, "s1", max_age=60) for _ in range(20)))
+    assert double.counts["graphql:GetSweepState"] == 1
+    await sweeps.check(RUN, "s2", max_age=60)
+    assert double.counts["graphql:GetSweepState"] == 2
+    double.sweeps["acme", "vision", "s1"] = "FINISHED"
+    await sweeps.check(RUN, "s1", max_age=60)
+    await asyncio.sleep(0.02)
+    with pytest.raises(Never, match=r"is over \(finished\)"):
+        await sweeps.check(RUN, "s1", max_age=0.01)
+    with pytest.raises(Never):
+        await sweeps.check(RUN, "s1", max_age=60)
+    assert double.counts["graphql:GetSweepState"] == 3
+
+
+async def test_a_new_message_never_gets_an_old_answer(double: WandbDouble, api: WandbApi) -> None:
+    sweeps = Sweeps(api)
+    double.sweeps["acme", "vision", "s1"] = "RUNNING"
+    await sweeps.check(RUN, "s1")
+    double.sweeps["acme", "vision", "s1"] = "FINISHED"
+    with pytest.raises(Never):
+        await sweeps.check(RUN, "s1")
 
 
 async def test_no_sweep_and_no_server_ask_nothing(double: WandbDouble, api: WandbApi) -> None:
-    await Sweeps(api).check(launch_of(message(sweep_id={})))
-    await Sweeps(None).check(launch_of(message(sweep_id="s1")))
+    await Sweeps(api).check(RUN, "")
+    await Sweeps(None).check(RUN, "s1")
     assert double.counts["graphql:GetSweepState"] == 0
 
 

@@ -28,6 +28,7 @@ from worker.delivery.loop import LogDelivery
 from worker.delivery.posting import Posting
 from worker.errors import Never, Throttled, Unreachable
 from worker.intake.refusal import Refusals
+from worker.intake.sweeps import Sweeps
 from worker.job_watch import JobWatch
 from worker.launch.record import JobFacts, LaunchRecord, LaunchState
 from worker.ledger.adoption import Adoption
@@ -135,6 +136,7 @@ class Worker:
             held=self.held,
             sagemaker=world.sagemaker,
             refusals=refusals,
+            sweeps=Sweeps(None),
             metrics=metrics,
             api_key=ApiKey("k" * 40),
             max_jobs=-1,

@@ -14,7 +14,7 @@ import pytest
 from tests.fakes.companion import FakeCompanion
 from tests.fakes.launch_queue import QUEUE_ARN, FakeLaunchQueue, FakeQueueItems, a_message
 from tests.fakes.ledger import MemoryLedger
-from tests.unit.launches import ACCOUNT, BASE_URL, BUILT, IMAGE, message
+from tests.unit.launches import ACCOUNT, BASE_URL, BUILT, IMAGE, message, sagemaker_args
 from tests.unit.waiting import until
 from worker.building import Building, LaunchImage
 from worker.errors import Again, Never, Stage, Throttled, Unreachable
@@ -26,7 +26,7 @@ from worker.launch.intent import item_id_of
 from worker.launch.job_spec import ArtifactRef, JobSpec
 from worker.launch.message import CodeSource, Launch
 from worker.launch.outcome import Verdict
-from worker.launch.record import LaunchRecord, LaunchState
+from worker.launch.record import LaunchRecord, LaunchState, RunRef
 from worker.launch.redaction import KnownSecrets
 from worker.launch.retry import RetryRules
 from worker.ledger.held import HeldLaunch
@@ -34,6 +34,7 @@ from worker.ledger.membership import Membership
 from worker.ledger.port import WorkerBeat
 from worker.pipeline import Pipeline, PipelineFacts
 from worker.preparing import PlanFacts, Preparing
+from worker.run_claims import RunClaims
 from worker.sources.checkout import Checkout
 from worker.sources.wandb_job import FoundJob, WandbJobs
 from worker.sources.wandb_sdk import FoundArtifact
@@ -119,6 +120,7 @@ class Bench:
     companion: FakeCompanion = field(default_factory=FakeCompanion)
     jobs: FakeJobs = field(default_factory=FakeJobs)
     now: float = 1000.0
+    companion_project: str = ""
     policy: Policy = field(default_factory=Policy)
     secrets: KnownSecrets = field(default_factory=KnownSecrets)
 
@@ -162,6 +164,7 @@ class Bench:
             ),
             build_logs=build_logs,
             sweeps=Sweeps(None),
+            run_claims=RunClaims(self.ledger, companion_project=self.companion_project),
             submit=submit,
             is_held=lambda identity: any(held.launch_id == identity for held in submitted),
         )
@@ -261,14 +264,103 @@ async def test_a_failed_build_is_told_with_the_end_of_its_output(bench: Bench) -
 
 async def test_a_run_of_a_sweep_that_is_over_is_refused_before_anything_is_fetched(bench: Bench) -> None:
     class Over(Sweeps):
-        async def check(self, launch: Launch) -> None:
-            raise Never(f"Sweep {launch.sweep_id} is over", code="LW-SWEEP-OVER")
+        async def check(self, run: RunRef, sweep_id: str, *, max_age: float = 0.0) -> None:
+            raise Never(f"Sweep {sweep_id} is over", code="LW-SWEEP-OVER")
 
     worker = bench.worker("w1")
     worker.pipeline._sweeps = Over(None)
     outcome = await worker.handle(code(sweep_id="s1"))
     assert (outcome.verdict, outcome.code, outcome.stage) == (Verdict.NEVER, "LW-SWEEP-OVER", "agent")
     assert bench.building.asked == 0
+
+
+async def test_leg_2_knows_the_sweep_from_the_ledger(bench: Bench) -> None:
+    assert (await bench.worker("w1").handle(message(sweep_id="s1"))).verdict is Verdict.DONE
+    assert (await bench.only_record()).sweep_id == "s1"
+
+
+def again(item: str, **spec: Any) -> dict[str, Any]:
+    """Another launch of the same run, whose training job would have a name of its own."""
+    own = sagemaker_args(TrainingJobName=f"job-{item}")
+    return {**code(**{"run_id": "r1", "resource_args": {"sagemaker": own}, **spec}), "runQueueItemId": item}
+
+
+def dead_build(bench: Bench) -> None:
+    bench.building.errors = [Never("the build failed", code="LW-BUILD", stage=Stage.BUILD)]
+
+
+@pytest.mark.parametrize("state", [LaunchState.WAITING, LaunchState.ACCEPTED, LaunchState.FINISHED])
+async def test_a_run_that_another_launch_has_is_refused_and_its_companion_left_alone(
+    bench: Bench, state: LaunchState
+) -> None:
+    """Two writers of one companion overwrite each other's lines, and one's end is told as the other's."""
+    bench.building.output = ["pip install"]
+    assert (await bench.worker("w1").handle(again("a"))).verdict is Verdict.DONE
+    first = await bench.edit(state=state)
+    written = len(bench.companion.opened)
+    dead_build(bench)
+    outcome = await bench.worker("w2").handle(again("b"))
+    assert (outcome.verdict, outcome.code, outcome.stage) == (Verdict.NEVER, "LW-RUN-TAKEN", "agent")
+    for named in (
+        "acme/vision/r1",
+        first.launch_id,
+        "training job job-a",
+        "another run_id",
+        "launch-worker retry",
+    ):
+        assert named in outcome.reason
+    assert (len(bench.companion.opened), bench.companion.finished) == (written, [])
+    assert bench.building.asked == 1, "refused before anything is built"
+    assert len(bench.queue.copied) == 1
+
+
+@pytest.mark.parametrize("target", ["run", "files", "off"])
+async def test_a_run_has_one_launch_wherever_its_log_goes(bench: Bench, target: str) -> None:
+    options = {"options": {"log_target": target}}
+    assert (await bench.worker("w1").handle(again("a"))).verdict is Verdict.DONE
+    assert (await bench.worker("w1").handle({**again("b"), **options})).code == "LW-RUN-TAKEN"
+
+
+async def test_the_same_run_id_in_another_project_is_another_run(bench: Bench) -> None:
+    assert (await bench.worker("w1").handle(again("a"))).verdict is Verdict.DONE
+    assert (await bench.worker("w1").handle(again("b", project="other"))).verdict is Verdict.DONE
+
+
+async def test_companions_of_two_projects_do_not_meet_in_a_third(bench: Bench) -> None:
+    bench.companion_project = "sagemaker-jobs"
+    assert (await bench.worker("w1").handle(again("a"))).verdict is Verdict.DONE
+    outcome = await bench.worker("w1").handle(again("b", project="other"))
+    assert outcome.code == "LW-RUN-TAKEN"
+    assert "acme/sagemaker-jobs/r1" in outcome.reason
+
+
+async def test_a_refused_launch_leaves_its_run_to_the_corrected_one(bench: Bench) -> None:
+    dead_build(bench)
+    assert (await bench.worker("w1").handle(again("a"))).code == "LW-BUILD"
+    assert (await bench.worker("w2").handle(again("b"))).verdict is Verdict.DONE
+    outcome = await bench.worker("w1").handle(again("c"))
+    assert outcome.code == "LW-RUN-TAKEN", "now it is the second one's"
+
+
+async def test_a_refusal_that_is_still_being_told_keeps_its_run_for_now(bench: Bench) -> None:
+    dead_build(bench)
+    bench.items.errors = [Unreachable("W&B is away")]
+    assert (await bench.worker("w1").handle(again("a"))).verdict is Verdict.AGAIN
+    assert (await bench.worker("w2").handle(again("b"))).verdict is Verdict.AGAIN
+    assert (await bench.worker("w1").handle(again("a"))).verdict is Verdict.NEVER
+    assert (await bench.worker("w2").handle(again("b"))).verdict is Verdict.DONE
+
+
+async def test_a_launch_that_the_ledger_has_forgotten_keeps_no_run(bench: Bench) -> None:
+    assert (await bench.worker("w1").handle(again("a"))).verdict is Verdict.DONE
+    bench.ledger._records.clear()
+    assert (await bench.worker("w1").handle(again("b"))).verdict is Verdict.DONE
+
+
+async def test_a_launch_meets_its_own_claim_at_the_next_try(bench: Bench) -> None:
+    bench.building.errors = [Unreachable("docker is away")]
+    assert (await bench.worker("w1").handle(again("a"))).verdict is Verdict.AGAIN
+    assert (await bench.worker("w2").handle(again("a"))).verdict is Verdict.DONE
 
 
 async def test_code_without_a_builder_is_refused_with_the_remedy(bench: Bench) -> None:

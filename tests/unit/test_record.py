@@ -80,7 +80,18 @@ REQUIRED: Mapping[str, st.SearchStrategy[Any]] = {
 OPTIONAL: Mapping[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("owner", "item_id", "queue", "queue_entity", "message", "message_id"), TEXT),
     **dict.fromkeys(
-        ("name", "author", "commit", "job_artifact", "image", "job_name", "job_arn", "instance_type"), TEXT
+        (
+            "name",
+            "sweep_id",
+            "author",
+            "commit",
+            "job_artifact",
+            "image",
+            "job_name",
+            "job_arn",
+            "instance_type",
+        ),
+        TEXT,
     ),
     **dict.fromkeys(
         ("log_target", "stop_reason", "stop_asked", "previous_job", "given_up", "waits_for", "agent_run"),

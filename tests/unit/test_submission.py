@@ -17,9 +17,10 @@ from tests.fakes.sagemaker import FakeSageMaker
 from tests.unit.records import OTHER, WORKER, waiting
 from worker.clients.api_key import ApiKey
 from worker.clients.aws import AwsDenied, AwsRefused
-from worker.errors import Never, Stage, Throttled, Unreachable
+from worker.errors import Again, Never, Stage, Throttled, Unreachable
 from worker.intake.refusal import Refusals
-from worker.launch.record import Failure, JobFacts, LaunchRecord, LaunchState
+from worker.intake.sweeps import FRESH, Sweeps
+from worker.launch.record import Failure, JobFacts, LaunchRecord, LaunchState, RunRef
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ops.metrics import Metrics
 from worker.submission import Submission
@@ -41,6 +42,28 @@ class VirtualClock:
         return NOW + asyncio.get_running_loop().time()
 
 
+class FakeSweeps(Sweeps):
+    """W&B's word about the sweep s1."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.errors: list[Exception] = []
+        """Raised, oldest first, by the next checks of it."""
+        self.over = False
+        self.asked: list[float] = []
+        """The `max_age` of each check of it."""
+
+    async def check(self, run: RunRef, sweep_id: str, *, max_age: float = 0.0) -> None:
+        await asyncio.sleep(0)
+        if not sweep_id:
+            return
+        self.asked.append(max_age)
+        if self.errors:
+            raise self.errors.pop(0)
+        if self.over:
+            raise Never(f"Sweep {sweep_id} of {run.project} is over", code="LW-SWEEP-OVER")
+
+
 class Bench:
     """One worker's submission on fakes."""
 
@@ -60,6 +83,7 @@ class Bench:
         self.held = HeldLaunches(self.ledger, worker, self.metrics)
         self.sagemaker = FakeSageMaker()
         self.queue = FakeLaunchQueue()
+        self.sweeps = FakeSweeps()
         self.items = FakeQueueItems(self.queue.told)
         self.accepted: list[str] = []
         self.given_up: list[str] = []
@@ -67,6 +91,7 @@ class Bench:
             held=self.held,
             sagemaker=self.sagemaker,
             refusals=Refusals(self.items, self.queue),
+            sweeps=self.sweeps,
             metrics=self.metrics,
             api_key=api_key or ApiKey(WANDB_KEY),
             hand_over_key=hand_over_key,
@@ -889,3 +914,55 @@ async def test_a_launch_whose_job_was_made_unseen_is_not_refused_when_it_is_stop
     stored = await bench.stored()
     assert (stored.state, stored.stop_reason) == (LaunchState.ACCEPTED, "Anna stopped it.")
     assert bench.accepted == ["launch-1"]
+
+
+async def test_a_run_whose_sweep_has_ended_while_it_waited_is_not_submitted() -> None:
+    bench = Bench()
+    bench.sagemaker.errors = [QuotaExceeded("no room", quota=QUOTA)]
+    async with bench.running():
+        _, settled = await bench.add(new(sweep_id="s1"))
+        await asyncio.sleep(1)
+        assert bench.sweeps.asked == [FRESH]
+        bench.sweeps.over = True
+        await settled
+    assert len(bench.sagemaker.requests) == 1, "only the one that had no room"
+    stored = await bench.stored()
+    assert stored.failure is not None
+    assert (stored.state, stored.failure.code, stored.reported) == (
+        LaunchState.REFUSED,
+        "LW-SWEEP-OVER",
+        True,
+    )
+    assert bench.items.failed == [("item-launch-1", "LW-SWEEP-OVER: Sweep s1 of vision is over", "agent")]
+
+
+async def test_no_further_attempt_follows_once_the_sweep_is_over() -> None:
+    bench = Bench()
+    bench.sweeps.over = True
+    async with bench.running():
+        _, settled = await bench.add(new(sweep_id="s1", previous_job="job-0", attempt=2))
+        await settled
+    assert (bench.sagemaker.requests, bench.given_up) == ([], ["launch-1"])
+    assert (await bench.stored()).given_up == "Sweep s1 of vision is over"
+
+
+async def test_a_job_that_was_made_before_its_sweep_ended_is_followed() -> None:
+    bench = Bench()
+    bench.sweeps.over = True
+    bench.sagemaker.jobs["job-1"] = JobFacts("InProgress", "Training")
+    async with bench.running():
+        _, settled = await bench.add(new(sweep_id="s1"))
+        await settled
+    assert (await bench.stored()).state is LaunchState.ACCEPTED
+
+
+async def test_a_run_waits_while_nobody_knows_of_its_sweep() -> None:
+    bench = Bench()
+    bench.sweeps.errors = [Again("the state of sweep s1 is not known")] * 3
+    async with bench.running():
+        _, settled = await bench.add(new(sweep_id="s1"))
+        await bench.add(new("launch-2"))
+        await settled
+    assert (await bench.stored()).state is LaunchState.ACCEPTED
+    assert [request["TrainingJobName"] for request in bench.sagemaker.requests] == ["job-2", "job-1"]
+    assert bench.sagemaker.turns_given_back >= 3

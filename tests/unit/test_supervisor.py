@@ -26,6 +26,7 @@ from worker.delivery.loop import LogDelivery
 from worker.delivery.posting import Posting
 from worker.errors import Throttled, Unreachable
 from worker.intake.refusal import Refusals
+from worker.intake.sweeps import Sweeps
 from worker.job_watch import JobWatch
 from worker.launch.record import JobFacts, LaunchRecord, LaunchState
 from worker.ledger.adoption import Adoption
@@ -141,6 +142,7 @@ class Bench:
             held=held,
             sagemaker=self.sagemaker,
             refusals=Refusals(None, FakeLaunchQueue()),
+            sweeps=Sweeps(None),
             metrics=metrics,
             api_key=ApiKey(""),
             max_jobs=-1,

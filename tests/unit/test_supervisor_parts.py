@@ -19,6 +19,7 @@ from worker.clients.api_key import ApiKey
 from worker.clients.aws import AwsRefused, NotPermitted
 from worker.errors import Unreachable
 from worker.intake.refusal import Refusals
+from worker.intake.sweeps import Sweeps
 from worker.launch.record import JobFacts, LaunchRecord, LaunchState, RunRef
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ops.metrics import Metrics
@@ -69,6 +70,7 @@ async def bench_of(state: LaunchState = LaunchState.ACCEPTED, status: str = "InP
         held=launches,
         sagemaker=sagemaker,
         refusals=Refusals(None, FakeLaunchQueue()),
+        sweeps=Sweeps(None),
         metrics=metrics,
         api_key=ApiKey(""),
         max_jobs=-1,

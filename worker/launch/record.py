@@ -112,6 +112,8 @@ class LaunchRecord:
     private_key: bool = False
     """The launch brought its own W&B key: it can be submitted only by whoever holds its SQS message."""
     name: str = ""
+    sweep_id: str = ""
+    """The sweep of the run, which must go on when the launch is submitted; empty: none."""
     author: str = ""
     job_artifact: str = ""
     """Storage id of the W&B job's version that was found first: an alias may have moved by the next try."""

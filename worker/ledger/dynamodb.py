@@ -32,6 +32,7 @@ from worker.ledger.dynamodb_items import (
     check_size,
     key,
     record_of,
+    run_item,
     stop_item,
     stop_of,
     transactions,
@@ -166,19 +167,7 @@ class DynamoDbLedger:
             await self._client.delete_item(TableName=self._table, Key=key("worker", worker))
 
     async def lock(self, name: str, worker: str, *, held_by: str = "") -> str:
-        try:
-            with translated("PutItem", self._table):
-                await self._client.put_item(
-                    TableName=self._table,
-                    Item=key("lock", name) | {"owner": {"S": worker}},
-                    ConditionExpression="attribute_not_exists(pk) OR #owner IN (:worker, :dead)",
-                    ExpressionAttributeNames={"#owner": "owner"},
-                    ExpressionAttributeValues={":worker": {"S": worker}, ":dead": {"S": held_by or worker}},
-                    ReturnValuesOnConditionCheckFailure="ALL_OLD",
-                )
-        except ConditionFailed as refused:
-            return str(refused.item["owner"]["S"])
-        return worker
+        return await self._take(key("lock", name) | {"owner": {"S": worker}}, worker, held_by)
 
     async def unlock(self, name: str, worker: str) -> None:
         with contextlib.suppress(ConditionFailed), translated("DeleteItem", self._table):
@@ -189,6 +178,9 @@ class DynamoDbLedger:
                 ExpressionAttributeNames={"#owner": "owner"},
                 ExpressionAttributeValues={":worker": {"S": worker}},
             )
+
+    async def claim_run(self, run: str, launch_id: str, *, expires_at: float, former: str = "") -> str:
+        return await self._take(run_item(run, launch_id, expires_at), launch_id, former)
 
     async def records(self, *, over: bool) -> list[LaunchRecord]:
         """As the port says: a Scan of the sparse index, which has the open records only, or of the whole table."""
@@ -217,6 +209,22 @@ class DynamoDbLedger:
     async def forget_stop(self, launch_id: str) -> None:
         with translated("DeleteItem", self._table):
             await self._client.delete_item(TableName=self._table, Key=key("stop", launch_id))
+
+    async def _take(self, item: Item, taker: str, former: str) -> str:
+        """Write an item that has one owner at a time; returns its owner."""
+        try:
+            with translated("PutItem", self._table):
+                await self._client.put_item(
+                    TableName=self._table,
+                    Item=item,
+                    ConditionExpression="attribute_not_exists(pk) OR #owner IN (:taker, :former)",
+                    ExpressionAttributeNames={"#owner": "owner"},
+                    ExpressionAttributeValues={":taker": {"S": taker}, ":former": {"S": former or taker}},
+                    ReturnValuesOnConditionCheckFailure="ALL_OLD",
+                )
+        except ConditionFailed as refused:
+            return str(refused.item["owner"]["S"])
+        return taker
 
     async def _save_batch(self, batch: Sequence[Write], owner: str) -> set[str]:
         """Write a batch; a lost record leaves it and the rest is tried again. Returns the lost launch ids."""

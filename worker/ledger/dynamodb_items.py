@@ -5,6 +5,7 @@ Items (partition key `pk`):
 * `launch#<id>`    `body` (the record as JSON), `owner`, `epoch`; `holder` while open; `expires` once it is not
 * `worker#<id>`    `body` (the heartbeat as JSON), `holder` = `#workers`
 * `lock#<name>`    `owner`
+* `run#<path>`     `owner` (a launch id); `expires`
 * `stop#<id>`      `body` (the request to stop as JSON), `holder` = `#stops`; `expires`
 
 `holder` is the key of the sparse index `holder-index`: the owner of an open record, `-` for released ones.
@@ -96,7 +97,7 @@ def check_size(write: Write) -> None:
         )
 
 
-def key(kind: Literal["launch", "worker", "lock", "stop"], name: str) -> dict[str, Any]:
+def key(kind: Literal["launch", "worker", "lock", "run", "stop"], name: str) -> dict[str, Any]:
     """The primary key of an item."""
     return {"pk": {"S": f"{kind}#{name}"}}
 
@@ -131,6 +132,11 @@ def beat_item(beat: WorkerBeat) -> Item:
 def beat_of(item: Item) -> WorkerBeat:
     """The heartbeat in an item made by `beat_item`."""
     return _BEAT.validate_json(item["body"]["S"])
+
+
+def run_item(run: str, launch_id: str, expires_at: float) -> Item:
+    """The item of a launch's claim of a run in W&B."""
+    return key("run", run) | {"owner": {"S": launch_id}, "expires": {"N": str(math.ceil(expires_at))}}
 
 
 def stop_item(request: StopRequest) -> Item:

@@ -66,6 +66,10 @@ class MeasuredLedger:
         with self._timed("lock") as ledger:
             await ledger.unlock(name, worker)
 
+    async def claim_run(self, run: str, launch_id: str, *, expires_at: float, former: str = "") -> str:
+        with self._timed("claim") as ledger:
+            return await ledger.claim_run(run, launch_id, expires_at=expires_at, former=former)
+
     async def records(self, *, over: bool) -> list[LaunchRecord]:
         with self._timed("list") as ledger:
             return await ledger.records(over=over)

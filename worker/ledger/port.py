@@ -44,6 +44,10 @@ class StopRequest:
     """Epoch seconds."""
 
 
+RUN_CLAIM_TTL = 365 * 24 * 3600.0
+"""Seconds a claim of a run is kept: longer than the record of the launch that has it, whatever its attempts last."""
+
+
 class Ledger(Protocol):
     """What must survive a worker. Raises `Unreachable` or `Throttled` when the store does not answer."""
 
@@ -93,6 +97,13 @@ class Ledger(Protocol):
 
     async def unlock(self, name: str, worker: str) -> None:
         """Give a lock back; nothing happens if `worker` does not hold it."""
+        ...
+
+    async def claim_run(self, run: str, launch_id: str, *, expires_at: float, former: str = "") -> str:
+        """Claim a run in W&B for a launch; returns the launch that has it: `launch_id` when it is claimed.
+
+        `former` names a launch that the caller may replace (conditionally: only if it still has the run). A claim is
+        never given back; the store may forget it after `expires_at`, epoch seconds."""
         ...
 
     async def records(self, *, over: bool) -> list[LaunchRecord]:

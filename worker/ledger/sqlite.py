@@ -164,6 +164,19 @@ class SqliteLedger:
         async with self._transaction():
             await self._run("DELETE FROM locks WHERE name = ? AND worker = ?", name, worker)
 
+    async def claim_run(self, run: str, launch_id: str, *, expires_at: float, former: str = "") -> str:
+        async with self._transaction():
+            rows = await self._run("SELECT launch_id FROM runs WHERE run = ?", run)
+            if rows and rows[0][0] not in (launch_id, former):
+                return str(rows[0][0])
+            await self._run(
+                "INSERT OR REPLACE INTO runs (run, launch_id, expires_at) VALUES (?, ?, ?)",
+                run,
+                launch_id,
+                expires_at,
+            )
+            return launch_id
+
     async def records(self, *, over: bool) -> list[LaunchRecord]:
         async with self._exclusive():
             rows = await self._run("SELECT owner, epoch, body FROM launches WHERE open = 1 OR ?", over)
@@ -197,6 +210,11 @@ class SqliteLedger:
             )
             await self._connection.executemany("DELETE FROM launches WHERE launch_id = ?", rows)
             await self._run("DELETE FROM stops WHERE asked_at < ?", self._now() - STOP_TTL)
+            await self._run(
+                "DELETE FROM runs WHERE run IN (SELECT run FROM runs WHERE expires_at < ? LIMIT ?)",
+                self._now(),
+                PURGE_BATCH,
+            )
         if len(rows) < PURGE_BATCH:
             self._purge_at = self._now() + PURGE_INTERVAL
 

@@ -34,6 +34,10 @@ _SCHEMA = (
 _STOPS = """CREATE TABLE IF NOT EXISTS stops (
     launch_id TEXT PRIMARY KEY, reason TEXT NOT NULL, asked_at REAL NOT NULL)"""
 
+_RUNS = """CREATE TABLE IF NOT EXISTS runs (
+    run TEXT PRIMARY KEY, launch_id TEXT NOT NULL, expires_at REAL NOT NULL)"""
+_RUNS_EXPIRY = "CREATE INDEX IF NOT EXISTS runs_expiry ON runs (expires_at)"
+
 _PASSING_CODES = frozenset(
     {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL}
 )
@@ -70,8 +74,9 @@ async def _prepare(connection: aiosqlite.Connection, path: Path) -> None:
             for statement in _SCHEMA:
                 await connection.execute(statement)
         await connection.commit()
-    # Came later; a file that has it is still one of this version, which older workers read.
-    await connection.execute(_STOPS)
+    # Came later; a file that has them is still one of this version, which older workers read.
+    for statement in (_STOPS, _RUNS, _RUNS_EXPIRY):
+        await connection.execute(statement)
 
 
 async def _schema_version(connection: aiosqlite.Connection) -> int:
