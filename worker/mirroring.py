@@ -11,6 +11,7 @@ from pathlib import Path
 
 from worker import __version__
 from worker.clients.aws import aws_clients
+from worker.clients.aws_calls import count_all_calls
 from worker.clients.wandb_api import WandbApi
 from worker.errors import SettingsError
 from worker.intake.backlog import Backlog, CountWaiting
@@ -70,7 +71,8 @@ async def _opened_mirror(
     async with contextlib.AsyncExitStack() as stack:
         enter = stack.enter_async_context
         aws = await enter(aws_clients(settings.aws_region))
-        key = await worker_key(settings, aws.region, secrets)
+        count_all_calls(aws, metrics)
+        key = await worker_key(settings, aws.region, secrets, metrics)
         api = await open_wandb(stack, settings, key, metrics)
         if api is None:
             raise _offline()

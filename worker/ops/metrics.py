@@ -61,12 +61,20 @@ class Metrics:
         self.retries = Counter(
             "launch_retries", "Further attempts by the kind of end before.", ["kind"], registry=registry
         )
-        self.aws_calls = Counter("launch_aws_calls", "Calls by API.", ["api"], registry=registry)
+        self.aws_calls = Counter(
+            "launch_aws_calls", "Calls by API, of every AWS service.", ["api"], registry=registry
+        )
         self.aws_throttles = Counter(
-            "launch_aws_throttles", "Throttled calls by API.", ["api"], registry=registry
+            "launch_aws_throttles",
+            "Throttled calls by API, of every AWS service.",
+            ["api"],
+            registry=registry,
         )
         self.aws_rate = Gauge(
-            "launch_aws_rate", "Present pace by API, calls a second.", ["api"], registry=registry
+            "launch_aws_rate",
+            "Present pace by API, calls a second; of SageMaker and CloudWatch Logs.",
+            ["api"],
+            registry=registry,
         )
         self._count_logs(registry)
         self._count_mirror(registry)
