@@ -37,6 +37,12 @@ class Metrics:
         self.jobs = Gauge(
             "launch_jobs", "Launches this worker holds, by state.", ["state"], registry=registry
         )
+        self.job_states = Gauge(
+            "launch_job_states",
+            "Jobs of accepted launches that this worker holds, by SageMaker's states as seen last (empty: not yet).",
+            ["status", "secondary_status"],
+            registry=registry,
+        )
         self.jobs_ended = Counter(
             "launch_jobs_ended", "Ended jobs by end status.", ["status"], registry=registry
         )
