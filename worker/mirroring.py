@@ -20,7 +20,7 @@ from worker.intake.mirror import Mirror, MirrorFacts
 from worker.intake.sqs import LaunchQueue, queue_facts
 from worker.intake.wandb_queue import QueueItems
 from worker.launch.redaction import KnownSecrets
-from worker.ledger.opening import SQLITE, open_ledger
+from worker.ledger.opening import SQLITE, check_ledger, open_ledger
 from worker.ledger.waiting import count_waiting
 from worker.ops.health import serving_health
 from worker.ops.logging import get_logger
@@ -80,6 +80,7 @@ async def _opened_mirror(
         counting: CountWaiting | None = None
         if await asyncio.to_thread(sees_ledger, settings.ledger):
             ledger = await enter(open_ledger(settings.ledger, aws.dynamodb))
+            await check_ledger(ledger)
             counting = functools.partial(count_waiting, ledger)
         else:
             _log.warning(

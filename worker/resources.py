@@ -21,7 +21,7 @@ from worker.intake.sqs import LaunchQueue, queue_facts
 from worker.launch.redaction import KnownSecrets
 from worker.ledger.measured import MeasuredLedger
 from worker.ledger.membership import new_worker_id
-from worker.ledger.opening import open_ledger
+from worker.ledger.opening import check_ledger, open_ledger
 from worker.ledger.port import Ledger
 from worker.ops.logging import get_logger
 from worker.ops.metrics import Metrics
@@ -89,6 +89,8 @@ async def opened(settings: Settings, secrets: KnownSecrets) -> AsyncIterator[Ope
         if settings.assume_role:
             role = TargetRole(settings.assume_role, settings.assume_role_external_id)
             aws, caller = await enter(with_role(aws, role)), Caller(role.account, role.partition)
+        ledger = MeasuredLedger(await enter(open_ledger(settings.ledger, aws.dynamodb)), metrics)
+        await check_ledger(ledger)
         api_key = await worker_key(settings, aws.region, secrets, metrics)
         wandb = await open_wandb(stack, settings, api_key, metrics)
         project = settings.companion_project
@@ -107,7 +109,7 @@ async def opened(settings: Settings, secrets: KnownSecrets) -> AsyncIterator[Ope
             if wandb
             else await enter(offline_runs(settings.wandb_dir, project=project)),
             queue=LaunchQueue(aws.sqs, facts),
-            ledger=MeasuredLedger(await enter(open_ledger(settings.ledger, aws.dynamodb)), metrics),
+            ledger=ledger,
             docker=await _open_docker(stack, settings),
             work_dir=await asyncio.to_thread(_work_dir, settings),
             prices=await asyncio.to_thread(read_prices, settings.prices),
