@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+
 from worker.building import Building
+from worker.clients.aws_calls import counted_ecr_client
 from worker.images.builder import ImageBuilder
 from worker.images.registry import EcrRegistry
 from worker.ledger.build_lock import BuildLocks
@@ -28,6 +31,7 @@ def image_building(parts: Opened, locks: BuildLocks, build_logs: BuildLogs) -> B
         settings.registry,
         create_repository=settings.create_repository,
         secrets=parts.secrets,
+        other_region=functools.partial(counted_ecr_client, parts.metrics),
     )
     builder = ImageBuilder(
         parts.docker,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from worker import __version__
 from worker.clients.aws import aws_clients
+from worker.clients.aws_calls import count_all_calls
 from worker.clients.wandb_api import WandbApi
 from worker.errors import SettingsError
 from worker.intake.backlog import Backlog, CountWaiting
@@ -19,7 +20,7 @@ from worker.intake.mirror import Mirror, MirrorFacts
 from worker.intake.sqs import LaunchQueue, queue_facts
 from worker.intake.wandb_queue import QueueItems
 from worker.launch.redaction import KnownSecrets
-from worker.ledger.opening import SQLITE, open_ledger
+from worker.ledger.opening import SQLITE, check_ledger, open_ledger
 from worker.ledger.waiting import count_waiting
 from worker.ops.health import serving_health
 from worker.ops.logging import get_logger
@@ -70,7 +71,8 @@ async def _opened_mirror(
     async with contextlib.AsyncExitStack() as stack:
         enter = stack.enter_async_context
         aws = await enter(aws_clients(settings.aws_region))
-        key = await worker_key(settings, aws.region, secrets)
+        count_all_calls(aws, metrics)
+        key = await worker_key(settings, aws.region, secrets, metrics)
         api = await open_wandb(stack, settings, key, metrics)
         if api is None:
             raise _offline()
@@ -78,6 +80,7 @@ async def _opened_mirror(
         counting: CountWaiting | None = None
         if await asyncio.to_thread(sees_ledger, settings.ledger):
             ledger = await enter(open_ledger(settings.ledger, aws.dynamodb))
+            await check_ledger(ledger)
             counting = functools.partial(count_waiting, ledger)
         else:
             _log.warning(

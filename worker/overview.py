@@ -47,7 +47,7 @@ class Stopping:
 
     record: LaunchRecord
     by_owner: bool
-    """Its worker lives and does it; False: SageMaker was asked from here, or nobody has it yet."""
+    """The worker that has it lives and does it; False: its next owner does, or SageMaker was asked from here."""
     note: str
 
 
@@ -110,9 +110,12 @@ class Overview:
             return Stopping(record, False, f"it is over already: {end_words(record)}")
         await self._ledger.ask_stop(StopRequest(record.launch_id, reason, time.time()))
         before = {beat.worker: beat for beat in await self._ledger.beats()}
-        alive = await self._changed(before, look, until_any=True)
+        alive = await self._changed(before, look, until=record.owner)
+        if record.owner in alive:
+            return Stopping(record, True, f"told {record.owner}")
         if alive:
-            return Stopping(record, True, f"told {record.owner or 'the next worker to take it'}")
+            gone = f"; {record.owner} gives no heartbeat" if record.owner else ""
+            return Stopping(record, False, f"told its next owner, the next worker to take it{gone}")
         if record.state is not LaunchState.ACCEPTED:
             return Stopping(record, False, "no worker lives; the next one that starts will not submit it")
         sagemaker = SageMaker(self._aws.sagemaker, Rates(Metrics(), {}))
@@ -121,18 +124,19 @@ class Overview:
         return Stopping(record, False, f"no worker lives: {what}; the next worker that starts tells the end")
 
     async def _changed(
-        self, before: dict[str, WorkerBeat], look: float, *, until_any: bool = False
+        self, before: dict[str, WorkerBeat], look: float, *, until: str | None = None
     ) -> set[str]:
-        """The workers whose heartbeat changes within `look` seconds."""
+        """The workers whose heartbeat changes within `look` seconds; `until`: this one is enough, or any one where it
+        has no heartbeat at all."""
         changed: set[str] = set()
         deadline = time.monotonic() + look
-        while len(changed) < len(before) and time.monotonic() < deadline:
+        while before.keys() - changed and time.monotonic() < deadline:
             await asyncio.sleep(min(1.0, look))
             for beat in await self._ledger.beats():
                 known = before.get(beat.worker)
                 if known is None or known.version != beat.version:
                     changed.add(beat.worker)
-            if changed and until_any:
+            if until is not None and (until in changed or (changed and until not in before)):
                 break
         return changed
 

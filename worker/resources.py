@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from worker.clients.api_key import ApiKey, KeyPlaces
 from worker.clients.aws import AwsClients, Caller, aws_clients, caller_identity
+from worker.clients.aws_calls import count_all_calls
 from worker.clients.aws_role import TargetRole, with_role
 from worker.clients.wandb_api import WandbApi, wandb_api
 from worker.errors import SettingsError, Unreachable
@@ -20,7 +21,7 @@ from worker.intake.sqs import LaunchQueue, queue_facts
 from worker.launch.redaction import KnownSecrets
 from worker.ledger.measured import MeasuredLedger
 from worker.ledger.membership import new_worker_id
-from worker.ledger.opening import open_ledger
+from worker.ledger.opening import check_ledger, open_ledger
 from worker.ledger.port import Ledger
 from worker.ops.logging import get_logger
 from worker.ops.metrics import Metrics
@@ -77,6 +78,7 @@ async def opened(settings: Settings, secrets: KnownSecrets) -> AsyncIterator[Ope
     async with contextlib.AsyncExitStack() as stack:
         enter = stack.enter_async_context
         aws = await enter(aws_clients(settings.aws_region))
+        count_all_calls(aws, metrics)
         logins = GitCredentials(settings.git_credentials, secrets)
         # Side by side: each call takes its time, and nobody waits for another.
         caller, facts, _ = await asyncio.gather(
@@ -87,7 +89,9 @@ async def opened(settings: Settings, secrets: KnownSecrets) -> AsyncIterator[Ope
         if settings.assume_role:
             role = TargetRole(settings.assume_role, settings.assume_role_external_id)
             aws, caller = await enter(with_role(aws, role)), Caller(role.account, role.partition)
-        api_key = await worker_key(settings, aws.region, secrets)
+        ledger = MeasuredLedger(await enter(open_ledger(settings.ledger, aws.dynamodb)), metrics)
+        await check_ledger(ledger)
+        api_key = await worker_key(settings, aws.region, secrets, metrics)
         wandb = await open_wandb(stack, settings, api_key, metrics)
         project = settings.companion_project
         yield Opened(
@@ -105,14 +109,16 @@ async def opened(settings: Settings, secrets: KnownSecrets) -> AsyncIterator[Ope
             if wandb
             else await enter(offline_runs(settings.wandb_dir, project=project)),
             queue=LaunchQueue(aws.sqs, facts),
-            ledger=MeasuredLedger(await enter(open_ledger(settings.ledger, aws.dynamodb)), metrics),
+            ledger=ledger,
             docker=await _open_docker(stack, settings),
             work_dir=await asyncio.to_thread(_work_dir, settings),
             prices=await asyncio.to_thread(read_prices, settings.prices),
         )
 
 
-async def worker_key(settings: Settings, region: str, secrets: KnownSecrets) -> ApiKey:
+async def worker_key(
+    settings: Settings, region: str, secrets: KnownSecrets, metrics: Metrics | None = None
+) -> ApiKey:
     """The worker's W&B key, empty if there is none. Raises `SettingsError` where there must be one."""
     given = settings.wandb_api_key
     places = KeyPlaces(
@@ -121,6 +127,7 @@ async def worker_key(settings: Settings, region: str, secrets: KnownSecrets) -> 
         base_url=settings.wandb_base_url,
         netrc=settings.netrc,
         region=region,
+        metrics=metrics,
     )
     value = await places.read()
     if not value and settings.wandb_identity_token_file and settings.wandb_mode == "online":

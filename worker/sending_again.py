@@ -20,14 +20,14 @@ from worker.dead_letters import CannotSendBack, SentBack, matching, open_dead_le
 from worker.errors import WorkerError
 from worker.intake.dead_letter_queue import DeadLetter
 from worker.launch.log_state import LogState
-from worker.launch.record import LaunchRecord, LaunchState
+from worker.launch.record import LaunchRecord, LaunchState, PastAttempt
 from worker.ledger.port import Ledger
 from worker.ops.metrics import Metrics
 from worker.ops.rates import Rates
 from worker.overview import Overview, end_words, open_ledger_and_aws
 from worker.settings import Settings
 from worker.training.request import worker_tags
-from worker.training.retry import NextAttempt, attempt_by_hand, rebuilt_request
+from worker.training.retry import BY_HAND, NextAttempt, attempt_by_hand, rebuilt_request
 from worker.training.sagemaker import SageMaker
 from worker.training.status import ending_of, has_ended
 
@@ -167,7 +167,7 @@ def _again(record: LaunchRecord, following: NextAttempt, request: Mapping[str, A
         state=LaunchState.WAITING,
         owner="",
         attempt=following.number,
-        attempts=(*record.attempts, following.past) if was_job else record.attempts,
+        attempts=(*record.attempts, following.past) if was_job else _marked_by_hand(record.attempts),
         previous_job=record.job_name if was_job else record.previous_job,
         job_name=following.job_name,
         request=request,
@@ -189,6 +189,11 @@ def _again(record: LaunchRecord, following: NextAttempt, request: Mapping[str, A
             next_line=record.log.next_line, next_row=record.log.next_row, undelivered=record.log.undelivered
         ),
     )
+
+
+def _marked_by_hand(attempts: tuple[PastAttempt, ...]) -> tuple[PastAttempt, ...]:
+    """Earlier jobs, after the last of which somebody asked for another: the attempt in between never was a job."""
+    return (*attempts[:-1], *(replace(last, kind=BY_HAND) for last in attempts[-1:]))
 
 
 def _letter_of(record: LaunchRecord) -> DeadLetter:

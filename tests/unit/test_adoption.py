@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from tests.fakes.ledger import MemoryLedger
 from tests.unit.waiting import until
 from worker.errors import Unreachable
-from worker.launch.record import LaunchRecord, LaunchState, RunRef
+from worker.launch.record import JobFacts, LaunchRecord, LaunchState, RunRef
 from worker.ledger.adoption import Adoption
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ledger.membership import Membership
@@ -54,7 +54,7 @@ class Peer:
     adopted: list[LaunchRecord] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        metrics = Metrics()
+        metrics = self.metrics = Metrics()
         beat = WorkerBeat(self.name, 0, "default", "host", 0.0)
         self.held = HeldLaunches(self.ledger, self.name, metrics)
         self.adoption = Adoption(
@@ -189,3 +189,24 @@ async def test_whoever_claims_many_launches_goes_on_beating() -> None:
     peer = Peer("w1", ledger)
     await while_running(peer, do=lambda: until(lambda: len(peer.adopted) == 100, limit=30))
     assert ledger.beats_before >= 4
+
+
+async def test_metrics_tell_a_job_that_hangs_from_one_that_trains() -> None:
+    peer = Peer("w1", MemoryLedger())
+    facts = [JobFacts("InProgress", state) for state in ("Pending", "Training", "Training")]
+    for number, each in enumerate(facts):
+        record = replace(a_record(f"l{number}", "w1"), facts=each)
+        await peer.ledger.create(record)
+        peer.held.add(HeldLaunch(record))
+
+    def count(secondary: str) -> float | None:
+        labels = {"status": "InProgress", "secondary_status": secondary}
+        return peer.metrics.registry.get_sample_value("launch_job_states", labels)
+
+    async def starts() -> None:
+        await until(lambda: (count("Pending"), count("Training")) == (1, 2))
+        held = next(each for each in peer.held if each.record.launch_id == "l0")
+        held.record = replace(held.record, facts=JobFacts("InProgress", "Training"))
+        await until(lambda: (count("Pending"), count("Training")) == (None, 3))
+
+    await while_running(peer, do=starts)

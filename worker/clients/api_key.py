@@ -10,14 +10,17 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from botocore.exceptions import NoRegionError
 
 from worker.clients.aws import AwsDenied, AwsRefused, call, parameters_client, secrets_client
+from worker.clients.aws_calls import count_calls
 from worker.errors import SettingsError, WorkerError
 from worker.launch.redaction import KnownSecrets
 from worker.ops.logging import get_logger
+from worker.ops.metrics import Metrics
 
 _SETTING = "LAUNCH_WANDB_API_KEY_SOURCE"
 _PAUSE = 60.0
@@ -97,6 +100,8 @@ class KeyPlaces:
     """None: `~/.netrc`."""
     region: str
     """Of the secret, where no ARN names one."""
+    metrics: Metrics | None = None
+    """Where its calls are counted; None: nowhere."""
 
     async def read(self) -> str:
         """The key as it stands there now; empty: there is none in the environment and netrc.
@@ -139,6 +144,7 @@ class KeyPlaces:
         name, _, json_key = name.partition("#")
         with _explained(name, "secretsmanager:GetSecretValue"):
             async with secrets_client(self._region_of(name)) as client:
+                self._count(client)
                 answer = await call("GetSecretValue", lambda: client.get_secret_value(SecretId=name))
         text = answer.get("SecretString", "")
         return _member(text, json_key) if json_key or text.lstrip().startswith("{") else text
@@ -146,10 +152,15 @@ class KeyPlaces:
     async def _parameter(self, name: str) -> str:
         with _explained(name, "ssm:GetParameter (and kms:Decrypt on its key)"):
             async with parameters_client(self._region_of(name)) as client:
+                self._count(client)
                 answer = await call(
                     "GetParameter", lambda: client.get_parameter(Name=name, WithDecryption=True)
                 )
         return answer["Parameter"].get("Value", "")
+
+    def _count(self, client: Any) -> None:
+        if self.metrics is not None:
+            count_calls(client, self.metrics)
 
     def _region_of(self, name: str) -> str:
         return name.split(":")[3] if name.startswith("arn:") else self.region

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from worker.aio import backoff, effect
@@ -168,6 +169,11 @@ class Adoption:
         for state in (LaunchState.WAITING, LaunchState.ACCEPTED):
             count = sum(1 for held in self._held if held.record.state is state)
             self._metrics.jobs.labels(state).set(count)
+        accepted = (each.record.facts for each in self._held if each.record.state is LaunchState.ACCEPTED)
+        states = Counter((facts.status, facts.secondary_status) for facts in accepted)
+        self._metrics.job_states.clear()  # a state that no job has any more
+        for (status, secondary), count in states.items():
+            self._metrics.job_states.labels(status, secondary).set(count)
 
 
 def _can_be_adopted(record: LaunchRecord) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from worker.errors import SettingsError
+from worker.errors import Again, SettingsError
 from worker.ledger.dynamodb import DynamoDbLedger
 from worker.ledger.port import Ledger
 from worker.ledger.sqlite import open_sqlite_ledger
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 SQLITE = "sqlite:///"
 """Before the path of a SQLite file."""
 _DYNAMODB = "dynamodb://"
+
+
+async def check_ledger(ledger: Ledger) -> None:
+    """Before a worker says that it has started: raises `SettingsError` for a table that is missing or has no index.
+    A store that does not answer now is no reason not to start."""
+    with contextlib.suppress(Again):
+        await ledger.beats()
 
 
 @contextlib.asynccontextmanager

@@ -37,6 +37,12 @@ class Metrics:
         self.jobs = Gauge(
             "launch_jobs", "Launches this worker holds, by state.", ["state"], registry=registry
         )
+        self.job_states = Gauge(
+            "launch_job_states",
+            "Jobs of accepted launches that this worker holds, by SageMaker's states as seen last (empty: not yet).",
+            ["status", "secondary_status"],
+            registry=registry,
+        )
         self.jobs_ended = Counter(
             "launch_jobs_ended", "Ended jobs by end status.", ["status"], registry=registry
         )
@@ -61,12 +67,20 @@ class Metrics:
         self.retries = Counter(
             "launch_retries", "Further attempts by the kind of end before.", ["kind"], registry=registry
         )
-        self.aws_calls = Counter("launch_aws_calls", "Calls by API.", ["api"], registry=registry)
+        self.aws_calls = Counter(
+            "launch_aws_calls", "Calls by API, of every AWS service.", ["api"], registry=registry
+        )
         self.aws_throttles = Counter(
-            "launch_aws_throttles", "Throttled calls by API.", ["api"], registry=registry
+            "launch_aws_throttles",
+            "Throttled calls by API, of every AWS service.",
+            ["api"],
+            registry=registry,
         )
         self.aws_rate = Gauge(
-            "launch_aws_rate", "Present pace by API, calls a second.", ["api"], registry=registry
+            "launch_aws_rate",
+            "Present pace by API, calls a second; of SageMaker and CloudWatch Logs.",
+            ["api"],
+            registry=registry,
         )
         self._count_logs(registry)
         self._count_mirror(registry)
