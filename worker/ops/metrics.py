@@ -34,6 +34,37 @@ class Metrics:
         self.images = Counter(
             "launch_images", "Images of code launches: built, or found in ECR.", ["how"], registry=registry
         )
+        self._count_jobs(registry)
+        self.aws_calls = Counter(
+            "launch_aws_calls", "Calls by API, of every AWS service.", ["api"], registry=registry
+        )
+        self.aws_throttles = Counter(
+            "launch_aws_throttles",
+            "Throttled calls by API, of every AWS service.",
+            ["api"],
+            registry=registry,
+        )
+        self.aws_rate = Gauge(
+            "launch_aws_rate",
+            "Present pace by API, calls a second; of SageMaker and CloudWatch Logs.",
+            ["api"],
+            registry=registry,
+        )
+        self._count_logs(registry)
+        self._count_mirror(registry)
+        self.claims = Counter("launch_claims", "Launches taken over from other workers.", registry=registry)
+        self.ownership_lost = Counter(
+            "launch_ownership_lost", "Launches another worker took over.", registry=registry
+        )
+        self._count_services(registry)
+        self.loop_lag = Histogram(
+            "launch_loop_lag_seconds",
+            "How late the event loop comes back to a task.",
+            buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 5),
+            registry=registry,
+        )
+
+    def _count_jobs(self, registry: CollectorRegistry) -> None:
         self.jobs = Gauge(
             "launch_jobs", "Launches this worker holds, by state.", ["state"], registry=registry
         )
@@ -66,34 +97,6 @@ class Metrics:
         )
         self.retries = Counter(
             "launch_retries", "Further attempts by the kind of end before.", ["kind"], registry=registry
-        )
-        self.aws_calls = Counter(
-            "launch_aws_calls", "Calls by API, of every AWS service.", ["api"], registry=registry
-        )
-        self.aws_throttles = Counter(
-            "launch_aws_throttles",
-            "Throttled calls by API, of every AWS service.",
-            ["api"],
-            registry=registry,
-        )
-        self.aws_rate = Gauge(
-            "launch_aws_rate",
-            "Present pace by API, calls a second; of SageMaker and CloudWatch Logs.",
-            ["api"],
-            registry=registry,
-        )
-        self._count_logs(registry)
-        self._count_mirror(registry)
-        self.claims = Counter("launch_claims", "Launches taken over from other workers.", registry=registry)
-        self.ownership_lost = Counter(
-            "launch_ownership_lost", "Launches another worker took over.", registry=registry
-        )
-        self._count_services(registry)
-        self.loop_lag = Histogram(
-            "launch_loop_lag_seconds",
-            "How late the event loop comes back to a task.",
-            buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 5),
-            registry=registry,
         )
 
     def _count_logs(self, registry: CollectorRegistry) -> None:
