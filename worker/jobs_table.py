@@ -65,7 +65,7 @@ def _cells(row: dict[str, Any]) -> dict[str, Text]:
         "state": Text(f"{row['state']}{detail}{attempt}", _STATE_COLOURS.get(row["state"], "")),
         "instance": Text(f"{row['instanceCount']} x {row['instanceType']}" if row["instanceType"] else ""),
         "age": Text(age(row["age"])),
-        "waits": Text(row["waitsFor"]),
+        "waits": Text(row["waitsFor"] or row["end"]),
         "lines": Text(str(row["lines"])),
         "worker": Text(row["worker"]),
         "cost": Text(f"{row['cost']:.2f}" if "cost" in row else ""),

@@ -169,11 +169,15 @@ def end_words(record: LaunchRecord) -> str:
 
 
 def waits_for(record: LaunchRecord) -> str:
-    """What a launch waits for, or how it ended; empty while its job runs."""
+    """What a launch waits for; empty while its job runs, and once it is over."""
     if record.state is LaunchState.INTENT:
         return "source and image" if not record.image else "its request"
     if record.state is LaunchState.WAITING:
         return record.waits_for or ("a further attempt" if record.is_between_attempts else "its turn")
+    return ""
+
+
+def _end_of(record: LaunchRecord) -> str:
     return "" if record.is_open and record.failure is None else end_words(record)
 
 
@@ -196,6 +200,7 @@ def described(record: LaunchRecord, now: float, prices: dict[str, float] | None 
         "attempt": record.attempt,
         "age": round(max(0.0, until - record.created_at), 1) if record.created_at else None,
         "waitsFor": waits_for(record),
+        "end": _end_of(record),
         "lines": record.log.next_line,
         "worker": record.owner,
         "stopReason": record.stop_reason,

@@ -92,7 +92,7 @@ async def test_see_ask_and_stop(shared_bench: Bench) -> None:
     assert "anna stopped it with launch-worker stop: wrong data." in err
     (row,) = await answer(bench, "jobs", "--all")
     assert row["state"] == "finished"
-    assert "stopped by this worker" in row["waitsFor"]
+    assert ("stopped by this worker" in row["end"], row["waitsFor"]) == (True, "")
     assert await answer(bench, "jobs") == []
     code, out, _ = await command(bench, "stop", case.launch_id)
     assert (code, "it is over already" in out) == (1, True)
