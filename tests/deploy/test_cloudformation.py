@@ -131,6 +131,13 @@ def test_tasks_have_settings_that_exist_and_time_to_drain(name: str) -> None:
     assert not any(variable == "WANDB_API_KEY" for variable in given), "the secret stays where it is"
 
 
+def test_the_daemon_of_builds_is_reached_by_its_socket_only() -> None:
+    """Without arguments the entry point of docker's image opens it to the network, without a login."""
+    task = load(BASE.parent / "builds.yaml")["Resources"]["Task"]["Properties"]
+    (_, daemon, _) = task["ContainerDefinitions"][1]["Fn::If"]
+    assert daemon["Command"] == ["dockerd", "--host=unix:///run/user/1000/docker.sock"]
+
+
 @dataclass(frozen=True)
 class Made:
     """What stacks of base.yaml and fargate.yaml made in moto."""

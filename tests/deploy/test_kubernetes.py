@@ -94,6 +94,13 @@ def test_only_the_daemon_of_builds_is_privileged() -> None:
     assert privileged == {("builds", "dockerd")}
 
 
+def test_the_daemon_of_builds_is_reached_by_its_socket_only() -> None:
+    """Without arguments the entry point of docker's image opens it to the network, without a login."""
+    pod = _of_kind(build(FOLDER / "overlays" / "builds"), "Deployment")["spec"]["template"]["spec"]
+    daemon = next(container for container in pod["initContainers"] if container["name"] == "dockerd")
+    assert daemon["args"] == ["dockerd", "--host=unix:///run/user/1000/docker.sock"]
+
+
 def test_no_secret_stands_in_them() -> None:
     for path in FOLDER.rglob("*.yaml"):
         assert not re.search(r"WANDB_API_KEY: |kind: Secret", path.read_text())
