@@ -275,7 +275,7 @@ async def dynamodb_content(client: DynamoDBClient, table: str) -> LedgerContent:
             text.append(json.dumps(item))
             if kind == "launch":
                 records[name] = _record(item["owner"]["S"], "holder" in item, item["body"]["S"])
-            else:
+            elif kind != "run":  # whose a run is stays known, as the record does
                 (workers if kind == "worker" else locks).add(name)
     return LedgerContent(
         records=records, workers=frozenset(workers), locks=frozenset(locks), text="".join(text)
