@@ -76,7 +76,9 @@ class WorkerProcess:
     async def freeze(self) -> None:
         """SIGSTOP; returns once the kernel has stopped it, and not within a write: a lock of SQLite's would hold all
         other workers up for as long."""
-        ledger = next((event["ledger"] for event in self.events("worker_started")), "")  # a mirror alone has none
+        ledger = next(
+            (event["ledger"] for event in self.events("worker_started")), ""
+        )  # a mirror alone has none
 
         async def stopped() -> bool:
             return _process_state(self._process.pid) == "T"
