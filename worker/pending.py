@@ -10,12 +10,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
-from worker.errors import MustRestart, Stage
+from worker.errors import Stage
 from worker.intake.refusal import Refusals
 from worker.job_story import NO_START, JobStory
 from worker.launch.record import JobFacts, LaunchRecord, LaunchState
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ops.logging import get_logger
+from worker.ops.ridden_out import RiddenOut
 from worker.training.sagemaker import SageMaker
 from worker.training.status import has_ended
 
@@ -97,12 +98,8 @@ class PendingJobs:
     async def _look(self, held: HeldLaunch, step: Callable[[], Awaitable[None]]) -> None:
         if not (self._is_current() and _is_pending(held.record)):  # while others had their turn
             return
-        try:
+        with RiddenOut("pending_job_not_looked_at", launch_id=held.launch_id):
             await step()
-        except MustRestart:
-            raise
-        except Exception as error:  # one launch's unforeseen trouble ends no other
-            _log.warning("pending_job_not_looked_at", launch_id=held.launch_id, error=str(error))
 
     async def _stop(self, held: HeldLaunch, waited: float, stop: StopJob) -> None:
         # What it waits for changes without a change of its state, which the status feed would have told.

@@ -10,12 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from worker.errors import MustRestart
 from worker.ledger.held import HeldLaunches
 from worker.ledger.port import Ledger, StopRequest
-from worker.ops.logging import get_logger
-
-_log = get_logger()
+from worker.ops.ridden_out import RiddenOut
 
 StopLaunch = Callable[[str, str], Awaitable[bool]]
 """Launch id and reason; False: nothing was left to stop."""
@@ -33,21 +30,10 @@ class StopRequests:
         """Until cancelled."""
         while True:
             await asyncio.sleep(self._interval)
-            try:
-                requests = await self._ledger.stop_requests()
-            except MustRestart:
-                raise
-            except Exception as error:  # of any kind: an answer nobody foresaw must not end the worker
-                _log.warning("stop_requests_failed", error=str(error) or type(error).__name__)
-                continue
-            for request in requests:
-                try:
-                    await self._serve(request, stop)
-                except MustRestart:
-                    raise
-                except Exception as error:  # the others do not wait for this one
-                    told = str(error) or type(error).__name__
-                    _log.warning("stop_requests_failed", launch_id=request.launch_id, error=told)
+            with RiddenOut("stop_requests_failed"):
+                for request in await self._ledger.stop_requests():
+                    with RiddenOut("stop_requests_failed", launch_id=request.launch_id):
+                        await self._serve(request, stop)
 
     async def _serve(self, request: StopRequest, stop: StopLaunch) -> None:
         held = next((held for held in self._held if held.launch_id == request.launch_id), None)

@@ -6,12 +6,13 @@ import asyncio
 
 from worker.aio import backoff
 from worker.clients.aws import NotPermitted
-from worker.errors import MustRestart, Stage, WorkerError
+from worker.errors import Stage, WorkerError
 from worker.intake.refusal import Refusals
 from worker.launch.record import LaunchState
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ops.logging import get_logger
 from worker.ops.permissions import MissingPermissions
+from worker.ops.ridden_out import RiddenOut
 from worker.pending import PendingJobs
 from worker.stop_requests import StopRequests
 from worker.submission import Submission
@@ -74,15 +75,10 @@ class Stopping:
 
     async def _stop_again(self, held: HeldLaunch) -> bool:
         """False: in vain. The next round tries again, and the launches behind this one do not wait for it."""
-        try:
+        with RiddenOut("job_not_stopped", launch_id=held.launch_id):
             await self.stop(held.launch_id, held.record.stop_reason)
-        except MustRestart:
-            raise
-        except Exception as error:  # of any kind
-            told = str(error) or type(error).__name__
-            _log.warning("job_not_stopped", launch_id=held.launch_id, error=told)
-            return False
-        return True
+            return True
+        return False
 
     async def stop(self, launch_id: str, reason: str) -> bool:
         """Stop a launch for a reason that is told at its end; False: it had ended, is being stopped, or is not ours.

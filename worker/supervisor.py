@@ -15,7 +15,7 @@ from typing import Any
 
 from worker.aio import backoff, effect
 from worker.delivery.loop import LogDelivery
-from worker.errors import MustRestart, Never, WorkerError
+from worker.errors import Never, WorkerError
 from worker.job_story import JobStory
 from worker.job_watch import JobWatch
 from worker.launch.record import LaunchState
@@ -24,6 +24,7 @@ from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ledger.port import FINISHED_TTL
 from worker.ops.logging import get_logger
 from worker.ops.metrics import Metrics
+from worker.ops.ridden_out import RiddenOut
 from worker.persistence import Persistence, Tried
 from worker.retrying import Retrying
 from worker.stopping import Stopping
@@ -201,12 +202,8 @@ class Supervisor:
         """The new state, for those who watch the companion; the end tells everything again."""
         if not self._adoption.is_current:
             return
-        try:
+        with RiddenOut("summary_not_posted", launch_id=held.launch_id):
             await self._story.progress(held)
-        except MustRestart:
-            raise
-        except Exception as error:  # one run's unforeseen trouble ends no other
-            _log.warning("summary_not_posted", launch_id=held.launch_id, error=str(error))
 
     # A job has ended.
 

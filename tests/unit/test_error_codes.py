@@ -16,7 +16,7 @@ _CODE = re.compile(r"LW-[A-Z0-9]+(?:-[A-Z0-9]+)*")
 _FAMILY = re.compile(r"LW-(?:[A-Z0-9]+-)+")
 """The fixed beginning of a code whose end comes from elsewhere (an f-string)."""
 _LEVELS = frozenset({"warning", "error", "exception", "critical"})
-_HANDED_OVER = {"_ridden_out": 0, "_tell_once": 0, "code_of": 0, "warn": 1}
+_HANDED_OVER = {"_ridden_out": 0, "RiddenOut": 0, "_tell_once": 0, "code_of": 0, "warn": 1}
 """Functions that are given the name of an event that they log or show, and the place of that argument."""
 
 

@@ -6,9 +6,9 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
-from worker.errors import MustRestart
 from worker.launch.record import LaunchRecord, LaunchState
 from worker.ops.logging import get_logger
+from worker.ops.ridden_out import RiddenOut
 from worker.tracking.port import Companion
 from worker.tracking.turns import Turns
 
@@ -108,12 +108,8 @@ class CompanionHeartbeats:
         # Nor may a run whose end is being told: from here on nothing comes before the post has its place in line.
         if not (self._is_current() and self._is_silent(record.launch_id)):
             return
-        try:
+        with RiddenOut("companion_heartbeat_failed", launch_id=record.launch_id):
             self.answered(record, await self._companion.heartbeat(record))
-        except MustRestart:
-            raise
-        except Exception as error:  # one run's unforeseen trouble ends no other
-            _log.warning("companion_heartbeat_failed", launch_id=record.launch_id, error=str(error))
 
     async def _stop_pressed(self, stop: StopJob) -> None:
         while True:
@@ -122,11 +118,7 @@ class CompanionHeartbeats:
             for launch_id, told_at in list(self._pressed.items()):
                 # The answer to the next post or heartbeat says it again, should the stop fail.
                 del self._pressed[launch_id]
-                try:
+                with RiddenOut("job_not_stopped", launch_id=launch_id):
                     if await stop(launch_id, PRESSED):
                         waited = round(time.monotonic() - told_at, 2)
                         _log.info("companion_stop_done", launch_id=launch_id, seconds=waited)
-                except MustRestart:
-                    raise
-                except Exception as error:  # as above
-                    _log.warning("job_not_stopped", launch_id=launch_id, error=str(error))

@@ -14,9 +14,9 @@ from typing import Any
 
 from worker.aio import backoff
 from worker.clients.wandb_api import WandbApi, WandbRefused
-from worker.errors import MustRestart
 from worker.launch.record import LaunchRecord, LaunchState, RunRef
 from worker.ops.logging import get_logger
+from worker.ops.ridden_out import RiddenOut
 
 MAX_RUNS = 100
 """Runs in one query."""
@@ -103,28 +103,15 @@ class RunStops:
         seen_at, tries = time.monotonic(), 0
         _log.info("run_stop_seen", launch_id=record.launch_id, job=record.job_name, timeout=self._timeout)
         reason = f"Stop was pressed in W&B, in the run {'/'.join(_path(record.run))}."
-        try:
+        with RiddenOut("job_not_stopped", launch_id=record.launch_id):  # its stop tells the reason too
             await note(record.launch_id, reason)
-        except MustRestart:
-            raise
-        except (
-            Exception
-        ) as error:  # one launch's unforeseen trouble ends no other; its stop tells the reason too
-            _log.warning(
-                "job_not_stopped", launch_id=record.launch_id, error=str(error) or type(error).__name__
-            )
         await asyncio.sleep(max(0.0, seen_at + self._timeout - time.monotonic()))
         while True:
-            try:
+            with RiddenOut("job_not_stopped", launch_id=record.launch_id):
                 stopping = await stop(record.launch_id, reason)
                 break
-            except MustRestart:
-                raise
-            except Exception as error:  # as above
-                told = str(error) or type(error).__name__
-                _log.warning("job_not_stopped", launch_id=record.launch_id, error=told)
-                await asyncio.sleep(backoff(tries, cap=30))
-                tries += 1
+            await asyncio.sleep(backoff(tries, cap=30))
+            tries += 1
         waited = round(time.monotonic() - seen_at, 1)
         _log.info("run_stop_done", launch_id=record.launch_id, stopped=stopping, seconds=waited)
 
