@@ -37,6 +37,10 @@ _MODULES = (
 )
 
 
+def numbered(count: int, what: str = "line") -> list[str]:
+    return [f"{what} {number}" for number in range(count)]
+
+
 class Clock:
     """`time`, as far as delivery uses it, in the loop's time. `ahead`: how wrong this host's clock is, seconds."""
 

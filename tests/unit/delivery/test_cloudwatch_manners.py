@@ -8,33 +8,14 @@ import pytest
 
 from tests.fakes.aws_errors import AwsError
 from tests.fakes.cloudwatch_logs import CloudWatchLogs
-from tests.unit.delivery.harsh import HOUR, NOW, Clock, Delivering, aws_now, use_virtual_time
+from tests.unit.delivery.harsh import HOUR, NOW, Clock, Delivering, aws_now, numbered
 from tests.unit.records import OTHER, record
 from worker.launch.record import LaunchState
 from worker.training.cursor import NOTHING_TAKEN
 
-pytestmark = pytest.mark.looptime
+pytestmark = [pytest.mark.looptime, pytest.mark.usefixtures("clock")]
 
 ONE, TWO = "job-1/algo-1-1700000000", "job-1/algo-2-1700000000"
-
-
-def numbered(count: int, what: str = "line") -> list[str]:
-    return [f"{what} {number}" for number in range(count)]
-
-
-@pytest.fixture(autouse=True)
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return use_virtual_time(monkeypatch)
-
-
-@pytest.fixture
-async def logs() -> CloudWatchLogs:
-    return CloudWatchLogs(aws_now)
-
-
-@pytest.fixture
-async def worker(logs: CloudWatchLogs) -> Delivering:
-    return Delivering(logs)
 
 
 # Pages and streams.

@@ -7,37 +7,18 @@ import asyncio
 import pytest
 
 from tests.fakes.cloudwatch_logs import CloudWatchLogs
-from tests.unit.delivery.harsh import Clock, Delivering, aws_now, use_virtual_time
+from tests.unit.delivery.harsh import Delivering, aws_now, numbered
 from tests.unit.records import OTHER
 from worker.launch.record import JobFacts
 from worker.training.cursor import MAX_BATCH_EVENTS, NOTHING_TAKEN, advance
 
-pytestmark = pytest.mark.looptime
+pytestmark = [pytest.mark.looptime, pytest.mark.usefixtures("clock")]
 
 ONE = "job-1/algo-1-1700000000"
 
 
 def stream(job: int) -> str:
     return f"job-{job}/algo-1-1700000000"
-
-
-def numbered(count: int, what: str = "line") -> list[str]:
-    return [f"{what} {number}" for number in range(count)]
-
-
-@pytest.fixture(autouse=True)
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return use_virtual_time(monkeypatch)
-
-
-@pytest.fixture
-async def logs() -> CloudWatchLogs:
-    return CloudWatchLogs(aws_now)
-
-
-@pytest.fixture
-async def worker(logs: CloudWatchLogs) -> Delivering:
-    return Delivering(logs)
 
 
 async def test_a_backlog_is_read_once_and_posted_twice_a_second(

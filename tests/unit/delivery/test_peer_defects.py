@@ -15,38 +15,19 @@ import pytest
 
 from tests.fakes.aws_errors import AwsError
 from tests.fakes.cloudwatch_logs import CloudWatchLogs, Throttle
-from tests.unit.delivery.harsh import HOUR, NOW, Delivering, aws_now, use_virtual_time
+from tests.unit.delivery.harsh import HOUR, NOW, Delivering, aws_now, numbered
 from tests.unit.records import OTHER
 from worker.launch.record import JobFacts
 from worker.tracking.facts import companion_config
 from worker.training.status import console_links, ending
 
-pytestmark = pytest.mark.looptime
+pytestmark = [pytest.mark.looptime, pytest.mark.usefixtures("clock")]
 
 ONE, TWO = "job-1/algo-1-1700000000", "job-1/algo-2-1700000000"
 
 
 def stream(host: int, job: int = 1, started: int = 1_700_000_000) -> str:
     return f"job-{job}/algo-{host}-{started}"
-
-
-def numbered(count: int, what: str = "line") -> list[str]:
-    return [f"{what} {number}" for number in range(count)]
-
-
-@pytest.fixture(autouse=True)
-def virtual_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_virtual_time(monkeypatch)
-
-
-@pytest.fixture
-async def logs() -> CloudWatchLogs:
-    return CloudWatchLogs(aws_now)
-
-
-@pytest.fixture
-async def worker(logs: CloudWatchLogs) -> Delivering:
-    return Delivering(logs)
 
 
 class TestWandbLaunchAgent:

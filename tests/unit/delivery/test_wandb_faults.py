@@ -7,38 +7,19 @@ import asyncio
 import pytest
 
 from tests.fakes.cloudwatch_logs import CloudWatchLogs
-from tests.unit.delivery.harsh import Delivering, aws_now, use_virtual_time
+from tests.unit.delivery.harsh import Delivering, aws_now, numbered
 from tests.unit.records import OTHER
 from worker.clients.wandb_api import WandbRefused
 from worker.errors import Throttled, Unreachable, WorkerError
 from worker.persistence import GIVE_UP_AFTER
 
-pytestmark = pytest.mark.looptime
+pytestmark = [pytest.mark.looptime, pytest.mark.usefixtures("clock")]
 
 QUARTER = 900.0
 """Seconds: long against all paces of the delivery, and short enough to be played through at each of them."""
 
 ONE = "job-1/algo-1-1700000000"
 REFUSALS = {status: WandbRefused(f"W&B answered {status}", status=status) for status in (401, 403, 404, 409)}
-
-
-def numbered(count: int) -> list[str]:
-    return [f"line {number}" for number in range(count)]
-
-
-@pytest.fixture(autouse=True)
-def virtual_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_virtual_time(monkeypatch)
-
-
-@pytest.fixture
-async def logs() -> CloudWatchLogs:
-    return CloudWatchLogs(aws_now)
-
-
-@pytest.fixture
-async def worker(logs: CloudWatchLogs) -> Delivering:
-    return Delivering(logs)
 
 
 FAULTS: dict[str, WorkerError] = {
