@@ -17,6 +17,7 @@ from worker.launch.record import JobFacts, LaunchRecord, LaunchState
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ops.logging import get_logger
 from worker.ops.ridden_out import RiddenOut
+from worker.tracking.run_stops import StopJob
 from worker.training.sagemaker import SageMaker
 from worker.training.status import has_ended
 
@@ -24,9 +25,6 @@ _log = get_logger()
 
 _TOLD_A_ROUND = 20
 """Jobs of a round about whose wait SageMaker is asked and W&B told: some seconds of DescribeTrainingJob's quota."""
-
-StopJob = Callable[[str, str], Awaitable[bool]]
-"""Launch id and reason."""
 
 
 class PendingJobs:

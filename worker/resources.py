@@ -116,12 +116,10 @@ async def opened(settings: Settings, secrets: KnownSecrets) -> AsyncIterator[Ope
         )
 
 
-async def worker_key(
-    settings: Settings, region: str, secrets: KnownSecrets, metrics: Metrics | None = None
-) -> ApiKey:
-    """The worker's W&B key, empty if there is none. Raises `SettingsError` where there must be one."""
+def key_places(settings: Settings, region: str, metrics: Metrics | None = None) -> KeyPlaces:
+    """Where the settings say that the worker's W&B key is."""
     given = settings.wandb_api_key
-    places = KeyPlaces(
+    return KeyPlaces(
         source=settings.wandb_api_key_source,
         environment=given.get_secret_value() if given else "",
         base_url=settings.wandb_base_url,
@@ -129,6 +127,13 @@ async def worker_key(
         region=region,
         metrics=metrics,
     )
+
+
+async def worker_key(
+    settings: Settings, region: str, secrets: KnownSecrets, metrics: Metrics | None = None
+) -> ApiKey:
+    """The worker's W&B key, empty if there is none. Raises `SettingsError` where there must be one."""
+    places = key_places(settings, region, metrics)
     value = await places.read()
     if not value and settings.wandb_identity_token_file and settings.wandb_mode == "online":
         raise SettingsError(

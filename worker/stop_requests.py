@@ -8,14 +8,11 @@ image is still being built is stopped when it comes to wait.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 from worker.ledger.held import HeldLaunches
 from worker.ledger.port import Ledger, StopRequest
 from worker.ops.ridden_out import RiddenOut
-
-StopLaunch = Callable[[str, str], Awaitable[bool]]
-"""Launch id and reason; False: nothing was left to stop."""
+from worker.tracking.run_stops import StopJob
 
 
 class StopRequests:
@@ -26,7 +23,7 @@ class StopRequests:
         self._held = held
         self._interval = interval
 
-    async def run(self, stop: StopLaunch) -> None:
+    async def run(self, stop: StopJob) -> None:
         """Until cancelled."""
         while True:
             await asyncio.sleep(self._interval)
@@ -35,7 +32,7 @@ class StopRequests:
                     with RiddenOut("stop_requests_failed", launch_id=request.launch_id):
                         await self._serve(request, stop)
 
-    async def _serve(self, request: StopRequest, stop: StopLaunch) -> None:
+    async def _serve(self, request: StopRequest, stop: StopJob) -> None:
         held = next((held for held in self._held if held.launch_id == request.launch_id), None)
         if held is None:
             record = await self._ledger.read(request.launch_id)

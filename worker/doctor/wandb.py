@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from worker.clients.api_key import ApiKey, KeyPlaces
+from worker.clients.api_key import ApiKey
 from worker.clients.wandb_api import WandbApi, WandbRefused, wandb_api
 from worker.doctor.check import Check, failed, ok, skipped
 from worker.errors import Unreachable
 from worker.launch.redaction import KnownSecrets
 from worker.ops.metrics import Metrics
+from worker.resources import key_places
 from worker.settings import Settings
 
 QUEUE_PROJECT = "model-registry"
@@ -43,15 +44,7 @@ async def api_key(settings: Settings, region: str, secrets: KnownSecrets) -> Api
     """The key as `run` finds it; None: there is none, or W&B is offline. Raises `SettingsError`."""
     if settings.wandb_mode == "offline":
         return None
-    given = settings.wandb_api_key
-    places = KeyPlaces(
-        source=settings.wandb_api_key_source,
-        environment=given.get_secret_value() if given else "",
-        base_url=settings.wandb_base_url,
-        netrc=settings.netrc,
-        region=region,
-    )
-    value = await places.read()
+    value = await key_places(settings, region).read()
     return ApiKey(value, secrets=secrets) if value else None
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 
 from worker.launch.record import LaunchRecord, LaunchState
 from worker.ops.logging import get_logger
 from worker.ops.ridden_out import RiddenOut
 from worker.tracking.port import Companion
+from worker.tracking.run_stops import StopJob
 from worker.tracking.turns import Turns
 
 PRESSED = "Stop was pressed in W&B, in the companion run."
@@ -19,9 +20,6 @@ _STEP = 1.0
 """Seconds between two looks for runs whose turn has come."""
 
 _log = get_logger()
-
-StopJob = Callable[[str, str], Awaitable[bool]]
-"""Launch id and reason."""
 
 
 class CompanionHeartbeats:

@@ -29,7 +29,7 @@ query RunStoppedStatus($projectName: String, $entityName: String, $runId: String
 _log = get_logger()
 
 StopJob = Callable[[str, str], Awaitable[bool]]
-"""Launch id and reason."""
+"""Launch id and reason; False: nothing was left to stop."""
 NoteStop = Callable[[str, str], Awaitable[None]]
 """As `StopJob`, for a stop that the container is to obey by itself."""
 
