@@ -80,17 +80,17 @@ async def opened(settings: Settings, secrets: KnownSecrets) -> AsyncIterator[Ope
         aws = await enter(aws_clients(settings.aws_region))
         count_all_calls(aws, metrics)
         logins = GitCredentials(settings.git_credentials, secrets)
+        ledger = MeasuredLedger(await enter(open_ledger(settings.ledger, aws.dynamodb)), metrics)
         # Side by side: each call takes its time, and nobody waits for another.
-        caller, facts, _ = await asyncio.gather(
+        caller, facts, _, _ = await asyncio.gather(
             caller_identity(aws.sts),
             queue_facts(aws.sqs, settings.queue_url, settings.dlq_url),
+            check_ledger(ledger),
             asyncio.to_thread(logins.read),  # wrong ones are told now
         )
         if settings.assume_role:
             role = TargetRole(settings.assume_role, settings.assume_role_external_id)
             aws, caller = await enter(with_role(aws, role)), Caller(role.account, role.partition)
-        ledger = MeasuredLedger(await enter(open_ledger(settings.ledger, aws.dynamodb)), metrics)
-        await check_ledger(ledger)
         api_key = await worker_key(settings, aws.region, secrets, metrics)
         wandb = await open_wandb(stack, settings, api_key, metrics)
         project = settings.companion_project
