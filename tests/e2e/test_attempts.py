@@ -82,7 +82,7 @@ async def spot_machines_taken_away(bench: Bench) -> None:
     sagemaker = bench.services.sagemaker
     spot = {
         "EnableManagedSpotTraining": True,
-        "StoppingCondition": {"MaxRuntimeInSeconds": 20, "MaxWaitTimeInSeconds": 25},
+        "StoppingCondition": {"MaxRuntimeInSeconds": 45, "MaxWaitTimeInSeconds": 50},
     }
     # Only the second attempt comes to its end by itself.
     case = bench.launch(numbered(3), tail='[ "$WANDB_RESUME" ] || sleep 60')

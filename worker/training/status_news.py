@@ -11,6 +11,8 @@ from worker.training.status import has_ended
 _SOON, _LATER = 0.5, 2.0
 _NOTHING_NEW = 300.0
 """Seconds without a change after which looks are rarer."""
+_SAME_MOMENT = 1.0
+"""Seconds by which LastModifiedTime may be behind the state's own StartTime: AWS tells whole seconds."""
 _STEADY = frozenset({"Training"})
 """Secondary states that last; all others are passed through."""
 
@@ -34,7 +36,14 @@ def is_news(listed: Summary, known: JobFacts, looked_for: Summary | None) -> boo
     is missed would be missed for good."""
     if listed.status != known.status:
         return True
-    return listed.secondary_status != known.secondary_status and listed != looked_for
+    if listed == looked_for:
+        return False
+    return listed.secondary_status != known.secondary_status or _came_back(listed, known)
+
+
+def _came_back(listed: Summary, known: JobFacts) -> bool:
+    """The job has left its state and come to it again, as after an interruption that was over between two looks."""
+    return bool(known.transitions) and listed.modified_at > known.transitions[-1][1] + _SAME_MOMENT
 
 
 def pace_of_looks(records: Iterable[LaunchRecord], unchanged: float) -> float:

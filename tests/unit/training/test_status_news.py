@@ -33,6 +33,22 @@ def test_news(now: Summary, before: Summary | None, news: bool) -> None:
     assert is_news(now, TRAINING, before) is news
 
 
+@pytest.mark.parametrize(
+    ("modified", "before", "news"),
+    [
+        (101.0, None, False),
+        (130.0, None, True),
+        (130.0, listed("InProgress", "Training", 100.0), True),
+        (130.0, listed("InProgress", "Training", 130.0), False),
+    ],
+)
+def test_an_interruption_that_is_over_between_two_looks_is_news(
+    modified: float, before: Summary | None, news: bool
+) -> None:
+    known = JobFacts("InProgress", "Training", transitions=(("Starting", 90.0), ("Training", 100.0)))
+    assert is_news(listed("InProgress", "Training", modified), known, before) is news
+
+
 def test_looks_are_more_frequent_while_something_happens() -> None:
     quiet = [record(f"launch-{number}") for number in range(3)]
     assert pace_of_looks(quiet, 10) == 1
