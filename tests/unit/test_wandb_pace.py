@@ -148,6 +148,26 @@ async def test_a_process_that_stood_still_before_its_turn_does_not_post() -> Non
     await post(pace, "a")
 
 
+async def test_a_process_that_stood_still_behind_another_post_of_the_run_does_not_post() -> None:
+    frozen = 0.0
+    pace = StreamPace(lambda: now() + frozen)
+    answered = asyncio.Event()
+
+    async def first() -> None:
+        async with pace.turn("a"):
+            await answered.wait()
+
+    posting = asyncio.ensure_future(first())
+    await asyncio.sleep(0.1)
+    waiting = asyncio.ensure_future(post(pace, "a"))
+    await asyncio.sleep(0.1)
+    frozen = 40.0
+    answered.set()
+    with pytest.raises(Unreachable, match="stood still for 40 s"):
+        await waiting
+    await posting
+
+
 async def test_the_patience_of_a_query_counts_from_when_it_joined_the_line() -> None:
     """And not from when those before it have used up theirs."""
     line = QueryLine(now)

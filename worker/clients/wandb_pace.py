@@ -28,7 +28,7 @@ _FORGET_EVERY = 1000
 
 _MAX_PAUSE = 300.0
 _STOOD_STILL = 2.0
-"""Seconds by which a turn came too late for anything but a process that was frozen; a peer waits longer than that
+"""Seconds by which a turn came too late to be sure that this process was not frozen; a peer waits longer than that
 before it takes launches over."""
 
 
@@ -53,12 +53,15 @@ class StreamPace:
     @asynccontextmanager
     async def turn(self, run: str) -> AsyncIterator[None]:
         """Wait for the run's turn, post inside. Raises `Throttled`, without a post, while W&B's Retry-After lasts, and
-        as `sleep_until`."""
+        as `sleep_until`, also behind a post of the run that takes as long."""
         flight = self._flights.setdefault(run, _Flight())
         flight.users += 1
+        joined_at = self._now()
         try:
-            async with flight.lock, self._paced(run):
-                yield
+            async with flight.lock:
+                self.still_in_time(joined_at)
+                async with self._paced(run):
+                    yield
         finally:
             flight.users -= 1
             if not flight.users:
@@ -88,6 +91,10 @@ class StreamPace:
         """Raises `Unreachable` where the process stood still meanwhile: whoever posts has looked before whether the run
         is its own to write, and has to look again."""
         await asyncio.sleep(at - self._now())
+        self.still_in_time(at)
+
+    def still_in_time(self, at: float) -> None:
+        """For a post that might have been made `at`; raises as `sleep_until`."""
         if (late := self._now() - at) > _STOOD_STILL:
             raise Unreachable(f"file_stream: not posted, this process stood still for {late:.0f} s")
 
