@@ -39,8 +39,8 @@ def supervisor_of(
     heartbeats = CompanionHeartbeats(
         parts.companion,
         interval=settings.companion_heartbeat,
-        running=lambda: held.silent_for(settings.companion_heartbeat),
-        is_silent=lambda launch_id: held.is_silent_for(launch_id, settings.companion_heartbeat),
+        running=lambda: held.silent_for(settings.companion_heartbeat / 2),
+        is_silent=lambda launch_id: held.is_silent_for(launch_id, settings.companion_heartbeat / 2),
         is_held=held.__contains__,
         is_current=lambda: adoption.is_current,
     )

@@ -35,9 +35,10 @@ class CompanionHeartbeats:
         is_silent: Callable[[str], bool] = lambda _: True,
         is_held: Callable[[str], bool] = lambda _: True,
     ) -> None:
-        """`running`: the launches this worker holds of which W&B needs a sign of life, `is_silent`: one of them (launch
-        id) still needs it; `is_held`: the worker holds a launch at all; `is_current`: no other worker can have taken
-        them over."""
+        """`running`: the launches this worker holds that have been silent for half an `interval`: their first heartbeat
+        comes within the other half, so that no Stop waits for longer than an interval. `is_silent`: one of them (launch
+        id) still is; `is_held`: the worker holds a launch at all; `is_current`: no other worker can have taken them
+        over."""
         self._is_silent = is_silent
         self._is_held = is_held
         self._companion = companion

@@ -20,6 +20,8 @@ from worker.ops.ridden_out import RiddenOut
 
 MAX_RUNS = 100
 """Runs in one query."""
+_STEP = 1.0
+"""Seconds between two looks whether a query is due."""
 _ONE = """
 query RunStoppedStatus($projectName: String, $entityName: String, $runId: String!) {
   project(name: $projectName, entityName: $entityName) { run(name: $runId) { stopped } }
@@ -63,8 +65,15 @@ class RunStops:
     async def run(self, stop: StopJob, note: NoteStop) -> None:
         """Until cancelled; `stop` is asked to stop a job, with the reason, and `note` told of it beforehand."""
         async with asyncio.TaskGroup() as tasks:
+            asked_at = time.monotonic()
             while True:
-                await asyncio.sleep(self._interval / max(1, -(-len(self._asked_about()) // MAX_RUNS)))
+                # Worked out anew in each step: jobs may have come meanwhile, a thousand of them at an adoption.
+                queries = max(1, math.ceil(len(self._asked_about()) / MAX_RUNS))
+                due_in = asked_at + self._interval / queries - time.monotonic()
+                if due_in > 0:
+                    await asyncio.sleep(min(_STEP, due_in))
+                    continue
+                asked_at = time.monotonic()
                 for record in await self._stopped_of(self._next()):
                     if record.launch_id not in self._seen:
                         self._seen.add(record.launch_id)

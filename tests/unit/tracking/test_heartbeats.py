@@ -138,7 +138,7 @@ async def test_a_heartbeat_that_hangs_holds_up_no_other_and_is_not_joined_by_its
     counts = Counter(companion.begun)
     assert counts.pop("launch-7") == 1
     assert len(counts) == 999
-    assert set(counts.values()) <= {3, 4}, "each once in 15 s"
+    assert set(counts.values()) <= {4, 5}, "each once in 15 s, the first sooner"
 
 
 async def test_a_launch_that_is_gone_is_forgotten() -> None:

@@ -180,3 +180,22 @@ async def test_many_runs_are_asked_about_in_few_queries_spread_over_the_interval
     asked = [operation["at"] for operation in double.operations]
     assert 8 <= len(asked) <= 12
     assert asked[7] - asked[0] > 0.5, "not all at once"
+
+
+async def test_jobs_that_come_at_once_do_not_wait_for_the_round_of_the_few_before_them(
+    double: WandbDouble, api: WandbApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at an adoption: ten queries an interval from now on, not from the next interval on."""
+    monkeypatch.setattr("worker.tracking.run_stops._STEP", 0.05)
+    launches = [record(f"launch-{number}") for number in range(950)]
+    for launch in launches:
+        make(double, launch.run)
+    bench = Bench(api)
+    bench.stops_of._interval = 60.0
+    running = asyncio.ensure_future(bench.run(0.6))
+    await asyncio.sleep(0.1)
+    assert double.operations == []
+    bench.stops_of._interval = 1.0
+    bench.records = launches
+    await running
+    assert double.operations, "the first of ten an interval"
