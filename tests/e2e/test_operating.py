@@ -99,17 +99,19 @@ async def test_see_ask_and_stop(shared_bench: Bench) -> None:
 
 
 async def test_a_failed_launch_is_sent_again_as_the_same_launch(bench: Bench) -> None:
-    await bench.started()
+    worker = await bench.started()
     once = '[ "$WANDB_RESUME" ] || { sleep 0.3; exit 3; }'
     case = bench.launch(numbered(2), tail=once, _wandb_api_key="5" * 40)
     await bench.send(case)
     await audit(bench, case, end="failed", exit_code=3)
+    await worker.freeze()  # else the second attempt may be over before it is asked for a third
     sent = await answer(bench, "retry", case.run_id)
     assert (sent["launchId"], sent["attempt"], sent["messageId"]) == (case.launch_id, 2, "")
     assert "exit code: 3" in sent["note"]
     code, _, err = await command(bench, "retry", case.launch_id)
     assert (code, err.split(":")[0]) == (1, "LW-CANNOT-RETRY")
     assert "is not over" in err
+    worker.wake()
     twice = replace(case, printed=[*case.printed] * 2)
     (record,) = await audit(bench, twice, attempts=2)
     assert [past.kind for past in record.attempts] == ["by hand"]
