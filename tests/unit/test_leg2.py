@@ -113,7 +113,7 @@ class World:
 class Worker:
     """Leg 2, wired as the composition root does it, with short times."""
 
-    def __init__(self, world: World, name: str = WORKER, *, beat: float = 0.02, pause: float = 0.002) -> None:
+    def __init__(self, world: World, name: str = WORKER, *, beat: float = 0.05, pause: float = 0.002) -> None:
         metrics = self.metrics = Metrics()
         self.world = world
         self.stop = asyncio.Event()
