@@ -172,7 +172,7 @@ class CodeBench:
                         await self.docker.images.delete(name, force=True, noprune=True)
             return not images
 
-        await until(gone, "the images of this test are removed", 15)
+        await until(gone, "the images of this test are removed", 60)
 
     @property
     def _label(self) -> str:

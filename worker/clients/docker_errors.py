@@ -77,6 +77,7 @@ _CACHE_REMOVED = _any(
     "unknown parent image ID",
     "layer does not exist",
     "no such image: sha256:",
+    'unable to find image "?sha256:',
 )
 """Somebody has removed an image of the build cache beside the build: a clean-up by hand, or by another worker."""
 _PARSE_ERROR = _any("dockerfile parse error")
