@@ -128,7 +128,7 @@ def code(error: WorkerError) -> str:
         ),
         (0, "failed to export image: failed to get layer sha256:0123: layer does not exist", RUN, Again, ""),
         (0, "layer does not exist", "Step 2/3 : COPY . /", Again, ""),
-        (0, 'unable to find image "sha256:0123"', "Step 5/7 : COPY [\".\", \"./\"]", Again, ""),
+        (0, 'unable to find image "sha256:0123"', 'Step 5/7 : COPY [".", "./"]', Again, ""),
         (0, "context canceled", RUN, Unreachable, ""),
         (900, "Cannot connect to Docker Engine via unix:///x", "", Unreachable, ""),
         (404, "network nothere not found", RUN, Again, ""),
