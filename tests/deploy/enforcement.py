@@ -74,7 +74,10 @@ def permissions(service: str, operation: str, request: Mapping[str, Any]) -> lis
         if action == "iam:PassRole":
             context = {"iam:PassedToService": "sagemaker.amazonaws.com"}
             needed.append(Permission(action, request["RoleArn"], context))
-        elif action != "sagemaker:AddTags" or request.get("Tags"):
+        elif action == "sagemaker:AddTags" and operation != "AddTags":
+            if request.get("Tags"):
+                needed.append(Permission(action, resource, {"sagemaker:TaggingAction": operation}))
+        else:
             needed.append(Permission(action, resource, _circumstances(operation, request)))
     return needed
 

@@ -35,6 +35,7 @@ VALUES = {
     "KMS_KEY": "1234abcd-12ab-34cd-56ef-1234567890ab",
     "BASE_ACCOUNT": "763104351884",
     "BASE_REPOSITORY": "pytorch-training",
+    "WORKER_REPOSITORY": "launch-worker",
     "OIDC_PROVIDER": "oidc.eks.us-east-1.amazonaws.com/id/0123456789ABCDEF",
     "NAMESPACE": "launch",
     "WORKER_ACCOUNT": "123456789012",

@@ -334,6 +334,7 @@ OF_STATEMENT = {
     ("sender.json", "SendLaunchMessages"): SENDING,
     ("operator.json", "SendLaunchesBack"): SENDING,
     ("optional/base-images.json", "PullBaseImages"): {"ecr:BatchGetImage": pull_base},
+    ("optional/worker-image.json", "PullTheWorkersImage"): {"ecr:BatchGetImage": pull_base},
     ("operator.json", "LookAtRefusedMessages"): DEAD_LETTERS,
 }
 """Statements that allow an action for another purpose than the worker's."""

@@ -1,4 +1,4 @@
-"""Templates: no lint in any partition, no more rights than deploy/iam, and what they make is what workers need."""
+"""Templates: no lint in any partition, and what they make is what workers need."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +16,37 @@ import pytest_asyncio
 from botocore.exceptions import ClientError
 
 from tests.deploy.enforcement import enforced, session_of
-from tests.deploy.policies import PARTITIONS, ROOT, policy
-from tests.deploy.template import TEMPLATES, load, resolved
+from tests.deploy.policies import PARTITIONS, ROOT
+from tests.deploy.template import (
+    BASE,
+    PARAMETERS,
+    TEMPLATES,
+    WORKER_IMAGE,
+    broken_rules,
+    load,
+    made_of,
+    named,
+)
 from tests.e2e.audit import ended
 from tests.e2e.bench import Bench, Clients, open_clients
-from tests.e2e.launches import numbered
+from tests.e2e.launches import PROJECT, numbered
+from tests.e2e.queues import claimed_by_its_run, queued, sagemaker_queue
 from worker.clients.aws import translate
 from worker.launch.record import LaunchState
 from worker.ledger.dynamodb import create_table_request
-from worker.local.stack import WANDB_KEY, LocalServices, running_stack
+from worker.local.stack import ENTITY, WANDB_KEY, LocalServices, running_stack
 
 # Of alarms and metric filters, which it does not make.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Tried to parse AWS..(CloudWatch..Alarm|Logs..Metric|ApplicationAuto)"
 )
-BASE = ROOT / "deploy" / "cloudformation" / "base.yaml"
 FARGATE = BASE.parent / "fargate.yaml"
+MIRROR_TEMPLATE = BASE.parent / "mirror.yaml"
+DEPLOY = (ROOT / "docs" / "deploy.md").read_text()
+QUEUE = "sm-default"
+"""W&B's launch queue, as a bench of this deployment names it."""
 TRAINING_IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/train:1"
 """A job is a process here, so nobody pulls it."""
-SECRET = "arn:aws:secretsmanager:us-east-1:123456789012:secret:wandb-key-??????"
-PARAMETERS = {
-    "Name": "launch",
-    "Deployment": "default",
-    "Builds": "true",
-    "SourceBucket": "launch-code",
-    "InputBucket": "launch-in",
-    "OutputBucket": "launch-out",
-    "WandbSecretArn": SECRET,
-}
-NAMES = {
-    **PARAMETERS,
-    "AWS::Partition": "aws",
-    "AWS::Region": "us-east-1",
-    "AWS::AccountId": "123456789012",
-    "AWS::URLSuffix": "amazonaws.com",
-}
 
 
 def test_templates_are_free_of_lint() -> None:
@@ -74,61 +70,123 @@ def test_templates_name_no_partition(path: Path) -> None:
     assert "arn:aws" not in path.read_text().replace("arn:[a-z-]+", "")
 
 
-def _policies(role: str) -> list[dict[str, Any]]:
-    """The statements of a role of base.yaml, in order."""
-    resources = load(BASE)["Resources"]
-    inline = [given["PolicyDocument"] for given in resources[role]["Properties"]["Policies"]]
-    for resource in resources.values():
-        properties = resource.get("Properties", {})
-        if resource["Type"] == "AWS::IAM::Policy" and properties["Roles"] == [{"Ref": role}]:
-            inline.append(properties["PolicyDocument"])
-    conditions = {"HasBuilds": True}
-    return [resolved(given, NAMES, conditions) for document in inline for given in document["Statement"]]
+def test_what_holds_launches_survives_the_stack_but_not_a_creation_that_failed() -> None:
+    """With `Retain` what a failed creation leaves behind has the names that the next one needs. The queue goes: a
+    sender is better told at once."""
+    kept = {name: item for name, item in load(BASE)["Resources"].items() if "DeletionPolicy" in item}
+    assert set(kept) == {"DeadLetterQueue", "Ledger", "Repository", "LogGroup"}
+    for item in kept.values():
+        assert (item["DeletionPolicy"], item["UpdateReplacePolicy"]) == ("RetainExceptOnCreate", "Retain")
+    uninstall = DEPLOY.partition("## Uninstall")[2].partition("\n## ")[0]
+    for name in ("launch-launches-dlq", "launch-ledger", "launch-images", "/launch-worker/launch"):
+        assert name in uninstall
 
 
-def _by_sid(statements: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    assert len({statement["Sid"] for statement in statements}) == len(statements)
-    return {statement["Sid"]: statement for statement in statements}
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [
+        ({}, []),
+        ({"SourceBucket": ""}, ["SourceBucket is needed with Builds=true"]),
+        ({"WorkerOn": "ec2"}, ["WorkerImageRepositoryArn is needed with WorkerOn=ec2"]),
+        ({"LedgerOn": "sqlite"}, ["LedgerOn=sqlite is for one worker on EC2"]),
+    ],
+)
+def test_parameters_that_do_not_go_together_are_refused(
+    parameters: Mapping[str, str], told: list[str]
+) -> None:
+    template = load(BASE)
+    found = broken_rules(template, named(template, **{**PARAMETERS, **parameters}))
+    assert [text.partition(";")[0] for text in found] == told
 
 
-VALUES = {
-    "QUEUE": "launch-launches",
-    "DEAD_LETTER_QUEUE": "launch-launches-dlq",
-    "TABLE": "launch-ledger",
-    "REPOSITORY": "launch-images",
-    "JOB_ROLE": "launch-training-us-east-1",
-    "SOURCE_BUCKET": "launch-code",
-}
-
-
-def test_the_workers_role_is_the_policy() -> None:
-    wanted = policy("worker-builds.json", **VALUES)["Statement"]
-    wanted += policy("optional/wandb-secret.json")["Statement"]
-    assert _by_sid(_policies("WorkerRole")) == _by_sid(wanted)
-
-
-def test_the_jobs_role_is_the_policy() -> None:
-    assert _by_sid(_policies("JobRole")) == _by_sid(policy("execution-role.json", **VALUES)["Statement"])
+def test_fargate_is_asked_for_sizes_that_it_has() -> None:
+    """MiB for each 1/1024 of a core (ECS developer guide, task CPU and memory)."""
+    sold = {
+        256: [512, 1024, 2048],
+        512: range(1024, 4097, 1024),
+        1024: range(2048, 8193, 1024),
+        2048: range(4096, 16385, 1024),
+    }
+    template = load(FARGATE)
+    for cpu in template["Parameters"]["Cpu"]["AllowedValues"]:
+        for memory in template["Parameters"]["Memory"]["AllowedValues"]:
+            broken = broken_rules(template, named(template, Cpu=cpu, Memory=memory))
+            assert bool(broken) == (int(memory) not in sold[int(cpu)]), (cpu, memory)
 
 
 def test_the_table_is_the_ledgers() -> None:
-    properties = resolved(load(BASE)["Resources"]["Ledger"]["Properties"], NAMES, {})
+    properties = made_of()["Ledger"]["Properties"]
     wanted: Mapping[str, Any] = create_table_request("launch-ledger")
     assert {name: properties[name] for name in wanted} == wanted
     assert properties["TimeToLiveSpecification"] == {"AttributeName": "expires", "Enabled": True}
 
 
-@pytest.mark.parametrize("name", ["fargate.yaml", "builds.yaml"])
+@pytest.mark.parametrize("name", ["fargate.yaml", "builds.yaml", "mirror.yaml"])
 def test_tasks_have_settings_that_exist_and_time_to_drain(name: str) -> None:
     task = load(BASE.parent / name)["Resources"]["Task"]["Properties"]
     worker = task["ContainerDefinitions"][0]
     given = {variable["Name"]: variable["Value"] for variable in worker["Environment"]}
     known = (ROOT / ".env.example").read_text()
     for variable in given:
-        assert f"#{variable}=" in known or variable in ("DOCKER_HOST", "HOME")
+        assert f"#{variable}=" in known or variable in ("DOCKER_HOST", "HOME", "TMPDIR")
     grace = int(given["LAUNCH_SHUTDOWN_GRACE"].removesuffix("s"))
     assert grace < worker["StopTimeout"] <= 120
     assert not any(variable == "WANDB_API_KEY" for variable in given), "the secret stays where it is"
+
+
+@pytest.mark.parametrize("name", ["fargate.yaml", "builds.yaml", "mirror.yaml"])
+def test_tasks_may_write_to_volumes_only(name: str) -> None:
+    """On Fargate a volume is root's, unless the image has one at that path; on EC2 docker makes it as it is in the
+    image."""
+    task = load(BASE.parent / name)["Resources"]["Task"]["Properties"]
+    container = task["ContainerDefinitions"][0]
+    assert container["ReadonlyRootFilesystem"] is True
+    given = {variable["Name"]: variable["Value"] for variable in container["Environment"]}
+    paths = {mount["ContainerPath"] for mount in container["MountPoints"] if "ContainerPath" in mount}
+    if name == "builds.yaml":
+        assert given["HOME"] in paths
+        assert given["LAUNCH_WORK_DIR"].startswith(f"{given['HOME']}/")
+    else:
+        image = (ROOT / "deploy" / "Dockerfile").read_text()
+        assert paths == set(re.findall(r"^VOLUME (\S+)$", image, re.MULTILINE))
+        assert given["TMPDIR"] in paths
+
+
+@pytest.mark.parametrize("name", ["fargate.yaml", "builds.yaml"])
+def test_an_update_leaves_the_number_of_workers_to_the_scaling(name: str) -> None:
+    resources = load(BASE.parent / name)["Resources"]
+    assert "DesiredCount" not in resources["Service"]["Properties"]
+    assert resources["ScalableTarget"]["Properties"]["MinCapacity"] == {"Ref": "MinWorkers"}
+
+
+def _user_data() -> str:
+    """Of instances for builds, as they get it with DaemonIs=host."""
+    template = load(BASE.parent / "builds.yaml")["Resources"]["Template"]
+    text: str = template["Properties"]["LaunchTemplateData"]["UserData"]["Fn::Base64"]["Fn::Sub"]
+    names = {"Cluster": "workers", "DaemonIs": "host"}
+    return re.sub(r"\$\{(!?)([^}]+)\}", lambda it: f"${{{it[2]}}}" if it[1] else names[it[2]], text)
+
+
+def test_instances_keep_builds_from_credentials_as_the_script_does(tmp_path: Path) -> None:
+    user_data = _user_data()
+    assert (ROOT / "deploy" / "block-build-metadata").read_text() in user_data
+    (tmp_path / "user-data.sh").write_text(user_data)
+    subprocess.run(["sh", "-n", tmp_path / "user-data.sh"], check=True)
+
+
+def test_the_worker_on_an_instance_may_use_a_socket_that_is_there_already() -> None:
+    """groupmod changes the group's number and not that of the files that have it."""
+    task = load(BASE.parent / "builds.yaml")["Resources"]["Task"]["Properties"]["ContainerDefinitions"][0]
+    _, group = task["User"]["Fn::If"][2].split(":")
+    _, _, after = _user_data().partition(f"groupmod --gid {group} docker\n")
+    assert after.startswith("if [ -S /var/run/docker.sock ]; then chgrp docker /var/run/docker.sock; fi\n")
+    assert "sysctl --system" not in _user_data(), "it fails on anybody's key"
+
+
+def test_the_way_to_delete_instances_names_what_the_stack_tells() -> None:
+    uninstall = DEPLOY.partition("## Uninstall")[2].partition("\n## ")[0]
+    named_there = set(re.findall(r"\$\(output (\w+)\)", uninstall))
+    assert named_there == load(BASE.parent / "builds.yaml")["Outputs"].keys()
 
 
 def test_the_daemon_of_builds_is_reached_by_its_socket_only() -> None:
@@ -140,12 +198,14 @@ def test_the_daemon_of_builds_is_reached_by_its_socket_only() -> None:
 
 @dataclass(frozen=True)
 class Made:
-    """What stacks of base.yaml and fargate.yaml made in moto."""
+    """What stacks of base.yaml, fargate.yaml and mirror.yaml made in moto."""
 
     outputs: Mapping[str, str]
     """Of base.yaml."""
     task: Mapping[str, str]
     """The environment of the worker's container."""
+    mirror: Mapping[str, str]
+    """The same of the mirror's."""
     services: LocalServices
     clients: Clients
 
@@ -170,10 +230,17 @@ async def made() -> AsyncIterator[Made]:
                 "WandbBaseUrl": services.wandb.base_url,
             }
             await _stack(cloudformation, "worker", FARGATE.read_text(), service)
-            answer = await ecs.describe_task_definition(taskDefinition="worker-worker")
-        (container,) = answer["taskDefinition"]["containerDefinitions"]
-        task = {variable["name"]: variable["value"] for variable in container["environment"]}
-        yield Made(outputs, task, services, clients)
+            queues = {"Entity": ENTITY, "WandbQueues": QUEUE}
+            await _stack(cloudformation, "mirror", MIRROR_TEMPLATE.read_text(), {**service, **queues})
+            task, mirror = [await _environment(ecs, family) for family in ("worker-worker", "mirror-mirror")]
+        yield Made(outputs, task, mirror, services, clients)
+
+
+async def _environment(ecs: Any, family: str) -> dict[str, str]:
+    """Of the one container of a task definition."""
+    answer = await ecs.describe_task_definition(taskDefinition=family)
+    (container,) = answer["taskDefinition"]["containerDefinitions"]
+    return {variable["name"]: variable["value"] for variable in container["environment"]}
 
 
 async def _stack(
@@ -193,8 +260,13 @@ async def _stack(
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_the_worker_runs_on_what_the_stacks_made(made: Made, tmp_path: Path) -> None:
-    """With the task's environment and role: a job to its end, its log, and a refused message in the DLQ."""
-    role = session_of(made.outputs["WorkerRoleArn"].rpartition("/")[2])
+    """With the tasks' environments and roles: a job to its end, its log, an item of W&B's queue the same way, and a
+    refused message in the DLQ."""
+    role, mirrors = (
+        session_of(made.outputs[name].rpartition("/")[2]) for name in ("WorkerRoleArn", "MirrorRoleArn")
+    )
+    # WANDB_API_KEY: of the local stack; here it comes from Secrets Manager. TMPDIR: the image's volume.
+    here = {"WANDB_API_KEY": "", "LAUNCH_SHUTDOWN_GRACE": "5", "TMPDIR": str(tmp_path)}
     bench = Bench(
         services=made.services,
         clients=made.clients,
@@ -204,27 +276,34 @@ async def test_the_worker_runs_on_what_the_stacks_made(made: Made, tmp_path: Pat
         queue_url=made.outputs["QueueUrl"],
         dlq_url=made.outputs["DeadLetterQueueUrl"],
         ledger=made.outputs["LedgerAddress"],
-        # WANDB_API_KEY: of the local stack; here it comes from Secrets Manager.
-        environment={**made.task, **role.environment, "WANDB_API_KEY": "", "LAUNCH_SHUTDOWN_GRACE": "5"},
+        environment={**made.task, **role.environment, **here},
     )
+    mirroring = replace(bench, environment={**made.mirror, **mirrors.environment, **here})
     (sagemaker,) = bench.launch().message["runSpec"]["resource_args"].values()
     arguments = {"sagemaker": {**sagemaker, "RoleArn": made.outputs["JobRoleArn"]}}
     case = bench.launch(lines := numbered(3), resource_args=arguments)
+    item, mirrored = queued(bench, sagemaker_queue(bench).name, lines, resource_args=arguments)
+    bench.services.wandb.run_by_hand(ENTITY, PROJECT, mirrored.run_id)
     with enforced() as denials:
-        worker = await bench.started()
+        processes = [await bench.started(), await mirroring.start("mirror", mirror_interval="0.2")]
         try:
             await bench.send(case, "{}")
-            await ended(bench, case)
+            for one in (case, mirrored):
+                await ended(bench, one)
             assert len(await bench.dead_letters(1)) == 1
-            worker.terminate()
-            assert await worker.exit_code() == 0
+            for process in processes:
+                process.terminate()
+            assert [await process.exit_code() for process in processes] == [0, 0]
         finally:
-            await worker.end()
-            sys.stdout.write(worker.printed())
+            for process in processes:
+                await process.end()
+                sys.stdout.write(process.printed())
     assert denials == []
-    record = await bench.record(case)
-    assert record is not None
-    assert (record.state, record.log.next_line) == (LaunchState.FINISHED, len(lines))
+    assert claimed_by_its_run(item, mirrored)
+    for one in (case, mirrored):
+        record = await bench.record(one)
+        assert record is not None
+        assert (record.state, record.log.next_line) == (LaunchState.FINISHED, len(lines))
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -245,16 +324,32 @@ def test_the_alarm_of_throttling_knows_what_workers_print() -> None:
     error = ClientError({"Error": {"Code": "ThrottlingException", "Message": "Rate exceeded"}}, "x")
     (text,) = re.findall(r'\$\.error = "\*(.+?)\*"', pattern)
     assert text in str(translate("ListTrainingJobs", error))
-    (event,) = re.findall(r'\$\.event = "(.+?)"', pattern)
-    assert f'"{event}"' in "".join(path.read_text() for path in (ROOT / "worker").glob("*.py"))
+    sources = "".join(path.read_text() for path in (ROOT / "worker").rglob("*.py"))
+    told = set(re.findall(r"_log\.\w+\(\s*\"(\w*throttl\w*)\"", sources))
+    assert set(re.findall(r'\$\.event = "(.+?)"', pattern)) == told
 
 
-def test_there_is_an_alarm_for_what_nobody_would_see() -> None:
-    resources = load(BASE)["Resources"].values()
+ON_INSTANCES = {"WorkerOn": "ec2", "WorkerImageRepositoryArn": WORKER_IMAGE}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "more"),
+    [
+        ({}, {"ConsumedWriteCapacityUnits": "breaching", "ThrottledCalls": "notBreaching"}),
+        # Only tasks on ECS write to the log group.
+        (ON_INSTANCES, {"ConsumedWriteCapacityUnits": "breaching"}),
+        ({"WorkerOn": "eks"}, {"ConsumedWriteCapacityUnits": "breaching"}),
+        # Nobody writes to the table: the alarm would be on for ever.
+        ({**ON_INSTANCES, "LedgerOn": "sqlite"}, {}),
+    ],
+)
+def test_there_is_an_alarm_for_what_nobody_would_see(
+    parameters: Mapping[str, str], more: Mapping[str, str]
+) -> None:
+    resources = made_of(**parameters).values()
     alarms = [item["Properties"] for item in resources if item["Type"] == "AWS::CloudWatch::Alarm"]
     assert {alarm["MetricName"]: alarm["TreatMissingData"] for alarm in alarms} == {
         "ApproximateNumberOfMessagesVisible": "notBreaching",
         "ApproximateAgeOfOldestMessage": "notBreaching",
-        "ConsumedWriteCapacityUnits": "breaching",
-        "ThrottledCalls": "notBreaching",
+        **more,
     }

@@ -5,21 +5,25 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
+from botocore.exceptions import ClientError
 
 from tests.deploy.calls import DOCKER_PUSH
 from tests.deploy.enforcement import Denial, Role, enforced, new_role
 from tests.deploy.policies import ROOT, actions, policy, policy_files, resources, without
-from tests.deploy.probes import BASE_REPOSITORY, NOT_TRIED, OF_STATEMENT, PROBES, Field
+from tests.deploy.probes import BASE_REPOSITORY, DEPLOYMENT, NOT_TRIED, OF_STATEMENT, PROBES, Field
 from tests.e2e.bench import open_clients
 from worker.clients.aws import aws_clients
 from worker.clients.docker import docker_engine
 from worker.errors import SettingsError, WorkerError
 from worker.local.aws import ACCOUNT
 from worker.local.stack import running_stack
+
+if TYPE_CHECKING:
+    from types_aiobotocore_sagemaker.type_defs import TagTypeDef
 
 POLICIES = [
     "worker.json",
@@ -31,6 +35,9 @@ POLICIES = [
 ]
 OPTIONAL = policy_files("optional")
 BASE_IMAGES = "optional/base-images.json"
+WORKER_IMAGE = "optional/worker-image.json"
+PULLING = (BASE_IMAGES, WORKER_IMAGE)
+"""Tried on the one repository of the registry that has an image to pull."""
 DOCUMENT = (ROOT / "docs" / "iam.md").read_text()
 ADVICE = r"IAM policy|role needs|must be allowed|allow the worker to (push|pull)|that the worker may pull it"
 ON_DOCKER = {*DOCKER_PUSH, "ecr:GetDownloadUrlForLayer"}
@@ -38,7 +45,7 @@ TRIED = [
     pytest.param(
         *(name, statement["Sid"], action, resource),
         id=f"{name}-{statement['Sid']}-{action}{'-' * position}",
-        marks=[pytest.mark.docker] if action in ON_DOCKER or name == BASE_IMAGES else [],
+        marks=[pytest.mark.docker] if action in ON_DOCKER or name in PULLING else [],
     )
     for name in [*POLICIES, *OPTIONAL]
     for statement in policy(name)["Statement"]
@@ -76,6 +83,8 @@ def refused() -> Iterator[list[Denial]]:
 def tried(name: str) -> dict[str, Any]:
     """A policy, and what else is needed to do what it is for: base images are pulled by a worker that builds. Their
     account is the local one here, for there is no other."""
+    if name == WORKER_IMAGE:
+        return policy(name, WORKER_REPOSITORY=BASE_REPOSITORY)
     if name != BASE_IMAGES:
         return policy(name)
     own = policy("worker-builds.json")
@@ -94,7 +103,7 @@ async def test_no_action_can_be_taken_away(
     role.allow(document)
     await probe(on)
     assert refused == []
-    role.allow(without(document, action, sid, resource if name != BASE_IMAGES else ""))
+    role.allow(without(document, action, sid, resource if name not in PULLING else ""))
     with pytest.raises(WorkerError, match=ADVICE) as failed:
         await probe(on)
     assert refused[-1].permission.action == action
@@ -122,6 +131,22 @@ async def test_what_is_not_the_workers_is_out_of_its_reach(
         else:
             await on.sagemaker.stop(await on.a_job(**changes))
     assert refused[-1].permission.action == action
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_job_is_tagged_as_it_is_made_and_never_later(
+    field: tuple[Field, Role], refused: list[Denial]
+) -> None:
+    """Else a worker could tag somebody else's job as its own, and stop it then."""
+    on, role = field
+    role.allow(policy("worker.json"))
+    tags: list[TagTypeDef] = [{"Key": "LaunchWorker", "Value": DEPLOYMENT}]
+    await on.sagemaker.create_or_adopt(on.job_request(Tags=tags))
+    assert refused == []
+    foreign = await on.admin.sagemaker.describe_training_job(TrainingJobName=await on.a_job(Tags=[]))
+    with pytest.raises(ClientError, match="not authorized"):
+        await on.aws.sagemaker.add_tags(ResourceArn=foreign["TrainingJobArn"], Tags=tags)
+    assert refused[-1].permission.action == "sagemaker:AddTags"
 
 
 def test_every_action_is_tried_or_the_document_says_why_not() -> None:

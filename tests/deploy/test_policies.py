@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from tests.deploy.calls import DOCKER_PULL, DOCKER_PUSH, calls_in_sources, iam_actions
+from tests.deploy.enforcement import Permission
 from tests.deploy.policies import (
     IAM,
     PARTITIONS,
@@ -20,6 +21,9 @@ from tests.deploy.policies import (
     policy_files,
     statements,
 )
+from worker.clients.aws import Caller
+from worker.doctor.permissions import wanted_actions
+from worker.settings import load_settings
 
 WORKER = [name for name in policy_files() if name != "execution-role.json"]
 """Policies whose calls stand in our sources; the execution role is SageMaker's."""
@@ -113,6 +117,33 @@ def test_a_worker_with_builds_may_do_what_one_without_may() -> None:
     assert with_builds[: len(plain)] == plain
     of_jobs = policy("assumed-role.json")["Statement"]
     assert [statement for statement in plain if statement in of_jobs] == of_jobs
+
+
+@pytest.mark.parametrize("name", ["worker.json", "worker-builds.json"])
+def test_the_doctor_asks_for_what_the_policy_gives(name: str) -> None:
+    """With the condition keys that the real calls come with: else it would find fault with a role that has it all."""
+    builds = name == "worker-builds.json"
+    queue = "arn:aws:sqs:us-east-1:123456789012:launches"
+    settings = load_settings(
+        None,
+        {
+            "LAUNCH_QUEUE_URL": "https://sqs.us-east-1.amazonaws.com/123456789012/launches",
+            "LAUNCH_LEDGER": "dynamodb://launch-ledger",
+            "LAUNCH_BUILDER": "docker" if builds else "none",
+            "LAUNCH_REGISTRY": "123456789012.dkr.ecr.us-east-1.amazonaws.com/launch-dev" if builds else "",
+        },
+    )
+    wanted = wanted_actions(
+        settings,
+        Caller("123456789012", "aws"),
+        "us-east-1",
+        queue_arn=queue,
+        dlq_arn=f"{queue}-dlq",
+        roles=["arn:aws:iam::123456789012:role/launch-training"],
+    )
+    given = policy(name)["Statement"]
+    asked = [Permission(action, one.resource, one.context) for one in wanted for action in one.actions]
+    assert [it for it in asked if not any(it.is_given_by(statement) for statement in given)] == []
 
 
 def test_the_document_has_one_row_for_each_action() -> None:

@@ -59,7 +59,8 @@ def wanted_actions(
     found = [
         Wanted(queue_arn, tuple(f"sqs:{name}" for name in sqs)),
         Wanted(dlq_arn, ("sqs:SendMessage",)),
-        Wanted(jobs, ("sagemaker:AddTags", "sagemaker:CreateTrainingJob")),
+        Wanted(jobs, ("sagemaker:CreateTrainingJob",)),
+        Wanted(jobs, ("sagemaker:AddTags",), {"sagemaker:TaggingAction": "CreateTrainingJob"}),
         Wanted(jobs, describing, ours),
         Wanted("*", ("sagemaker:ListTrainingJobs",)),
         Wanted(
