@@ -8,16 +8,24 @@ IMAGE=123456789012.dkr.ecr.eu-west-1.amazonaws.com/launch-worker:1 # built with 
 QUEUE_URL=https://sqs.eu-west-1.amazonaws.com/123456789012/launch-launches
 WANDB_SECRET=arn:aws:secretsmanager:eu-west-1:123456789012:secret:wandb-key-AbCdEf
 REGION=eu-west-1
-# One worker on this instance: its ledger may lie on its disk. More than one: dynamodb://TABLE.
-LEDGER=sqlite:////var/lib/launch-worker/ledger.db
+# The table that base.yaml has made: it outlives this instance, and several may share it. For one worker only, and then
+# with LedgerOn=sqlite in base.yaml: sqlite:////var/lib/launch-worker/ledger.db, on a disk that goes with the instance.
+LEDGER=dynamodb://launch-ledger
 BUILDS=no
 REGISTRY= # with builds: the ECR repository for images
+# W&B launch queues to mirror into QUEUE_URL, with commas between, and their entity; base.yaml with Mirror=true.
+MIRROR_QUEUES=
+ENTITY=
 REGISTRY_TO_PULL_FROM=${IMAGE%%/*}
 
 if command -v dnf >/dev/null 2>&1; then
   dnf install -y docker awscli-2 iptables-nft
 else
-  apt-get update && apt-get install -y --no-install-recommends docker.io awscli iptables
+  apt-get update
+  # From Debian 13 on docker's client is a package of its own.
+  client=$(apt-cache pkgnames docker-cli | grep -x docker-cli || true)
+  # Unquoted on purpose: it may be empty.
+  apt-get install -y --no-install-recommends docker.io $client awscli iptables
 fi
 systemctl enable --now docker
 
@@ -46,14 +54,26 @@ REGISTRY=$REGISTRY_TO_PULL_FROM
 OPTIONS=$options
 SETTINGS
 
-# @UNIT@ and @FIREWALL@: the files beside this one; `deploy/ec2/render` puts them in.
+# @UNIT@, @MIRROR@ and @FIREWALL@: the files beside this one; `deploy/ec2/render` puts them in.
 cat >/etc/systemd/system/launch-worker.service <<'UNIT'
 @UNIT@
+UNIT
+cat >/etc/systemd/system/launch-mirror.service <<'UNIT'
+@MIRROR@
 UNIT
 cat >/usr/local/sbin/block-build-metadata <<'FIREWALL'
 @FIREWALL@
 FIREWALL
 chmod 0755 /usr/local/sbin/block-build-metadata
 
+units=launch-worker
+if [ -n "$MIRROR_QUEUES" ]; then
+  cat >/etc/launch-mirror.env <<SETTINGS
+LAUNCH_ENTITY=$ENTITY
+LAUNCH_WANDB_QUEUES=$MIRROR_QUEUES
+SETTINGS
+  units="launch-worker launch-mirror"
+fi
 systemctl daemon-reload
-systemctl enable --now launch-worker
+# Unquoted on purpose: a list.
+systemctl enable --now $units

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.deploy.policies import ROOT
+from tests.deploy.template import load
 
 FOLDER = ROOT / "deploy" / "ec2"
 
@@ -17,7 +21,8 @@ def _rendered() -> str:
 
 def test_the_user_data_is_a_script_with_unit_and_firewall_in_it(tmp_path: Path) -> None:
     rendered = _rendered()
-    assert (FOLDER / "launch-worker.service").read_text() in rendered
+    for unit in ("launch-worker.service", "launch-mirror.service"):
+        assert (FOLDER / unit).read_text() in rendered
     assert (ROOT / "deploy" / "block-build-metadata").read_text() in rendered
     assert not re.search(r"^@", rendered, re.MULTILINE)
     assert len(rendered) < 16_384, "EC2 takes no more"
@@ -29,12 +34,37 @@ def test_the_user_data_is_a_script_with_unit_and_firewall_in_it(tmp_path: Path) 
 def test_the_settings_that_it_writes_exist() -> None:
     known = (ROOT / ".env.example").read_text()
     named = set(re.findall(r"\b(LAUNCH_[A-Z_]+)=", _rendered()))
-    assert {"LAUNCH_QUEUE_URL", "LAUNCH_LEDGER", "LAUNCH_REGISTRY"} <= named
+    assert {"LAUNCH_QUEUE_URL", "LAUNCH_LEDGER", "LAUNCH_REGISTRY", "LAUNCH_WANDB_QUEUES"} <= named
     assert [name for name in named if f"#{name}=" not in known] == []
 
 
-def test_the_unit_waits_for_the_worker_to_drain() -> None:
-    unit, settings = (FOLDER / "launch-worker.service").read_text(), (FOLDER / "user-data.sh").read_text()
+def test_the_ledger_outlives_the_instance() -> None:
+    """base.yaml has made that table, and its alarm waits for writes to it."""
+    settings = (FOLDER / "user-data.sh").read_text()
+    assert re.search(r"^LEDGER=dynamodb://launch-ledger$", settings, re.MULTILINE)
+    base = load(ROOT / "deploy" / "cloudformation" / "base.yaml")
+    assert base["Resources"]["Ledger"]["Properties"]["TableName"] == {"Fn::Sub": "${Name}-ledger"}
+    assert base["Parameters"]["Name"]["Default"] == "launch"
+    assert base["Parameters"]["LedgerOn"]["Default"] == "dynamodb"
+
+
+def test_the_page_starts_an_instance_of_each_kind() -> None:
+    """One for builds with a disk for them: the machine image brings 8 GiB. The profile is the stack's."""
+    page = (ROOT / "docs" / "deploy.md").read_text().partition("## EC2")[2].partition("\n## ")[0]
+    assert page.index("WorkerImageRepositoryArn") < page.index("aws ec2 run-instances")
+    (disk,) = re.findall(r"--block-device-mappings '(.+?)'", page)
+    (mapping,) = json.loads(disk)
+    assert mapping["Ebs"]["VolumeSize"] >= 100
+    assert "--instance-type m6i.large" in page
+    base = load(ROOT / "deploy" / "cloudformation" / "base.yaml")
+    profile = base["Resources"]["InstanceProfile"]["Properties"]["InstanceProfileName"]["Fn::Sub"]
+    made = profile.replace("${Name}", "launch").replace("${AWS::Region}", "eu-west-1")
+    assert f"--iam-instance-profile Name={made}" in page
+
+
+@pytest.mark.parametrize("name", ["launch-worker", "launch-mirror"])
+def test_the_unit_waits_for_its_process_to_drain(name: str) -> None:
+    unit, settings = (FOLDER / f"{name}.service").read_text(), (FOLDER / "user-data.sh").read_text()
     grace = int(re.findall(r"LAUNCH_SHUTDOWN_GRACE=(\d+)s", settings)[0])
     docker = int(re.findall(r"docker stop --time (\d+)", unit)[0])
     systemd = int(re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)[0])
