@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import pytest_asyncio
 from botocore.exceptions import ClientError
 
+from tests.deploy import user_data
 from tests.deploy.enforcement import enforced, session_of
 from tests.deploy.policies import PARTITIONS, ROOT
 from tests.deploy.template import (
@@ -159,28 +161,40 @@ def test_an_update_leaves_the_number_of_workers_to_the_scaling(name: str) -> Non
     assert resources["ScalableTarget"]["Properties"]["MinCapacity"] == {"Ref": "MinWorkers"}
 
 
-def _user_data() -> str:
-    """Of instances for builds, as they get it with DaemonIs=host."""
+def _user_data(daemon: str) -> str:
+    """Of instances for builds, as they get it."""
     template = load(BASE.parent / "builds.yaml")["Resources"]["Template"]
     text: str = template["Properties"]["LaunchTemplateData"]["UserData"]["Fn::Base64"]["Fn::Sub"]
-    names = {"Cluster": "workers", "DaemonIs": "host"}
+    names = {"Cluster": "workers", "DaemonIs": daemon}
     return re.sub(r"\$\{(!?)([^}]+)\}", lambda it: f"${{{it[2]}}}" if it[1] else names[it[2]], text)
 
 
-def test_instances_keep_builds_from_credentials_as_the_script_does(tmp_path: Path) -> None:
-    user_data = _user_data()
-    assert (ROOT / "deploy" / "block-build-metadata").read_text() in user_data
-    (tmp_path / "user-data.sh").write_text(user_data)
-    subprocess.run(["sh", "-n", tmp_path / "user-data.sh"], check=True)
+SYSCTL = "sysctl -p /etc/sysctl.d/50-rootless.conf"
+"""`--system` would fail on anybody's key that is not there, and with it all that follows."""
 
 
-def test_the_worker_on_an_instance_may_use_a_socket_that_is_there_already() -> None:
-    """groupmod changes the group's number and not that of the files that have it."""
+def test_the_worker_on_an_instance_may_use_a_socket_that_is_there_already(tmp_path: Path) -> None:
+    """groupmod changes the group's number and not that of the files that have it. Builds are kept from credentials."""
     task = load(BASE.parent / "builds.yaml")["Resources"]["Task"]["Properties"]["ContainerDefinitions"][0]
     _, group = task["User"]["Fn::If"][2].split(":")
-    _, _, after = _user_data().partition(f"groupmod --gid {group} docker\n")
-    assert after.startswith("if [ -S /var/run/docker.sock ]; then chgrp docker /var/run/docker.sock; fi\n")
-    assert "sysctl --system" not in _user_data(), "it fails on anybody's key"
+    assert user_data.run(_user_data("host"), tmp_path) == [
+        SYSCTL,
+        f"groupmod --gid {group} docker",
+        "chgrp docker /var/run/docker.sock",
+        "systemctl daemon-reload",
+        "systemctl enable --now block-build-metadata",
+    ]
+    firewall = tmp_path / "usr" / "local" / "sbin" / "block-build-metadata"
+    assert firewall.read_text() == (ROOT / "deploy" / "block-build-metadata").read_text()
+    assert os.access(firewall, os.X_OK)
+    assert "ECS_CLUSTER=workers\n" in (tmp_path / "etc" / "ecs" / "ecs.config").read_text()
+
+
+def test_a_rootless_daemon_has_no_rule_on_the_instance(tmp_path: Path) -> None:
+    """Its builds' bridge is in its container."""
+    calls = user_data.run(_user_data("rootless"), tmp_path)
+    assert calls[0] == SYSCTL
+    assert not [call for call in calls if "block-build-metadata" in call]
 
 
 def test_the_way_to_delete_instances_names_what_the_stack_tells() -> None:

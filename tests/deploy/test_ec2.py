@@ -9,10 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.deploy import user_data
 from tests.deploy.policies import ROOT
 from tests.deploy.template import load
 
 FOLDER = ROOT / "deploy" / "ec2"
+UNTIL_UNITS = (
+    "systemctl enable --now docker",
+    "install -d -m 0700 -o 10001 -g 10001 /var/lib/launch-worker /var/lib/launch-work",
+    "systemctl daemon-reload",
+)
+"""Commands between the packages and the units."""
 
 
 def _rendered() -> str:
@@ -26,9 +33,35 @@ def test_the_user_data_is_a_script_with_unit_and_firewall_in_it(tmp_path: Path) 
     assert (ROOT / "deploy" / "block-build-metadata").read_text() in rendered
     assert not re.search(r"^@", rendered, re.MULTILINE)
     assert len(rendered) < 16_384, "EC2 takes no more"
-    file = tmp_path / "user-data.sh"
-    file.write_text(rendered)
-    subprocess.run(["sh", "-n", file], check=True)
+    assert user_data.run(rendered, tmp_path) == [
+        "dnf install -y docker awscli-2 iptables-nft",
+        *UNTIL_UNITS,
+        "systemctl enable --now launch-worker",
+    ]
+    firewall = tmp_path / "usr" / "local" / "sbin" / "block-build-metadata"
+    assert firewall.read_text() == (ROOT / "deploy" / "block-build-metadata").read_text()
+
+
+@pytest.mark.parametrize("client", ["", "docker-cli"])
+def test_debian_gets_a_docker_client_and_a_mirror_if_it_is_wanted(tmp_path: Path, client: str) -> None:
+    """From Debian 13 on docker.io is the daemon alone."""
+    given = {"MIRROR_QUEUES": "sagemaker,spot", "ENTITY": "acme", "BUILDS": "yes"}
+    text = _rendered()
+    for name, value in given.items():
+        text = re.sub(rf"^{name}=.*$", f"{name}={value}", text, count=1, flags=re.MULTILINE)
+    names = f"docker-cli-foo\n{client}\n"
+    calls = user_data.run(text, tmp_path, prints={"apt-cache": names}, absent="dnf")
+    packages = " ".join(["docker.io", *([client] if client else []), "awscli", "iptables"])
+    assert calls == [
+        "apt-get update",
+        f"apt-get install -y --no-install-recommends {packages}",
+        *UNTIL_UNITS,
+        "systemctl enable --now launch-worker launch-mirror",
+    ]
+    settings = (tmp_path / "etc" / "launch-mirror.env").read_text()
+    assert settings == "LAUNCH_ENTITY=acme\nLAUNCH_WANDB_QUEUES=sagemaker,spot\n"
+    group = (tmp_path / "etc").stat().st_gid
+    assert f"--group-add={group}\n" in (tmp_path / "etc" / "default" / "launch-worker").read_text()
 
 
 def test_the_settings_that_it_writes_exist() -> None:

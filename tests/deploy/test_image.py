@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
 import tempfile
 import uuid
 from collections.abc import AsyncIterator
@@ -93,16 +95,27 @@ async def test_it_says_its_version(image: str) -> None:
     assert (await docker("run", "--rm", "--network", "none", image, "--version")).strip() == __version__
 
 
-async def test_a_worker_runs_in_it_and_drains(image: str, tmp_path: Path) -> None:
+WRITABLE = {
+    "fargate": ("--env", "TMPDIR=/var/lib/launch-work"),
+    "builds": (
+        *("--user", "1000:1000", "--volume", "/tmp"),
+        *("--env", "HOME=/tmp", "--env", "LAUNCH_WORK_DIR=/tmp/launch-work"),
+    ),
+}
+"""What may be written beside the image's own volumes; on EC2 and EKS the worker has a /tmp, too, and is the image's
+user."""
+
+
+async def test_workers_run_in_it_and_drain(image: str, tmp_path: Path) -> None:
     async with (
         running_stack(executor="process", stop_grace=1) as services,
         open_clients(services) as clients,
         open_bench(services, clients, TRAINING_IMAGE, tmp_path, ledger="dynamodb") as bench,
     ):
-        await _runs(bench, image)
+        await _run(bench, image)
 
 
-async def _runs(bench: Bench, image: str) -> None:
+async def _run(bench: Bench, image: str) -> None:
     environment = {
         **bench.services.environment,
         **FAST,
@@ -111,44 +124,44 @@ async def _runs(bench: Bench, image: str) -> None:
         "LAUNCH_DEPLOYMENT": bench.deployment,
         "LAUNCH_QUEUE_URL": bench.queue_url,
         "LAUNCH_LEDGER": bench.ledger,
-        "LAUNCH_HTTP_PORT": "18080",
     }
     given = [part for name, value in environment.items() for part in ("--env", f"{name}={value}")]
-    options = (
-        "--network",
-        "host",
-        "--read-only",
-        "--tmpfs",
-        "/tmp",
-        "--cap-drop",
-        "ALL",
-        "--health-interval",
-        "1s",
-    )
-    name = (await docker("run", "--detach", *options, *given, image)).strip()
+    options = ("--network", "host", "--read-only", "--cap-drop", "ALL", "--health-interval", "2s")
+    names: list[str] = []
     try:
-        await _launches(bench, name)
-        await docker("stop", "--time", "30", name)
-        (state,) = json.loads(await docker("inspect", "--format", "[{{json .State}}]", name))
-        assert state["ExitCode"] == 0
+        for writable in WRITABLE.values():
+            own = (*writable, "--env", f"LAUNCH_HTTP_PORT={_free_port()}")
+            names.append((await docker("run", "--detach", *options, *given, *own, image)).strip())
+        await _launches(bench, names)
+        await asyncio.gather(*(docker("stop", "--time", "30", name) for name in names))
+        codes = await docker("inspect", "--format", "{{.State.ExitCode}}", *names)
+        assert codes.split() == ["0"] * len(names)
     finally:
-        print(await docker("logs", name))  # noqa: T201  # pytest shows it with a failure
-        await docker("rm", "--force", "--volumes", name)
+        for name in names:
+            print(await docker("logs", name))  # noqa: T201  # pytest shows it with a failure
+        await docker("rm", "--force", "--volumes", *names)
 
 
-async def _launches(bench: Bench, name: str) -> None:
+def _free_port() -> int:
+    with contextlib.closing(socket.socket()) as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+async def _launches(bench: Bench, names: list[str]) -> None:
     async def healthy() -> bool:
-        return (await docker("inspect", "--format", "{{.State.Health.Status}}", name)).strip() == "healthy"
+        said = await docker("inspect", "--format", "{{.State.Health.Status}}", *names)
+        return said.split() == ["healthy"] * len(names)
 
-    case = bench.launch(numbered(3))
-    await bench.send(case)
-    await bench.lines_in_wandb(case, 3)
+    await until(healthy, "docker finds the workers healthy")
+    cases = [bench.launch(numbered(3)) for _ in range(2 * len(names))]
+    await bench.send(*cases)
+    for case in cases:
+        await bench.lines_in_wandb(case, 3)
 
     async def finished() -> bool:
-        record = await bench.record(case)
-        return record is not None and record.state is LaunchState.FINISHED
+        records = [await bench.record(case) for case in cases]
+        return all(record is not None and record.state is LaunchState.FINISHED for record in records)
 
-    await until(finished, "the launch is finished")
-    await until(healthy, "docker finds the worker healthy")
-    processes = await asyncio.gather(docker("top", name, "-o", "pid,args"))
-    assert "tini" in processes[0].splitlines()[1]
+    await until(finished, "the launches are finished")
+    assert "tini" in (await docker("top", names[0], "-o", "pid,args")).splitlines()[1]
