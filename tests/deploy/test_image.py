@@ -119,6 +119,9 @@ async def _run(bench: Bench, image: str) -> None:
     environment = {
         **bench.services.environment,
         **FAST,
+        # Nobody is to be taken for dead here, however busy this machine is.
+        "LAUNCH_HEARTBEAT": "5",
+        "LAUNCH_LEASE": "30",
         "LAUNCH_BUILDER": "none",
         "LAUNCH_REGISTRY": "",
         "LAUNCH_DEPLOYMENT": bench.deployment,
