@@ -38,9 +38,9 @@ from worker.launch.record import LaunchState
 from worker.ledger.dynamodb import create_table_request
 from worker.local.stack import ENTITY, WANDB_KEY, LocalServices, running_stack
 
-# Of alarms and metric filters, which it does not make.
+# Of what moto does not make: alarms, metric filters, scaling, capacity providers.
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:Tried to parse AWS..(CloudWatch..Alarm|Logs..Metric|ApplicationAuto)"
+    "ignore:Tried to parse AWS..(CloudWatch..Alarm|Logs..Metric|ApplicationAuto|ECS..C)"
 )
 FARGATE = BASE.parent / "fargate.yaml"
 MIRROR_TEMPLATE = BASE.parent / "mirror.yaml"
@@ -330,6 +330,32 @@ async def test_the_stack_has_repository_and_queue_as_they_should_be(made: Made) 
     async with session.client("ecr", endpoint_url=url) as ecr:
         answer = await ecr.describe_repositories(repositoryNames=["acme-images"])
     assert answer["repositories"][0]["imageTagMutability"] == "IMMUTABLE"
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_stack_for_builds_can_be_made(made: Made) -> None:
+    """With a rootless daemon: moto takes a list's missing item for one that is there."""
+    session, url = made.services.aws.session(), made.services.aws_endpoint
+    async with (
+        session.client("cloudformation", endpoint_url=url) as cloudformation,
+        session.client("ec2", endpoint_url=url) as ec2,
+        session.client("ecs", endpoint_url=url) as ecs,
+    ):
+        (subnet, *_) = (await ec2.describe_subnets())["Subnets"]
+        given = {
+            "Image": "123456789012.dkr.ecr.us-east-1.amazonaws.com/launch-worker:1",
+            "ImageRepositoryArn": WORKER_IMAGE,
+            "Subnets": subnet["SubnetId"],
+            "Vpc": subnet["VpcId"],
+        }
+        outputs = await _stack(cloudformation, "builds", (BASE.parent / "builds.yaml").read_text(), given)
+        answer = await ecs.describe_task_definition(taskDefinition="builds-worker")
+    assert outputs["GroupName"]
+    worker, daemon = answer["taskDefinition"]["containerDefinitions"]
+    assert worker["dependsOn"] == [{"containerName": "dockerd", "condition": "HEALTHY"}]
+    volumes = {volume["name"] for volume in answer["taskDefinition"]["volumes"]}
+    mounted = {mount["sourceVolume"] for it in (worker, daemon) for mount in it["mountPoints"]}
+    assert mounted == volumes == {"tmp", "docker"}
 
 
 def test_the_alarm_of_throttling_knows_what_workers_print() -> None:
