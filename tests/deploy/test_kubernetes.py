@@ -3,104 +3,168 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-import sys
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from tests.conftest import in_ci
+from tests.deploy.kustomize import (
+    FOLDER,
+    OVERLAYS,
+    Resource,
+    build,
+    containers_of,
+    copied,
+    edit,
+    needs_kubectl,
+    of_kind,
+    overlay_of,
+    pod_of,
+    validate,
+)
 from tests.deploy.policies import ROOT
 
-FOLDER = ROOT / "deploy" / "kubernetes"
-OVERLAYS = [FOLDER / "base", *sorted((FOLDER / "overlays").iterdir())]
+pytestmark = needs_kubectl
+
+SAFE = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
 
 
-pytestmark = pytest.mark.skipif(
-    not in_ci() and not shutil.which("kubectl"),
-    reason="no kubectl with Kustomize 5 (Debian's own is too old)",
-)
-Resource = dict[str, Any]
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of deploy/, to be edited."""
+    return copied(tmp_path)
 
 
-@cache
-def build(folder: Path) -> list[Resource]:
-    """The resources of a kustomization."""
-    ended = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stderr == "", "kubectl warns of fields that are going away"
-    return list(yaml.safe_load_all(ended.stdout))
+@pytest.mark.parametrize("mirror", [False, True], ids=["alone", "mirror"])
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_resources_are_valid(checkout: Path, tmp_path: Path, name: str, mirror: bool) -> None:
+    validate(build(overlay_of(checkout, name, mirror=mirror)), tmp_path)
 
 
-def _of_kind(resources: list[Resource], kind: str) -> Resource:
-    (found,) = [resource for resource in resources if resource["kind"] == kind]
-    return found
-
-
-@pytest.mark.parametrize("version", ["1.31", "1.37"])
-def test_resources_are_valid(version: str, tmp_path: Path) -> None:
-    """Against the schemas of Kubernetes, where unknown fields are errors."""
-    files = [tmp_path / f"{folder.name}.yaml" for folder in OVERLAYS]
-    for file, folder in zip(files, OVERLAYS, strict=True):
-        file.write_text(yaml.safe_dump_all(build(folder)))
-    command = Path(sys.executable).with_name("kubernetes-validate")
-    ended = subprocess.run(
-        [command, "--strict", "--kubernetes-version", version, *files],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-
-
-@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda folder: folder.name)
-def test_pods_have_no_rights_they_do_not_need_and_time_to_drain(folder: Path) -> None:
-    resources = build(folder)
-    deployment = _of_kind(resources, "Deployment")["spec"]
-    pod = deployment["template"]["spec"]
-    worker = next(container for container in pod["containers"] if container["name"] == "worker")
-    assert pod["securityContext"]["runAsNonRoot"]
-    assert worker["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
-    settings = _of_kind(resources, "ConfigMap")["data"]
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_pods_have_no_rights_they_do_not_need_and_time_to_drain(checkout: Path, name: str) -> None:
+    resources = build(overlay_of(checkout, name, mirror=True))
+    for workload, container in (("launch-worker", "worker"), ("launch-worker-mirror", "mirror")):
+        deployment = of_kind(resources, "Deployment", workload)["spec"]
+        pod = deployment["template"]["spec"]
+        (main,) = [found for found in pod["containers"] if found["name"] == container]
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert main["securityContext"] == SAFE
+        assert pod["serviceAccountName"] == workload
+        assert not pod["automountServiceAccountToken"]
+        assert not of_kind(resources, "ServiceAccount", workload)["automountServiceAccountToken"]
+        labels = deployment["template"]["metadata"]["labels"]
+        assert deployment["selector"]["matchLabels"] == labels
+        assert (
+            of_kind(resources, "PodDisruptionBudget", workload)["spec"]["selector"]["matchLabels"] == labels
+        )
+        probes = {
+            main[probe]["httpGet"]["path"] for probe in ("livenessProbe", "readinessProbe", "startupProbe")
+        }
+        assert probes == {"/healthz", "/readyz"}
+    settings = of_kind(resources, "ConfigMap")["data"]
     grace = int(settings["LAUNCH_SHUTDOWN_GRACE"].removesuffix("s"))
-    assert grace < pod["terminationGracePeriodSeconds"]
+    assert grace < pod_of(resources)["spec"]["terminationGracePeriodSeconds"]
     known = (ROOT / ".env.example").read_text()
     assert [name for name in settings if f"#{name}=" not in known] in ([], ["DOCKER_HOST"])
-    labels = deployment["template"]["metadata"]["labels"]
-    assert deployment["selector"]["matchLabels"] == labels
-    assert _of_kind(resources, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"] == labels
-    probes = {
-        worker[probe]["httpGet"]["path"] for probe in ("livenessProbe", "readinessProbe", "startupProbe")
-    }
-    assert probes == {"/healthz", "/readyz"}
 
 
-def test_only_the_daemon_of_builds_is_privileged() -> None:
+def test_only_the_daemon_of_builds_is_privileged(checkout: Path) -> None:
     privileged = {
-        (folder.name, container["name"])
-        for folder in OVERLAYS
-        for pod in [_of_kind(build(folder), "Deployment")["spec"]["template"]["spec"]]
-        for container in [*pod["containers"], *pod.get("initContainers", ())]
+        (name, container["name"])
+        for name in OVERLAYS
+        for resource in build(overlay_of(checkout, name, mirror=True))
+        if resource["kind"] == "Deployment"
+        for container in containers_of(resource["spec"]["template"])
         if container.get("securityContext", {}).get("privileged")
     }
     assert privileged == {("builds", "dockerd")}
 
 
-def test_the_daemon_of_builds_is_reached_by_its_socket_only() -> None:
+def test_the_daemon_of_builds_is_reached_by_its_socket_only(checkout: Path) -> None:
     """Without arguments the entry point of docker's image opens it to the network, without a login."""
-    pod = _of_kind(build(FOLDER / "overlays" / "builds"), "Deployment")["spec"]["template"]["spec"]
-    daemon = next(container for container in pod["initContainers"] if container["name"] == "dockerd")
-    assert daemon["args"] == ["dockerd", "--host=unix:///run/user/1000/docker.sock"]
+    assert _daemon(checkout)["args"] == ["dockerd", "--host=unix:///run/user/1000/docker.sock"]
+
+
+def test_the_daemon_of_builds_gets_no_role_and_shares_the_socket_only(checkout: Path) -> None:
+    pod = pod_of(build(overlay_of(checkout, "builds")))
+    assert pod["metadata"]["annotations"]["eks.amazonaws.com/skip-containers"] == "dockerd"
+    worker, daemon = containers_of(pod)
+    shared = {mount["name"] for mount in worker["volumeMounts"]} & {
+        mount["name"] for mount in daemon["volumeMounts"]
+    }
+    assert shared == {"docker"}
+    assert "envFrom" not in daemon
+    assert "shareProcessNamespace" not in pod["spec"]
+
+
+def test_layers_lie_on_a_volume_that_is_emptied_before_the_kubelet_evicts(checkout: Path) -> None:
+    """The kubelet evicts at 10 % of free disk; the overlay asks for nodes with 100 GiB."""
+    resources = build(overlay_of(checkout, "builds"))
+    daemon = _daemon(checkout)
+    volumes = {volume["name"]: volume["emptyDir"] for volume in pod_of(resources)["spec"]["volumes"]}
+    (layers,) = [
+        mount["name"] for mount in daemon["volumeMounts"] if mount["mountPath"].endswith("/share/docker")
+    ]
+    assert volumes[layers]["sizeLimit"] == daemon["resources"]["requests"]["ephemeral-storage"] == "80Gi"
+    free_when_full = 100 - 80
+    assert int(of_kind(resources, "ConfigMap")["data"]["LAUNCH_BUILD_LOW_WATER"]) >= free_when_full << 30
+    assert "fsGroup" not in pod_of(resources)["spec"]["securityContext"], "it sets the setgid bit on layers"
+
+
+def test_the_daemon_of_builds_has_a_version(checkout: Path) -> None:
+    assert re.fullmatch(r"docker:\d+\.\d+\.\d+-dind-rootless", _daemon(checkout)["image"])
+
+
+def _daemon(checkout: Path) -> Resource:
+    containers = containers_of(pod_of(build(overlay_of(checkout, "builds"))))
+    return next(container for container in containers if container["name"] == "dockerd")
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_a_changed_setting_replaces_the_pods(checkout: Path, name: str) -> None:
+    """Kubernetes restarts nothing for a ConfigMap of the same name. The same settings keep their name: a second `apply`
+    changes nothing."""
+    overlay = overlay_of(checkout, name, mirror=True)
+    before, again = build(overlay), build(overlay)
+    assert before == again
+    edit(overlay, "settings.env", {"AWS_REGION=.*": "AWS_REGION=us-east-2"})
+    after = build(overlay)
+    for workload in ("launch-worker", "launch-worker-mirror"):
+        names = []
+        for resources in (before, after):
+            (source,) = pod_of(resources, workload)["spec"]["containers"][0]["envFrom"]
+            names.append(source["configMapRef"]["name"])
+            assert names[-1] == of_kind(resources, "ConfigMap")["metadata"]["name"]
+        assert len(set(names)) == 2
+
+
+def test_the_mirror_leaves_the_worker_as_it_is(checkout: Path) -> None:
+    without, mirrored = (build(overlay_of(checkout, "builds", mirror=mirror)) for mirror in (False, True))
+    added = [resource for resource in mirrored if resource["metadata"]["name"] == "launch-worker-mirror"]
+    assert sorted(resource["kind"] for resource in added) == [
+        "Deployment",
+        "PodDisruptionBudget",
+        "ServiceAccount",
+    ]
+    assert {resource["metadata"]["namespace"] for resource in added} == {"launch"}
+    (container,) = containers_of(pod_of(mirrored, "launch-worker-mirror"))
+    assert container["args"] == ["mirror"]
+    assert container["image"] == pod_of(mirrored)["spec"]["containers"][0]["image"]
+    for kind in ("PodDisruptionBudget", "ServiceAccount", "Namespace"):
+        name = "launch" if kind == "Namespace" else "launch-worker"
+        assert of_kind(without, kind, name) == of_kind(mirrored, kind, name)
+    assert pod_of(mirrored)["metadata"] == pod_of(without)["metadata"]
 
 
 def test_no_secret_stands_in_them() -> None:
-    for path in FOLDER.rglob("*.yaml"):
-        assert not re.search(r"WANDB_API_KEY: |kind: Secret", path.read_text())
+    for path in (*FOLDER.rglob("*.yaml"), *FOLDER.rglob("*.env")):
+        assert not re.search(r"WANDB_API_KEY[:=]|kind: Secret", path.read_text())
+
+
+def test_nothing_has_to_be_edited_in_the_base() -> None:
+    for path in (*(FOLDER / "base").iterdir(), *(FOLDER / "components").rglob("*.yaml")):
+        assert "123456789012" not in path.read_text(), path
