@@ -1,6 +1,7 @@
-"""docker-compose.yml, run for real: up, enqueue, and the log is in W&B; and the same through the mirror.
+"""docker-compose.yml, run for real: build, up, enqueue, and the log is in W&B; and the same through the mirror.
 
-All images are made here, LocalStack's from its PyPI packages (tests/deploy/images.py); the file is as users have it."""
+Its own `build` sections are used, on base images that are made here, as LocalStack's is from its PyPI packages
+(tests/deploy/images.py); the file is as users have it."""
 
 from __future__ import annotations
 
@@ -25,9 +26,10 @@ import yaml
 
 from tests.conftest import ENVIRON, in_ci
 from tests.deploy.images import (
+    ARGUMENTS,
+    DEV_BASE,
     LOCALSTACK_VENV,
     STATE,
-    build_image,
     docker,
     ensure_bases,
     ensure_localstack,
@@ -103,7 +105,8 @@ def _group_of_the_socket() -> str:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def compose() -> AsyncIterator[Compose]:
     """Up, with images of the checkout."""
-    tag = f"launch-local/dev:{uuid.uuid4().hex[:8]}"
+    tag = uuid.uuid4().hex[:8]
+    images = {"WORKER_IMAGE": f"launch-local/worker:{tag}", "DEV_IMAGE": f"launch-local/dev:{tag}"}
     STATE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=STATE) as name:
         folder = Path(name)
@@ -111,24 +114,17 @@ async def compose() -> AsyncIterator[Compose]:
             localstack = tasks.create_task(ensure_localstack(daemon), name="image of LocalStack")
             await ensure_bases(daemon)
             base = await ensure_busybox_image(daemon, STATE)
+            environment = {
+                **images,
+                "DOCKER_GROUP": _group_of_the_socket(),
+                # docker's builder is the classic one, see tests/deploy/images.py.
+                "DOCKER_BUILDKIT": "0",
+            }
             lay_out(folder, await wheelhouse("local"))
-            # With the extra packages it is the worker's as well: what it is without them test_image.py looks at.
-            await build_image(folder, tag, target="dev", extras="local")
-        # What the worker's own stage says.
-        of_worker: dict[str, Any] = {
-            "user": "10001:10001",
-            # Users wait longer for late lines; and a worker that ends waits for its long poll of SQS.
-            "environment": {"LAUNCH_BASE_IMAGE": base, "LAUNCH_LOG_QUIET": "1", "LAUNCH_RECEIVE_WAIT": "2"},
-            "healthcheck": {"test": ["CMD", "launch-worker-health"], "interval": "1s"},
-        }
-        here = {"worker": {**of_worker, "command": ["run"]}, "mirror": of_worker}
-        (folder / "here.yml").write_text(yaml.safe_dump({"services": here}))
-        environment = {
-            **dict.fromkeys(("WORKER_IMAGE", "DEV_IMAGE"), tag),
-            "LOCALSTACK_IMAGE": localstack.result(),
-            "DOCKER_GROUP": _group_of_the_socket(),
-        }
-        running = Compose(folder, f"launch{uuid.uuid4().hex[:8]}", environment)
+            (folder / "here.yml").write_text(yaml.safe_dump({"services": _here(base)}))
+            running = Compose(folder, f"launch{tag}", environment)
+            await running("build", "worker-image", "dev")
+        environment["LOCALSTACK_IMAGE"] = localstack.result()
         try:
             await running("up", "--detach", "--no-build")
             yield running
@@ -136,7 +132,21 @@ async def compose() -> AsyncIterator[Compose]:
             everything = ("--profile", "mirror")
             print(await running(*everything, "logs", "--no-color", check=False))  # noqa: T201  # shown with a failure
             await running(*everything, "down", "--volumes", "--timeout", "30", check=False)
-            await docker("rmi", "--no-prune", tag, check=False)
+            await docker("rmi", "--no-prune", *images.values(), check=False)
+
+
+def _here(base: str) -> dict[str, Any]:
+    """What is different where nothing can be pulled, and no index answers: the arguments of builds, and `base` for
+    the images of launches."""
+    # Users wait longer for late lines; and a worker that ends waits for its long poll of SQS.
+    environment = {"LAUNCH_BASE_IMAGE": base, "LAUNCH_LOG_QUIET": "1", "LAUNCH_RECEIVE_WAIT": "2"}
+    of_worker = {"environment": environment, "healthcheck": {"interval": "1s"}}
+    return {
+        "worker-image": {"build": {"args": ARGUMENTS}},
+        "dev": {"build": {"args": {**ARGUMENTS, "BASE_IMAGE": DEV_BASE}}},
+        "worker": of_worker,
+        "mirror": of_worker,
+    }
 
 
 async def test_a_launch_from_code_runs_to_its_end(compose: Compose) -> None:
