@@ -13,7 +13,7 @@ import sys
 import tarfile
 import tempfile
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,18 @@ class Compose:
         events = [json.loads(line) for line in log.splitlines() if '"event"' in line]
         return [event for event in events if event["event"] == name]
 
+    async def until(self, condition: Callable[[], Awaitable[bool]], what: str) -> None:
+        """`until`, with the log of all services when it does not come."""
+        try:
+            await until(condition, what)
+        except AssertionError:
+            print(await self.logs())  # noqa: T201  # shown with the failure
+            raise
+
+    async def logs(self) -> str:
+        """What all services have printed."""
+        return await self("--profile", "mirror", "logs", "--no-color", check=False)
+
     async def container(self, service: str) -> str:
         """Id of a service's container."""
         labels = {"project": self.project, "service": service}
@@ -129,9 +141,8 @@ async def compose() -> AsyncIterator[Compose]:
             await running("up", "--detach", "--no-build")
             yield running
         finally:
-            everything = ("--profile", "mirror")
-            print(await running(*everything, "logs", "--no-color", check=False))  # noqa: T201  # shown with a failure
-            await running(*everything, "down", "--volumes", "--timeout", "30", check=False)
+            print(await running.logs())  # noqa: T201  # shown with a failure
+            await running("--profile", "mirror", "down", "--volumes", "--timeout", "30", check=False)
             await docker("rmi", "--no-prune", *images.values(), check=False)
 
 
@@ -185,7 +196,7 @@ async def test_what_wandb_launch_sends_runs_through_the_mirror(compose: Compose,
     async def completed() -> bool:
         return [event["status"] for event in await compose.events("worker", "job_state")] == ["Completed"] * 2
 
-    await until(completed, "the launch from W&B's queue has run")
+    await compose.until(completed, "the launch from W&B's queue has run")
     assert len(await compose.events("mirror", "launch_mirrored")) == 1
 
 
@@ -195,7 +206,7 @@ async def test_the_worker_is_healthy_and_drains(compose: Compose) -> None:
     async def healthy() -> bool:
         return (await docker("inspect", "--format", "{{.State.Health.Status}}", name)).strip() == "healthy"
 
-    await until(healthy, "docker finds the worker healthy", 60)
+    await compose.until(healthy, "docker finds the worker healthy")
     await compose("stop", "worker")
     assert (await docker("inspect", "--format", "{{.State.ExitCode}}", name)).strip() == "0"
 
