@@ -72,6 +72,19 @@ async def wait_for_event(event: asyncio.Event, timeout: float) -> bool:
     return True
 
 
+class Breather:
+    """Keeps long pieces of work of several tasks apart: each takes some milliseconds of the event loop, and those that
+    become ready together would stall it for the sum. `await breather()` before a piece returns to one task at a time,
+    and to the next one not before all others that are ready have had their turn."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+
+    async def __call__(self) -> None:
+        async with self._turn:
+            await asyncio.sleep(0)
+
+
 def backoff(tries: int, *, base: float = 1.0, cap: float = 60.0) -> float:
     """Seconds before try number `tries` + 1: exponential with full jitter, never below half of the step."""
     step = min(cap, base * float(2 ** min(tries, 20)))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 
 import pytest
 
-from worker.aio import backoff, effect, observe_effects, wait_for_event
+from worker.aio import Breather, backoff, effect, observe_effects, wait_for_event
 
 
 @pytest.mark.looptime
@@ -55,3 +56,27 @@ def test_an_effect_is_told_before_and_after_but_not_after_it_failed() -> None:
         ("after", "write_intent"),
         ("before", "delete_message"),
     ]
+
+
+async def test_long_pieces_of_work_that_become_ready_together_run_with_others_between_them() -> None:
+    breather, ready, ran = Breather(), asyncio.Event(), list[str]()
+
+    async def long_work() -> None:
+        await ready.wait()
+        for _ in range(2):
+            await breather()
+            ran.append("long")
+
+    async def others() -> None:
+        while ran.count("long") < 8:
+            ran.append("other")
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(4):
+            tasks.create_task(long_work())
+        await asyncio.sleep(0)
+        ready.set()
+        tasks.create_task(others())
+    assert ran.count("long") == 8
+    assert not any(pair == ("long", "long") for pair in pairwise(ran))

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-from worker.aio import backoff, wait_for_event
+from worker.aio import Breather, backoff, wait_for_event
 from worker.delivery.closing import Closing
 from worker.delivery.discovery import StreamDiscovery
 from worker.delivery.job_log import AssignedBatch, JobLog
@@ -68,6 +68,7 @@ class LogDelivery:
         self._post_gap = min(_POST_GAP, interval)
         self._logs: dict[str, JobLog] = {}
         self._wake = asyncio.Event()
+        self._breather = Breather()
         self._tasks: asyncio.TaskGroup
         held.when_lost(self._forget)
 
@@ -205,8 +206,11 @@ class LogDelivery:
         asked_ms = self._feed.now_ms()
         sweep = await self._feed.sweep({stream: log.positions[stream] for stream, log in group.items()})
         self._trouble.passed(read=bool(group))
+        await (
+            self._breather()
+        )  # of a large sweep what was before takes milliseconds, and so do both that follow
         take_in(sweep, group, asked_ms)
-        await asyncio.sleep(0)  # of a large sweep this takes milliseconds, and so does what follows
+        await self._breather()
         await self._assign(dict.fromkeys(group.values()))
         return sweep.cut_at
 
@@ -221,7 +225,7 @@ class LogDelivery:
                 done += batches[-1].events
             if done >= _LINES_A_TURN:
                 done = 0
-                await asyncio.sleep(0)
+                await self._breather()
         await self._hand_on(batches)
 
     async def _hand_on(self, batches: Sequence[AssignedBatch]) -> None:

@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from worker.aio import backoff
+from worker.aio import Breather, backoff
 from worker.clients.aws import AwsRefused, call
 from worker.errors import Again, Throttled
 from worker.launch.log_state import StreamPosition
@@ -96,6 +96,7 @@ class LogFeed:
         self._filter_rate = rates["FilterLogEvents"]
         self._describe_rate = rates["DescribeLogStreams"]
         self._metrics = metrics
+        self._breather = Breather()
 
     def now_ms(self) -> int:
         """AWS's time, ms since the epoch."""
@@ -186,7 +187,6 @@ class LogFeed:
             if len(found) >= _MAX_EVENTS or characters >= _MAX_CHARACTERS:
                 read_until = events[-1].timestamp
                 break
-            await asyncio.sleep(0)  # others have their turn between two pages
         return _without_taken(found, tied, positions), read_until
 
     async def _pages(
@@ -209,7 +209,7 @@ class LogFeed:
                 if "nextToken" in request:
                     raise Again("a log stream went away while it was being read") from error
                 break
-            await asyncio.sleep(0)  # to read a full page's JSON has taken its milliseconds already
+            await self._breather()  # to read a full page's JSON has taken its milliseconds already
             events = [
                 LogEvent(
                     event["logStreamName"],
