@@ -194,7 +194,9 @@ async def test_what_wandb_launch_sends_runs_through_the_mirror(compose: Compose,
     )
 
     async def completed() -> bool:
-        return [event["status"] for event in await compose.events("worker", "job_state")] == ["Completed"] * 2
+        # A job that takes longer is seen in other states before.
+        states = [event["status"] for event in await compose.events("worker", "job_state")]
+        return states.count("Completed") == 2
 
     await compose.until(completed, "the launch from W&B's queue has run")
     assert len(await compose.events("mirror", "launch_mirrored")) == 1
