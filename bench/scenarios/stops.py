@@ -76,7 +76,7 @@ def _measured(
         told["stopped"][job] - told["pressed"][path] for job, path in paths.items() if job in told["stopped"]
     )
     p50, p95, longest = (_share(waits, share) for share in (0.5, 0.95, 1.0))
-    words = f"p50 {p50:.1f} s, p95 {p95:.1f} s, longest {longest:.1f} s"
+    words = f"{len(waits)} stops: p50 {p50:.1f} s, p95 {p95:.1f} s, longest {longest:.1f} s"
     if len(waits) < len(paths):
         words += f", {len(paths) - len(waits)} of {len(paths)} not stopped"
     judged: tuple[Judged, ...] = ()

@@ -14,6 +14,8 @@ from bench.stage import Stage, Worker
 
 _LATEST = 5.0
 """Seconds (p95) that lines may take while they come: else a worker that falls behind for ever would seem to keep up."""
+_UNDER_WAY = 3.0
+"""Seconds until the first lines have come; a window that began before would seem to fall behind."""
 _QUOTA = "FilterLogEvents 25/s, as in us-east-1: at 5/s the quota would be the limit"
 
 
@@ -28,7 +30,8 @@ async def loud_job(stage: Stage, *, per_second: float, seconds: float) -> Measur
         # W&B keeps 100,000 console lines a run; the bench stays below, so that each line can be counted.
         most = 90_000
         await stage.control("print", per_second=per_second, most=most)
-        report, usage = await window(stage, worker, min(seconds, most / per_second))
+        await asyncio.sleep(_UNDER_WAY)
+        report, usage = await window(stage, worker, min(seconds, most / per_second - _UNDER_WAY))
         lost = await caught_up(stage)
         report = await with_end(stage, report)
     rate = report["wandb"]["lines_window"] / report["seconds"]

@@ -66,7 +66,7 @@ def measurement_of(
     wandb = report["wandb"]
     lag: Mapping[str, float] = report.get("lag") or {}
     if program == WORKER and wandb["requests"]:
-        judged = (*judged, posts_judged(wandb["most_posts_a_second"], scenario))
+        judged = (*judged, *posts_judged(wandb["most_posts_a_second"], scenario))
     if steady and lag and wandb["lines_window"]:
         judged = (*judged, at_most("lag", lag["max"], _LONGEST_STALL, f"{_lag(lag)}, {scenario}"))
     return Measurement(
@@ -100,10 +100,13 @@ def measurement_of(
     )
 
 
-def posts_judged(most: Mapping[str, int], scenario: str) -> Judged:
+def posts_judged(most: Mapping[str, int], scenario: str) -> tuple[Judged, Judged]:
     """Kept when neither a run nor the project had more posts in a second than W&B allows."""
-    share = max(most["run"] / _POSTS_OF_RUN, most["project"] / _POSTS_OF_PROJECT)
-    return at_most("posts", share, 1.0, f"{most['run']} a run, {most['project']} a project, {scenario}")
+    run, project = most["run"], most["project"]
+    return (
+        at_most("posts-run", run, _POSTS_OF_RUN, f"{run}, {scenario}"),
+        at_most("posts-project", project, _POSTS_OF_PROJECT, f"{project}, {scenario}"),
+    )
 
 
 def _lag(lag: Mapping[str, float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -11,11 +12,12 @@ from urllib.parse import parse_qs
 
 import pytest
 from aiohttp import web
+from botocore.exceptions import UnknownServiceError
 
 from tests.fakes.aws_server import quick_rates
 from worker.clients.aws import AwsClients, AwsDenied, aws_clients, call, caller_identity
 from worker.clients.aws_role import TargetRole, with_role
-from worker.clients.service_models import model_loader
+from worker.clients.service_models import SERVICES, model_loader
 from worker.errors import Again, SettingsError, Unreachable
 from worker.local.aws import LocalAws, running_aws
 from worker.training.sagemaker import SageMaker
@@ -127,6 +129,13 @@ async def test_sagemakers_model_is_in_memory_once() -> None:
     async with aws_clients() as own, with_role(own, ROLE) as aws:
         assert own.sagemaker.meta.service_model.metadata is once
         assert aws.sagemaker.meta.service_model.metadata is once
+
+
+def test_the_loader_knows_the_services_that_have_a_client_and_no_other() -> None:
+    clients = {each.name for each in dataclasses.fields(AwsClients)} - {"region", "clock"}
+    assert clients == set(SERVICES)
+    with pytest.raises(UnknownServiceError):
+        model_loader().load_service_model("ec2", "service-2")
 
 
 async def test_no_external_id_is_sent_where_there_is_none(sts: Sts) -> None:

@@ -276,15 +276,15 @@ async def test_posts_behind_a_pause_stay_within_wandbs_limit(server: Server, met
             return loop.time() - started
 
         turns = await asyncio.gather(*(turn() for _ in range(600)))
-    assert 45 <= sum(at <= 1.0 for at in turns) <= 500
+    assert 21 <= sum(at <= 1.0 for at in turns) <= 500
 
 
-async def test_a_project_is_posted_to_at_most_450_times_a_second(server: Server, metrics: Metrics) -> None:
+async def test_a_project_is_posted_to_at_most_430_times_a_second(server: Server, metrics: Metrics) -> None:
     async with wandb_api(server.url, ApiKey(KEY), metrics) as api:
         api._turns["e/p"] = asyncio.get_running_loop().time() + 0.4
         started = asyncio.get_running_loop().time()
         await asyncio.gather(*(api.file_stream("e", "p", f"r{n}", {}) for n in range(45)))
-        assert asyncio.get_running_loop().time() - started >= 0.4 + 44 / 450
+        assert asyncio.get_running_loop().time() - started >= 0.4 + 44 / 430
         started = asyncio.get_running_loop().time()
         await api.file_stream("e", "another", "r", {})
         assert "e/another" in api._turns

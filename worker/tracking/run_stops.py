@@ -74,6 +74,8 @@ class RunStops:
                     await asyncio.sleep(min(_STEP, due_in))
                     continue
                 asked_at = time.monotonic()
+                if not self._is_current():
+                    continue
                 for record in await self._stopped_of(self._next()):
                     if record.launch_id not in self._seen:
                         self._seen.add(record.launch_id)
@@ -94,12 +96,14 @@ class RunStops:
         return [alive[launch_id] for launch_id in chosen]
 
     async def _stopped_of(self, records: Sequence[LaunchRecord]) -> list[LaunchRecord]:
-        if not records or not self._is_current():
+        if not records:
             return []
         try:
             runs = list(dict.fromkeys(record.run for record in records))
             stopped = await stopped_runs(self._api, runs)
-        except Exception as error:  # of any kind: the next round asks again
+        except Exception as error:  # of any kind: they are asked about again within half a round
+            # Not at once: those that always fail would keep all others from being asked about.
+            self._asked_at |= {each.launch_id: time.monotonic() - self._interval / 2 for each in records}
             _log.warning("run_stops_not_read", runs=len(records), error=str(error) or type(error).__name__)
             return []
         again = [record for record in records if record.stopped_before]

@@ -27,7 +27,7 @@ class Turns:
                 due.append(launch_id)
                 at, gap = at + gap, self._interval
                 if at <= now:  # this process was asleep
-                    at = now + self._interval
+                    at = now + self._first(launch_id, now)[1]
             following[launch_id] = at, gap
         self._next = following
         return due

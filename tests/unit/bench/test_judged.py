@@ -32,8 +32,12 @@ def test_a_worker_that_falls_behind_does_not_keep_up(
 
 @pytest.mark.parametrize(("run", "project", "kept"), [(2, 500, True), (3, 10, False), (1, 501, False)])
 def test_posts_are_held_to_what_wandb_allows(run: int, project: int, kept: bool) -> None:
-    judged = posts_judged({"run": run, "project": project}, "x")
-    assert (judged.kept, judged.value) == (kept, f"{run} a run, {project} a project, x")
+    of_run, of_project = posts_judged({"run": run, "project": project}, "x")
+    assert (of_run.kept and of_project.kept, of_run.value, of_project.value) == (
+        kept,
+        f"{run}, x",
+        f"{project}, x",
+    )
 
 
 def report(**wandb: int) -> dict[str, Any]:

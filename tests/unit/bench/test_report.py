@@ -70,7 +70,7 @@ def test_a_missed_goal_is_shown_as_one_with_what_held_it_up() -> None:
     assert cells(tables(results(found)), "RSS at 1,000")[2:] == ["250 MiB", "not measured", why]
     assert cells(tables(results(found)), "submits at a quota")[-1] == why
     late = tables(results(measured(judged=judged, numbers={"waited": 0.3})))
-    assert cells(late, "RSS at 1,000")[-1] == "**missed**: the worker waited for its core for 0.6 s of 2 s"
+    assert cells(late, "RSS at 1,000")[-1] == "**missed**: the worker waited for its core for 30% of the time"
     alone = cells(tables(results(measured(judged=judged))), "RSS at 1,000")
     assert alone[-1] == "**missed**: nothing else was short: the worker itself"
 

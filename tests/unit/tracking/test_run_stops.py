@@ -150,6 +150,17 @@ async def test_each_of_many_runs_has_its_turn(double: WandbDouble, api: WandbApi
     assert len(runs[3] | runs[4] | runs[5]) == 250
 
 
+async def test_those_whose_query_failed_are_asked_about_again_before_a_whole_round(
+    double: WandbDouble, api: WandbApi
+) -> None:
+    double.fault("RunStopped", status=500, times=1)
+    bench = Bench(api, *(record(f"launch-{number}") for number in range(950)))
+    bench.stops_of._interval = 1.0
+    await bench.run(0.85)
+    asked = [operation["variables"]["n0"] for operation in double.operations]
+    assert asked.count("run-launch-0") == 1, "the first query was not answered, and this is the second"
+
+
 async def test_the_stop_that_ended_the_attempt_before_is_not_heard_twice(
     double: WandbDouble, api: WandbApi
 ) -> None:

@@ -30,6 +30,16 @@ def test_the_first_comes_within_half_an_interval_and_none_is_later_than_an_inter
     assert min(last.values()) >= 269
 
 
+def test_after_a_pause_of_the_process_they_are_spread_again() -> None:
+    names = [f"launch-{number}" for number in range(900)]
+    turns, most = Turns(30.0), 0
+    turns.due(names, 0.0)
+    assert set(turns.due(names, 1000.0)) == set(names)
+    for second in range(1001, 1091):
+        most = max(most, len(turns.due(names, float(second))))
+    assert most <= 90, "half an interval has them all"
+
+
 def test_a_pause_of_the_process_brings_no_second_turn_at_once() -> None:
     turns = Turns(30.0)
     turns.due(["launch"], 0.0)
