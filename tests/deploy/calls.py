@@ -12,8 +12,16 @@ import botocore.session
 
 from tests.deploy.policies import ROOT
 
-_OPENERS = {"secrets_client": "secretsmanager", "parameters_client": "ssm", "ecr_client": "ecr"}
+_OPENERS = {
+    "secrets_client": "secretsmanager",
+    "parameters_client": "ssm",
+    "ecr_client": "ecr",
+    "iam_client": "iam",
+    "quotas_client": "service-quotas",
+}
 """Of worker.clients.aws: what is opened without naming a client's type."""
+_CLIENTS = ("sqs", "sagemaker", "logs", "sts", "dynamodb", "ecr", "s3")
+"""Fields of worker.clients.aws.AwsClients that are a client, named after its service."""
 _IAM_ACTIONS = {
     "sts:GetCallerIdentity": (),  # allowed to everybody, whatever a policy says (API reference)
     "sqs:ChangeMessageVisibilityBatch": ("sqs:ChangeMessageVisibility",),
@@ -23,6 +31,9 @@ _IAM_ACTIONS = {
     # With Tags, and with a role for somebody else to use.
     "sagemaker:CreateTrainingJob": ("sagemaker:CreateTrainingJob", "sagemaker:AddTags", "iam:PassRole"),
     "ecr:CreateRepository": ("ecr:CreateRepository", "ecr:TagResource"),
+    "s3:HeadBucket": ("s3:ListBucket",),
+    "s3:HeadObject": ("s3:GetObject",),
+    "service-quotas:ListServiceQuotas": ("servicequotas:ListServiceQuotas",),
 }
 """Where the action is not the call's own name."""
 DOCKER_PUSH = (
@@ -38,12 +49,15 @@ DOCKER_PULL = ("ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer")
 
 
 def calls_in_sources() -> set[str]:
-    """`service:Operation` of every call to AWS in `worker`, the local stack aside."""
-    found = set()
-    for path in sorted((ROOT / "worker").rglob("*.py")):
-        if "local" not in path.relative_to(ROOT).parts:
-            found |= set(_calls(path))
-    return found
+    """`service:Operation` of every call to AWS in `worker`, the local stack and the doctor aside."""
+    paths = (ROOT / "worker").rglob("*.py")
+    ours = [path for path in paths if not {"local", "doctor"} & set(path.relative_to(ROOT).parts)]
+    return {call for path in ours for call in calls_in(path)}
+
+
+def calls_of_the_doctor() -> set[str]:
+    """The same of `launch-worker doctor`, which looks at more than a worker needs."""
+    return {call for path in (ROOT / "worker" / "doctor").glob("*.py") for call in calls_in(path)}
 
 
 def iam_actions(call: str) -> tuple[str, ...]:
@@ -51,13 +65,15 @@ def iam_actions(call: str) -> tuple[str, ...]:
     return _IAM_ACTIONS.get(call, (call,))
 
 
-def _calls(path: Path) -> Iterator[str]:
-    """Attributes that are named after an operation of a service whose client the module has at hand."""
+def calls_in(path: Path) -> Iterator[str]:
+    """Attributes that are named after an operation: of a service whose client the module has at hand, or of one of
+    `AwsClients` (`aws.sqs.send_message`)."""
     tree = ast.parse(path.read_text())
     services = _services(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
-            for service in services:
+            of_all = {node.value.attr} & set(_CLIENTS) if isinstance(node.value, ast.Attribute) else set()
+            for service in services | of_all:
                 if operation := _operations(service).get(node.attr):
                     yield f"{service}:{operation}"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from tests.deploy.calls import DOCKER_PUSH
+from tests.deploy.policies import actions, policy
 from tests.e2e.bench import Clients
 from tests.fakes.aws_server import quick_rates
 from tests.unit.records import WORKER, record
@@ -338,5 +339,5 @@ OF_STATEMENT = {
     ("operator.json", "LookAtRefusedMessages"): DEAD_LETTERS,
 }
 """Statements that allow an action for another purpose than the worker's."""
-NOT_TRIED = {"kms:CreateGrant", "kms:Decrypt"}
-"""AWS itself uses keys; moto's services do not."""
+NOT_TRIED = {"kms:CreateGrant", "kms:Decrypt", "sts:TagSession", *actions(policy("optional/job-vpc.json"))}
+"""What AWS itself asks for on behalf of a call: moto's services use no keys, pass no tags on, know no VPC of jobs."""

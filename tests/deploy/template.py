@@ -26,6 +26,7 @@ PARAMETERS = {
 }
 WORKER_IMAGE = "arn:aws:ecr:us-east-1:123456789012:repository/launch-worker"
 _ROLES = ("JobRole", "WorkerRole", "MirrorRole")
+_NO_VALUE = object()
 _READ = ("AWS::IAM::Role", "AWS::IAM::Policy", "AWS::DynamoDB::Table")
 """Types of resources whose intrinsic functions are worked out."""
 
@@ -75,6 +76,7 @@ def named(template: Mapping[str, Any], **parameters: str) -> dict[str, Any]:
         "AWS::Region": "us-east-1",
         "AWS::AccountId": "123456789012",
         "AWS::URLSuffix": "amazonaws.com",
+        "AWS::NoValue": _NO_VALUE,
     }
     given = {name: parameters.get(name, item.get("Default")) for name, item in template["Parameters"].items()}
     lists = [name for name, item in template["Parameters"].items() if item["Type"] == "CommaDelimitedList"]
@@ -111,7 +113,7 @@ def _holds(value: Mapping[str, Any], names: Mapping[str, Any], template: Mapping
 def resolved(value: Any, names: Mapping[str, Any], conditions: Mapping[str, bool]) -> Any:
     """`value` without Ref, Sub, Join and If; `names`: parameters, pseudo parameters, what a Ref to a resource is."""
     if isinstance(value, list):
-        return [resolved(item, names, conditions) for item in value]
+        return [it for item in value if (it := resolved(item, names, conditions)) is not _NO_VALUE]
     if not isinstance(value, dict):
         return value
     match list(value.items()):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.deploy.policies import policy, resources
-from tests.deploy.template import WORKER_IMAGE, made_of
+from tests.deploy.template import BASE, WORKER_IMAGE, conditions_of, load, made_of, named, resolved
 
 VALUES = {
     "QUEUE": "launch-launches",
@@ -21,6 +21,7 @@ VALUES = {
 READY = "arn:aws:ecr:us-east-1:763104351884:repository/pytorch-training"
 BUILT = "arn:aws:ecr:us-east-1:123456789012:repository/launch-images"
 OWN = "arn:aws:ecr:us-east-1:123456789012:repository/*"
+OTHER_ROLES = ["arn:aws:iam::123456789012:role/vision", "arn:aws:iam::123456789012:role/speech"]
 
 
 def _policies(role: str, **parameters: str) -> list[dict[str, Any]]:
@@ -101,3 +102,35 @@ def test_jobs_may_pull_what_they_run(parameters: Mapping[str, str], repositories
     given = [resource for statement in pulling for resource in resources(statement)]
     assert given == repositories
     assert all(statement["Action"] == pulling[0]["Action"] for statement in pulling)
+
+
+def test_jobs_may_have_other_roles_than_the_stacks() -> None:
+    (wanted,) = [it for it in policy("worker.json")["Statement"] if it["Sid"] == "PassRolesOfJobs"]
+    given = _by_sid(_policies("WorkerRole", OtherJobRoleArns=",".join(OTHER_ROLES)))
+    assert given["PassOtherRolesOfJobs"] == {**wanted, "Sid": "PassOtherRolesOfJobs", "Resource": OTHER_ROLES}
+    assert "PassOtherRolesOfJobs" not in _by_sid(_policies("WorkerRole"))
+
+
+def test_builds_may_use_base_images_of_others() -> None:
+    (wanted,) = policy("optional/base-images.json")["Statement"]
+    given = _by_sid(_policies("WorkerRole", BaseImageRepositoryArns=f"{READY},{WORKER_IMAGE}"))
+    assert given["PullBaseImages"] == {**wanted, "Resource": [READY, WORKER_IMAGE]}
+    assert wanted["Resource"] == READY
+    for parameters in ({}, {"Builds": "false", "BaseImageRepositoryArns": READY}):
+        assert "PullBaseImages" not in _by_sid(_policies("WorkerRole", **parameters))
+
+
+def test_jobs_may_be_in_a_vpc() -> None:
+    wanted = policy("optional/job-vpc.json")["Statement"]
+    without = _policies("JobRole")
+    assert [it for it in _policies("JobRole", JobsInVpc="true") if it not in without] == wanted
+
+
+@pytest.mark.parametrize("daemon", ["", "arn:aws:ecr:us-east-1:123456789012:repository/dind"])
+def test_instances_for_builds_pull_both_images_of_their_task(daemon: str) -> None:
+    template = load(BASE.parent / "builds.yaml")
+    names = named(template, ImageRepositoryArn=WORKER_IMAGE, DaemonImageRepositoryArn=daemon)
+    (start,) = template["Resources"]["ExecutionRole"]["Properties"]["Policies"]
+    statements = _by_sid(start["PolicyDocument"]["Statement"])
+    pulled = resolved(statements["PullTheTasksImages"], names, conditions_of(template, names))["Resource"]
+    assert pulled == [WORKER_IMAGE, *([daemon] if daemon else [])]

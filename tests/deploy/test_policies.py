@@ -6,10 +6,18 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.deploy.calls import DOCKER_PULL, DOCKER_PUSH, calls_in_sources, iam_actions
+from tests.deploy.calls import (
+    DOCKER_PULL,
+    DOCKER_PUSH,
+    calls_in,
+    calls_in_sources,
+    calls_of_the_doctor,
+    iam_actions,
+)
 from tests.deploy.enforcement import Permission
 from tests.deploy.policies import (
     IAM,
@@ -21,6 +29,7 @@ from tests.deploy.policies import (
     policy_files,
     statements,
 )
+from tests.deploy.probes import NOT_TRIED
 from worker.clients.aws import Caller
 from worker.doctor.permissions import wanted_actions
 from worker.settings import load_settings
@@ -87,9 +96,48 @@ def test_every_call_of_the_code_is_allowed_and_nothing_else_is() -> None:
         for statement in statements([*WORKER, *policy_files("optional")])
         for action in statement["Action"]
     }
-    # What AWS asks for by itself when a key is of the user's own: no call of ours has that name.
-    allowed -= {"kms:CreateGrant", "kms:Decrypt"}
+    # What AWS asks for by itself: no call of ours has that name.
+    allowed -= NOT_TRIED
     assert allowed == needed - {"dynamodb:DescribeTimeToLive", "dynamodb:UpdateTimeToLive"}
+
+
+def test_the_doctor_asks_for_little_that_no_policy_has() -> None:
+    """Where it is refused it says so, and looks no further."""
+    allowed = {
+        action
+        for statement in statements([*WORKER, *policy_files("optional")])
+        for action in statement["Action"]
+    }
+    asked = {action for call in calls_of_the_doctor() for action in iam_actions(call)}
+    assert asked - allowed == {
+        "dynamodb:DescribeTable",
+        "dynamodb:DescribeTimeToLive",
+        "iam:GetRole",
+        "iam:SimulatePrincipalPolicy",
+        "s3:ListBucket",
+        "servicequotas:ListServiceQuotas",
+    }
+
+
+def test_a_call_is_seen_however_its_client_is_named(tmp_path: Path) -> None:
+    """By the client's type, by the opener of worker.clients.aws, or as one of all clients."""
+    (tmp_path / "by_type.py").write_text(
+        "from types_aiobotocore_sqs import SQSClient\nasync def f(it: SQSClient): await it.purge_queue()\n"
+    )
+    (tmp_path / "by_opener.py").write_text(
+        "from worker.clients.aws import ecr_client\nasync def f(it): await it.delete_repository()\n"
+    )
+    (tmp_path / "of_all.py").write_text(
+        "from worker.clients.aws import AwsClients\n"
+        "async def f(aws: AwsClients, it): await aws.dynamodb.delete_table(); it._aws.sts.get_session_token\n"
+    )
+    found = {call for path in tmp_path.iterdir() for call in calls_in(path)}
+    assert found == {
+        "sqs:PurgeQueue",
+        "ecr:DeleteRepository",
+        "dynamodb:DeleteTable",
+        "sts:GetSessionToken",
+    }
 
 
 def test_a_call_that_is_not_named_after_its_action_is_still_in_the_sources() -> None:
@@ -109,6 +157,12 @@ def test_only_what_has_no_narrower_resource_is_allowed_on_all_of_them() -> None:
         "sagemaker:ListTrainingJobs",
         "ecr:GetAuthorizationToken",
         "cloudwatch:PutMetricData",
+        "ec2:DeleteNetworkInterfacePermission",
+        "ec2:DescribeDhcpOptions",
+        "ec2:DescribeNetworkInterfaces",
+        "ec2:DescribeSecurityGroups",
+        "ec2:DescribeSubnets",
+        "ec2:DescribeVpcs",
     }
 
 

@@ -99,7 +99,8 @@ class _Assume:
             # Also what AWS refuses for good is the operator's to mend, and no launch is to blame for it.
             raise AwsDenied(
                 f"{error}; the role {role.arn} must trust the worker's role (its trust policy, and the external id "
-                "there, LAUNCH_ASSUME_ROLE_EXTERNAL_ID), and the worker must be allowed sts:AssumeRole on it"
+                "there, LAUNCH_ASSUME_ROLE_EXTERNAL_ID), and the worker must be allowed sts:AssumeRole on it; with EKS "
+                "Pod Identity both must name sts:TagSession, too"
             ) from error
         given = answer["Credentials"]
         return {
