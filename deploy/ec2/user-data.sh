@@ -8,6 +8,7 @@ IMAGE=123456789012.dkr.ecr.eu-west-1.amazonaws.com/launch-worker:1 # built with 
 QUEUE_URL=https://sqs.eu-west-1.amazonaws.com/123456789012/launch-launches
 WANDB_SECRET=arn:aws:secretsmanager:eu-west-1:123456789012:secret:wandb-key-AbCdEf
 REGION=eu-west-1
+DEPLOYMENT=default # as in base.yaml: the worker may stop only jobs with this tag
 # The table that base.yaml has made: it outlives this instance, and several may share it. For one worker only, and then
 # with LedgerOn=sqlite in base.yaml: sqlite:////var/lib/launch-worker/ledger.db, on a disk that goes with the instance.
 LEDGER=dynamodb://launch-ledger
@@ -36,6 +37,7 @@ cat >/etc/launch-worker.env <<SETTINGS
 AWS_REGION=$REGION
 LAUNCH_QUEUE_URL=$QUEUE_URL
 LAUNCH_LEDGER=$LEDGER
+LAUNCH_DEPLOYMENT=$DEPLOYMENT
 LAUNCH_WANDB_API_KEY_SOURCE=secretsmanager:$WANDB_SECRET
 LAUNCH_SHUTDOWN_GRACE=100s
 SETTINGS

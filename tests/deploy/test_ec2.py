@@ -67,7 +67,14 @@ def test_debian_gets_a_docker_client_and_a_mirror_if_it_is_wanted(tmp_path: Path
 def test_the_settings_that_it_writes_exist() -> None:
     known = (ROOT / ".env.example").read_text()
     named = set(re.findall(r"\b(LAUNCH_[A-Z_]+)=", _rendered()))
-    assert {"LAUNCH_QUEUE_URL", "LAUNCH_LEDGER", "LAUNCH_REGISTRY", "LAUNCH_WANDB_QUEUES"} <= named
+    wanted = {
+        "LAUNCH_QUEUE_URL",
+        "LAUNCH_LEDGER",
+        "LAUNCH_DEPLOYMENT",
+        "LAUNCH_REGISTRY",
+        "LAUNCH_WANDB_QUEUES",
+    }
+    assert wanted <= named
     assert [name for name in named if f"#{name}=" not in known] == []
 
 
@@ -103,3 +110,18 @@ def test_the_unit_waits_for_its_process_to_drain(name: str) -> None:
     systemd = int(re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)[0])
     assert grace < docker < systemd
     assert "RestartPreventExitStatus=2" in unit
+
+
+@pytest.mark.parametrize("name", ["launch-worker", "launch-mirror"])
+def test_the_log_is_in_the_journal_only(name: str) -> None:
+    """Docker's own file of it has no bound, and the disk of a machine image has 8 GiB."""
+    assert f"docker run --rm --name {name} --log-driver none " in (FOLDER / f"{name}.service").read_text()
+
+
+def test_the_instances_jobs_have_the_stacks_tag() -> None:
+    """Which the worker's role may stop, and no others."""
+    base = load(ROOT / "deploy" / "cloudformation" / "base.yaml")
+    settings = (FOLDER / "user-data.sh").read_text()
+    (deployment,) = re.findall(r"^DEPLOYMENT=(\w+)", settings, re.MULTILINE)
+    assert deployment == base["Parameters"]["Deployment"]["Default"]
+    assert "\nLAUNCH_DEPLOYMENT=$DEPLOYMENT\n" in settings
