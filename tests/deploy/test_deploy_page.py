@@ -114,7 +114,7 @@ def test_a_stack_gets_what_it_asks_for(tmp_path: Path) -> None:
     assert calls[-1][:3] == ["launch-worker", "enqueue", "launch.json"]
 
 
-@pytest.mark.parametrize("there", [["i-1\ti-2", "i-1", ""], [""]])
+@pytest.mark.parametrize("there", [["i-1\ti-2", "i-1\ti-2", "i-1", ""], [""]])
 def test_instances_are_gone_before_their_stack(tmp_path: Path, there: list[str]) -> None:
     """Their protection outlives the capacity provider. A group that has none already is no mistake."""
     (block, *_) = _blocks("Uninstall")
