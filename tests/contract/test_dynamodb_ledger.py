@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -12,15 +14,20 @@ from tests.fakes.dynamodb import DynamoDbDouble, dynamodb_client, serve_dynamodb
 from worker.clients.aws import AwsDenied, AwsRefused
 from worker.errors import Never, SettingsError, Throttled, Unreachable
 from worker.launch.record import LaunchRecord, LaunchState, RunRef
-from worker.ledger.dynamodb import MAX_TRIES, DynamoDbLedger, create_table_request, ensure_ttl
+from worker.ledger.dynamodb import DynamoDbLedger, create_table_request, ensure_ttl
+from worker.ledger.dynamodb_errors import MAX_TRIES
 from worker.ledger.dynamodb_items import (
+    INDEX,
     MAX_ITEM_BYTES,
     MAX_TRANSACTION_BYTES,
     MAX_TRANSACTION_ITEMS,
     Write,
     item_bytes,
+    key,
+    launch_item,
     transactions,
 )
+from worker.ledger.dynamodb_lists import MAX_KEYS
 from worker.ledger.port import WorkerBeat
 
 
@@ -104,9 +111,167 @@ class TestTable:
         records = [a_record(f"launch-{n}", message="x" * 300_000) for n in range(5)]
         for record in records:
             await ledger.create(record)
+        assert ids(await ledger.records(over=True)) == ids(records)
+        assert double.operations.count("Scan") > 1
+
+
+class TestIndex:
+    """It has the keys alone, and lags."""
+
+    async def test_a_write_that_leaves_the_holder_changes_nothing_in_it(
+        self, ledger: DynamoDbLedger, double: DynamoDbDouble
+    ) -> None:
+        await ledger.create(a_record())
+        before = await index_of(ledger)
+        await ledger.save([replace(a_record(), tries=1)], owner="w1")
+        assert await index_of(ledger) == before == [{"pk": {"S": "launch#aaaa"}, "holder": {"S": "w1"}}]
+
+    async def test_what_it_names_is_read_consistently(
+        self, ledger: DynamoDbLedger, double: DynamoDbDouble
+    ) -> None:
+        await ledger.create(a_record())
+        await ledger.open_records("w1")
+        assert double.operations[-2:] == ["Query", "BatchGetItem"]
+        ((table, asked),) = double.requests[-1]["RequestItems"].items()
+        assert (table, asked["ConsistentRead"]) == (ledger._table, True)
+
+    async def test_an_empty_answer_costs_no_second_call(
+        self, ledger: DynamoDbLedger, double: DynamoDbDouble
+    ) -> None:
+        assert await ledger.open_records("nobody") == []
+        assert double.operations[-1] == "Query"
+
+    async def test_a_record_that_somebody_else_has_by_now_is_not_told(
+        self, ledger: DynamoDbLedger, double: DynamoDbDouble
+    ) -> None:
+        await ledger.create(a_record("moved", owner="w2"))
+        await ledger.create(a_record("released", owner=""))
+        await ledger.create(replace(a_record("over"), state=LaunchState.FINISHED))
+        await ledger.create(a_record("kept"))
+        lagging(
+            double, "Query", "launch#moved", "launch#released", "launch#over", "launch#gone", "launch#kept"
+        )
+        assert await ledger.open_records("w1") == [a_record("kept")]
+
+    async def test_a_heartbeat_and_a_note_that_are_gone_are_not_told(
+        self, ledger: DynamoDbLedger, double: DynamoDbDouble
+    ) -> None:
+        lagging(double, "Query", "worker#w1")
+        assert await ledger.beats() == []
+        lagging(double, "Query", "stop#aaaa")
+        assert await ledger.stop_requests() == []
+
+    async def test_a_list_of_all_has_what_is_open_now_and_each_once(
+        self, ledger: DynamoDbLedger, double: DynamoDbDouble
+    ) -> None:
+        """An item that changes its holder during a Scan may be met in both places."""
+        await ledger.create(a_record("moved", owner="w2"))
+        await ledger.create(replace(a_record("over"), state=LaunchState.FINISHED))
+        lagging(double, "Scan", "launch#moved", "launch#over", "launch#gone", "launch#moved")
+        assert await ledger.records(over=False) == [a_record("moved", owner="w2")]
+
+    async def test_it_is_read_to_its_end(self, ledger: DynamoDbLedger, double: DynamoDbDouble) -> None:
+        """DynamoDB ends a page at 1 MB, which is very many keys."""
+        await ledger.create(a_record("one"))
+        await ledger.create(a_record("two"))
+        for operation in ("Query", "Scan"):
+            start = {"pk": {"S": "launch#one"}, "holder": {"S": "w1"}}
+            lagging(double, operation, "launch#one", LastEvaluatedKey=start)
+            lagging(double, operation, "launch#two")
+        assert ids(await ledger.open_records("w1")) == ["one", "two"]
+        assert ids(await ledger.records(over=False)) == ["one", "two"]
+        pages = [request for request in double.requests if "ExclusiveStartKey" in request]
+        assert [page["ExclusiveStartKey"] for page in pages] == [start, start]
+
+    async def test_more_records_than_one_call_reads(
+        self, ledger: DynamoDbLedger, double: DynamoDbDouble
+    ) -> None:
+        async with asyncio.TaskGroup() as creating:
+            for n in range(2 * MAX_KEYS + 1):
+                creating.create_task(ledger.create(a_record(f"launch-{n:03}")))
         held = await ledger.open_records("w1")
-        assert sorted(record.launch_id for record in held) == [record.launch_id for record in records]
-        assert double.operations.count("Query") > 1
+        assert ids(held) == [f"launch-{n:03}" for n in range(2 * MAX_KEYS + 1)]
+        asked = [
+            len(each["RequestItems"][ledger._table]["Keys"])
+            for each in double.requests
+            if "RequestItems" in each
+        ]
+        assert asked == [MAX_KEYS, MAX_KEYS, 1]
+        assert ids(await ledger.records(over=False)) == ids(held)
+
+    async def test_keys_that_an_answer_left_out_are_asked_for_again(
+        self, ledger: DynamoDbLedger, double: DynamoDbDouble
+    ) -> None:
+        records = [a_record("one"), a_record("two"), a_record("three")]
+        for record in records:
+            await ledger.create(record)
+        partly(double, ledger, read=[], left=records)
+        partly(double, ledger, read=records[:1], left=records[1:])
+        held = await ledger.open_records("w1")
+        assert sorted(held, key=records.index) == records
+        asked = [each["RequestItems"][ledger._table] for each in double.requests if "RequestItems" in each]
+        assert [(len(each["Keys"]), each["ConsistentRead"]) for each in asked] == [
+            (3, True),
+            (3, True),
+            (2, True),
+        ]
+
+    async def test_patience_ends_only_when_nothing_is_read_any_more(
+        self, ledger: DynamoDbLedger, double: DynamoDbDouble, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("worker.ledger.dynamodb_lists.backoff", lambda *_, **__: 0.0)
+        records = [a_record(f"launch-{n}") for n in range(MAX_TRIES + 2)]
+        for record in records:
+            await ledger.create(record)
+        for n in range(1, len(records)):  # slowly, but it comes to its end
+            partly(double, ledger, read=records[n - 1 : n], left=records[n:])
+        assert ids(await ledger.open_records("w1")) == ids(records)
+        for _ in range(MAX_TRIES):
+            partly(double, ledger, read=[], left=records)
+        with pytest.raises(Throttled, match="8 items not read, 6 times in a row"):
+            await ledger.open_records("w1")
+
+    async def test_a_table_whose_index_holds_everything_works_as_well(self, double: DynamoDbDouble) -> None:
+        """So earlier versions made it."""
+        request = create_table_request("with-all")
+        for index in request["GlobalSecondaryIndexes"]:
+            index["Projection"] = {"ProjectionType": "ALL"}
+        async with dynamodb_client(double.url) as client:
+            await client.create_table(**request)
+            ledger = DynamoDbLedger(client, "with-all")
+            beat = WorkerBeat("w1", 1, "default", "host", 0.0)
+            await ledger.create(a_record())
+            await ledger.beat(beat)
+            assert await ledger.open_records("w1") == [a_record()]
+            assert await ledger.records(over=False) == [a_record()]
+            assert await ledger.beats() == [beat]
+
+
+def ids(records: Iterable[LaunchRecord]) -> list[str]:
+    return sorted(record.launch_id for record in records)
+
+
+def lagging(double: DynamoDbDouble, operation: str, *names: str, **members: Any) -> None:
+    """The next answer of the index, as it stood a moment ago."""
+    double.answer_next(operation, Items=[{"pk": {"S": name}} for name in names], **members)
+
+
+def partly(
+    double: DynamoDbDouble, ledger: DynamoDbLedger, *, read: list[LaunchRecord], left: list[LaunchRecord]
+) -> None:
+    """The next BatchGetItem is answered with some records, and some are left out."""
+    keys = [key("launch", record.launch_id) for record in left]
+    double.answer_next(
+        "BatchGetItem",
+        Responses={ledger._table: [launch_item(record) for record in read]},
+        UnprocessedKeys={ledger._table: {"Keys": keys, "ConsistentRead": True}},
+    )
+
+
+async def index_of(ledger: DynamoDbLedger) -> list[Any]:
+    """What the index holds."""
+    answer = await ledger._client.scan(TableName=ledger._table, IndexName=INDEX)
+    return list(answer["Items"])
 
 
 class TestSaving:
@@ -226,6 +391,9 @@ class TestErrors:
                 ledger.lock("image", "w1"),
                 ledger.unlock("image", "w1"),
                 ledger.claim_run("r", "a", expires_at=4e9),
+                ledger.records(over=False),
+                ledger.records(over=True),
+                ledger.stop_requests(),
             ]
             for call in calls:
                 with pytest.raises(SettingsError, match="aws dynamodb create-table --table-name nowhere"):

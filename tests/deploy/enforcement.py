@@ -88,7 +88,7 @@ def _resource(service: str, operation: str, request: Mapping[str, Any]) -> str:
         "sqs": lambda: _queue(request),
         "sagemaker": lambda: _training_job(operation, request),
         "logs": lambda: f"{_arn('logs', 'log-group')}:{request['logGroupName']}:log-stream:",
-        "dynamodb": lambda: _table(request),
+        "dynamodb": lambda: _table(operation, request),
         "ecr": lambda: _repository(operation, request),
         "s3": lambda: f"arn:aws:s3:::{request['path']}",
         "secretsmanager": lambda: _secret(request["SecretId"]),
@@ -121,10 +121,13 @@ def _training_job(operation: str, request: Mapping[str, Any]) -> str:
     return request.get("ResourceArn") or f"{_arn('sagemaker', 'training-job')}/{request['TrainingJobName']}"
 
 
-def _table(request: Mapping[str, Any]) -> str:
-    items = request.get("TransactItems", [])
-    tables = {request["TableName"]} if not items else {item["Put"]["TableName"] for item in items}
-    (table,) = tables
+def _table(operation: str, request: Mapping[str, Any]) -> str:
+    if operation == "BatchGetItem":
+        (table,) = request["RequestItems"]
+    elif operation == "TransactWriteItems":
+        (table,) = {item["Put"]["TableName"] for item in request["TransactItems"]}
+    else:
+        table = request["TableName"]
     index = f"/index/{request['IndexName']}" if "IndexName" in request else ""
     return f"{_arn('dynamodb', 'table')}/{table}{index}"
 

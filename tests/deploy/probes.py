@@ -219,7 +219,8 @@ async def forget_worker(field: Field) -> None:
 
 
 async def find_launches(field: Field) -> None:
-    await field.ledger.open_records(WORKER)
+    made = await field.a_record()
+    assert made in await field.ledger.open_records(WORKER)
 
 
 async def fetch_source(field: Field) -> None:
@@ -306,6 +307,7 @@ PROBES: Mapping[str, Callable[[Field], Awaitable[None]]] = {
     "logs:DescribeLogStreams": describe_log_streams,
     "logs:FilterLogEvents": filter_log_events,
     "dynamodb:GetItem": read_ledger,
+    "dynamodb:BatchGetItem": find_launches,
     "dynamodb:PutItem": write_ledger,
     "dynamodb:UpdateItem": claim,
     "dynamodb:DeleteItem": forget_worker,

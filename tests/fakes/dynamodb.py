@@ -36,21 +36,25 @@ class DynamoDbDouble:
         """Their parameters."""
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._one_by_one = threading.Lock()
-        self._errors: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+        self._answers: dict[str, list[tuple[int, dict[str, Any]]]] = {}
         self._lost: list[str] = []
 
     def fail_next(self, operation: str, code: str, *, status: int = 400, **members: Any) -> None:
         """Answer the next call of an operation with an error, before moto sees it."""
         body = {"__type": f"com.amazonaws.dynamodb.v20120810#{code}", "message": "made by a test", **members}
-        self._errors.setdefault(operation, []).append((status, body))
+        self._answers.setdefault(operation, []).append((status, body))
+
+    def answer_next(self, operation: str, **members: Any) -> None:
+        """Answer the next call of an operation with this: an index that lags, or part of what was asked for."""
+        self._answers.setdefault(operation, []).append((200, members))
 
     def lose_next(self, operation: str) -> None:
         """Let the next call of an operation happen, and answer it with a proxy's error: nobody learns that it did."""
         self._lost.append(operation)
 
     def pending_failures(self) -> int:
-        """Errors of `fail_next` that nobody has met yet."""
-        return sum(map(len, self._errors.values())) + len(self._lost)
+        """Errors and answers of a test that nobody has met yet."""
+        return sum(map(len, self._answers.values())) + len(self._lost)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         operation = str(environ.get("HTTP_X_AMZ_TARGET", "")).rpartition(".")[2]
@@ -59,8 +63,8 @@ class DynamoDbDouble:
             environ["wsgi.input"] = io.BytesIO(body)
             self.operations.append(operation)
             self.requests.append(json.loads(body or b"{}"))
-            if self._errors.get(operation):
-                status, body = self._errors[operation].pop(0)
+            if self._answers.get(operation):
+                status, body = self._answers[operation].pop(0)
                 answer = Response(json.dumps(body), status, content_type="application/x-amz-json-1.0")
                 return answer(environ, start_response)
             if operation in self._lost:

@@ -74,7 +74,7 @@ def wanted_actions(
     ]
     if settings.ledger.startswith("dynamodb://"):
         table = f"arn:{here.format('dynamodb')}:table/{settings.ledger.removeprefix('dynamodb://')}"
-        items = ("DeleteItem", "GetItem", "PutItem", "UpdateItem")
+        items = ("BatchGetItem", "DeleteItem", "GetItem", "PutItem", "UpdateItem")
         found.append(Wanted(table, tuple(f"dynamodb:{name}" for name in items)))
         found.append(Wanted(f"{table}/index/{INDEX}", ("dynamodb:Query",)))
     if builds(settings):
@@ -206,6 +206,9 @@ def _probes(aws: AwsClients, settings: Settings) -> dict[str, Callable[[], Await
             logGroupName=LOG_GROUP, limit=1, startTime=0, endTime=1
         ),
         "dynamodb:GetItem": lambda: aws.dynamodb.get_item(**missing),
+        "dynamodb:BatchGetItem": lambda: aws.dynamodb.batch_get_item(
+            RequestItems={missing["TableName"]: {"Keys": [missing["Key"]]}}
+        ),
         "dynamodb:PutItem": lambda: aws.dynamodb.put_item(
             **put,
             ConditionExpression=_IS_THERE,

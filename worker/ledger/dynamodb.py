@@ -13,6 +13,7 @@ from worker.launch.record import LaunchRecord
 from worker.ledger.dynamodb_errors import (
     CONFLICT,
     LOST,
+    MAX_TRIES,
     PASSING,
     WRITTEN,
     Cancelled,
@@ -37,14 +38,12 @@ from worker.ledger.dynamodb_items import (
     stop_of,
     transactions,
 )
+from worker.ledger.dynamodb_lists import all_launches, held_by, open_launches
 from worker.ledger.port import StopRequest, WorkerBeat
 
 if TYPE_CHECKING:
     from types_aiobotocore_dynamodb import DynamoDBClient
     from types_aiobotocore_dynamodb.type_defs import CreateTableInputTypeDef
-
-MAX_TRIES = 6
-"""Tries of one transaction against conflicts and throttling before `Throttled` is raised."""
 
 _IS_OURS = "#owner = :owner AND #epoch = :epoch"
 _IS_OURS_NAMES = {"#owner": "owner", "#epoch": "epoch"}
@@ -64,7 +63,7 @@ def create_table_request(table: str) -> CreateTableInputTypeDef:
             {
                 "IndexName": INDEX,
                 "KeySchema": [{"AttributeName": "holder", "KeyType": "HASH"}],
-                "Projection": {"ProjectionType": "ALL"},
+                "Projection": {"ProjectionType": "KEYS_ONLY"},
             }
         ],
     }
@@ -184,20 +183,8 @@ class DynamoDbLedger:
 
     async def records(self, *, over: bool) -> list[LaunchRecord]:
         """As the port says: a Scan of the sparse index, which has the open records only, or of the whole table."""
-        where: Any = {} if over else {"IndexName": INDEX}
-        items: list[Item] = []
-        while True:
-            with translated("Scan", self._table):
-                answer = await self._client.scan(
-                    TableName=self._table,
-                    FilterExpression="begins_with(pk, :launch)",
-                    ExpressionAttributeValues={":launch": key("launch", "")["pk"]},
-                    **where,
-                )
-            items += answer["Items"]
-            if "LastEvaluatedKey" not in answer:
-                return [record_of(item) for item in items]
-            where = {**where, "ExclusiveStartKey": answer["LastEvaluatedKey"]}
+        read = all_launches if over else open_launches
+        return [record_of(item) for item in await read(self._client, self._table)]
 
     async def ask_stop(self, request: StopRequest) -> None:
         with translated("PutItem", self._table):
@@ -274,19 +261,4 @@ class DynamoDbLedger:
         }
 
     async def _held_by(self, holder: str) -> list[Item]:
-        items: list[Item] = []
-        page: Any = {}
-        while True:
-            with translated("Query", self._table):
-                answer = await self._client.query(
-                    TableName=self._table,
-                    IndexName=INDEX,
-                    KeyConditionExpression="#holder = :holder",
-                    ExpressionAttributeNames={"#holder": "holder"},
-                    ExpressionAttributeValues={":holder": {"S": holder}},
-                    **page,
-                )
-            items += answer["Items"]
-            if "LastEvaluatedKey" not in answer:
-                return items
-            page = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
+        return await held_by(self._client, self._table, holder)

@@ -16,6 +16,8 @@ from worker.ledger.dynamodb_items import INDEX, Item
 WRITTEN, LOST, CONFLICT = "None", "ConditionalCheckFailed", "TransactionConflict"
 PASSING = frozenset({CONFLICT, "ThrottlingError", "ProvisionedThroughputExceeded", "RequestLimitExceeded"})
 """Why a transaction was cancelled (API reference, TransactWriteItems): reasons that pass by themselves."""
+MAX_TRIES = 6
+"""Tries of one call against conflicts and throttling before `Throttled` is raised."""
 _CONFLICT_CODES = frozenset({"TransactionConflictException", "TransactionInProgressException"})
 
 
@@ -69,5 +71,5 @@ def _creation(table: str) -> str:
         f"create it with: aws dynamodb create-table --table-name {table} --billing-mode PAY_PER_REQUEST "
         "--attribute-definitions AttributeName=pk,AttributeType=S AttributeName=holder,AttributeType=S "
         "--key-schema AttributeName=pk,KeyType=HASH --global-secondary-indexes "
-        f"'IndexName={INDEX},KeySchema=[{{AttributeName=holder,KeyType=HASH}}],Projection={{ProjectionType=ALL}}'"
+        f"'IndexName={INDEX},KeySchema=[{{AttributeName=holder,KeyType=HASH}}],Projection={{ProjectionType=KEYS_ONLY}}'"
     )

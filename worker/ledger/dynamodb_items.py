@@ -8,7 +8,8 @@ Items (partition key `pk`):
 * `run#<path>`     `owner` (a launch id); `expires`
 * `stop#<id>`      `body` (the request to stop as JSON), `holder` = `#stops`; `expires`
 
-`holder` is the key of the sparse index `holder-index`: the owner of an open record, `-` for released ones.
+`holder` is the key of the sparse index `holder-index`: the owner of an open record, `-` for released ones. The index
+names items, it does not hold them (`dynamodb_lists`).
 `expires` is the table's TTL attribute, epoch seconds.
 """
 
