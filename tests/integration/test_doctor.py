@@ -22,7 +22,7 @@ from tests.unit.launches import message
 from worker.cli import app
 from worker.doctor.check import Check, Verdict
 from worker.doctor.examination import all_well, examine
-from worker.ledger.dynamodb import create_table_request
+from worker.ledger.dynamodb import create_table_request, ensure_ttl
 from worker.local.aws import ACCOUNT
 from worker.local.stack import LocalServices, running_stack
 from worker.settings import load_settings
@@ -68,6 +68,11 @@ async def stack() -> AsyncIterator[LocalServices]:
             await iam.create_role(RoleName="untrusting", AssumeRolePolicyDocument=nobody)
         async with session.client("dynamodb", endpoint_url=url) as dynamodb:
             await dynamodb.create_table(**create_table_request("forgets-nothing"))
+            earlier = create_table_request("earlier")
+            for index in earlier["GlobalSecondaryIndexes"]:
+                index["Projection"] = {"ProjectionType": "ALL"}
+            await dynamodb.create_table(**earlier)
+            await ensure_ttl(dynamodb, "earlier")
             await dynamodb.create_table(
                 TableName="bare",
                 BillingMode="PAY_PER_REQUEST",
@@ -264,6 +269,19 @@ async def test_planted_faults_of_a_message_are_found_and_nothing_else(
     found = {check.name: check.remedy for check in crosses(await clinic.examine(monkeypatch))}
     assert found.keys() == expected.keys()
     assert [name for name, remedy in expected.items() if remedy not in found[name]] == []
+
+
+async def test_a_table_of_an_earlier_version_is_well_and_told_to_cost_more(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clinic.environment["LAUNCH_LEDGER"] = "dynamodb://earlier"
+    checks = await clinic.examine(monkeypatch, with_message=False)
+    assert crosses(checks) == []
+    ledger = only([check for check in checks if check.name == "ledger"])
+    assert "holder-index projects ALL, so each write is paid twice" in ledger.detail
+    clinic.environment["LAUNCH_LEDGER"] = clinic.services.environment["LAUNCH_LEDGER"]
+    checks = await clinic.examine(monkeypatch, with_message=False)
+    assert "projects" not in only([check for check in checks if check.name == "ledger"]).detail
 
 
 async def test_an_image_that_is_not_in_ecr_is_found(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
