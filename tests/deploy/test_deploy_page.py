@@ -19,8 +19,8 @@ from tests.deploy.template import load
 
 PAGE = (ROOT / "docs" / "deploy.md").read_text()
 TEMPLATES = ROOT / "deploy" / "cloudformation"
-_NOTE = r"""printf '%s\037' "${0##*/}" "$@" >>calls; echo >>calls"""
-"""A stand-in notes how it was called."""
+_NOTE = r"""call=$(printf '%s\037' "${0##*/}" "$@"); printf '%s\n' "$call" >>calls"""
+"""A stand-in notes how it was called: with one write, for both ends of a pipe run at once."""
 _ANSWER = r"""
 case $2 in
 describe-stacks) value=${*#*OutputKey==\'}; echo "the-${value%%\'*}" ;;
