@@ -49,6 +49,11 @@ class Clock:
 
     def __init__(self) -> None:
         self.time = 0.0
+        self.gone_by = 0.0
+        """By this host's clock, while calls are under way; only where a test asks for it."""
+
+    def monotonic(self) -> float:
+        return self.gone_by
 
     def now(self) -> float:
         return self.time
@@ -89,6 +94,31 @@ async def test_each_look_overlaps_the_one_before_and_only_awss_own_clock_moves_i
     await feed.changes()
     await feed.changes()
     assert asked_since(aws_server) == [T - 5, T + 45, T + 45]
+
+
+async def test_a_job_that_ends_behind_the_page_that_is_being_read_is_told_by_the_next_look(
+    feed: StatusFeed, aws_server: AwsServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest change comes from a page that was read long after the ended job's own."""
+    monkeypatch.setattr("worker.training.status_feed.time", clock)
+    jobs = Jobs(aws_server, [summary("a", T + 1)], [summary("z", T + 2)])
+
+    def answer(parameters: dict[str, Any]) -> dict[str, Any]:
+        if "NextToken" in parameters and not clock.gone_by:
+            clock.gone_by = 25.0
+            ended = summary("a", T + 13, "Completed")
+            jobs.pages = ([ended], [summary("z", T + 25)])
+        answer = jobs.answer(parameters)
+        since = parameters["LastModifiedTimeAfter"]
+        listed = [job for job in answer["TrainingJobSummaries"] if job["LastModifiedTime"] > since]
+        return {**answer, "TrainingJobSummaries": listed}
+
+    aws_server.answers["ListTrainingJobs"] = answer
+    clock.time = T + 10
+    assert (await feed.changes())["a"].status == "InProgress"
+    assert (await feed.changes())["a"].status == "Completed"
+    await feed.changes()
+    assert asked_since(aws_server)[::2] == [T - 5, T - 5, T + 20]
 
 
 async def test_the_newest_of_two_summaries_of_a_job_wins_over_the_pages(

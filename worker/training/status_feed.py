@@ -8,6 +8,7 @@ a change, and their filters are applied after paging, so every page is read (Sag
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,8 @@ class StatusFeed:
 
     async def _look(self, since: float) -> Mapping[str, Summary]:
         # A thousand jobs that changed in one second are ten pages: not for as long as nothing newer comes.
-        newest = max(self._seen_until, self._now() - _LISTS_LAG)
+        seen_until = newest = max(self._seen_until, self._now() - _LISTS_LAG)
+        began = time.monotonic()
         after = datetime.fromtimestamp(max(0.0, since - _OVERLAP), UTC)
         request: dict[str, Any] = {"LastModifiedTimeAfter": after, "MaxResults": 100}
         found: dict[str, Summary] = {}
@@ -85,5 +87,9 @@ class StatusFeed:
             if not page.get("NextToken"):
                 break
             request["NextToken"] = page["NextToken"]
-        self._seen_until = newest
+        if "NextToken" in request:
+            # A job of a page that was read may have changed before the newest one of a later page, though not before
+            # the look began. How long that is ago tells this host's clock, what AWS's says of the newest may be off.
+            newest -= time.monotonic() - began
+        self._seen_until = max(seen_until, newest)
         return found
