@@ -93,8 +93,9 @@ class FakeLogFeed(LogFeed):
         return Sweep(tuple(event for event in events if id(event) in new), {}, missing)
 
     async def pages(
-        self, streams: Sequence[str], since: int, until: int | None
+        self, streams: Sequence[str], since: int, until: int | None, *, live: bool = False
     ) -> AsyncIterator[list[LogEvent]]:
+        del live
         self._fail()
         self.deep.append((tuple(streams), since, until))
         present = [stream for stream in streams if stream in self.cloud.streams]

@@ -53,7 +53,7 @@ class Closing:
         """Look for late events where it is due; for each job those of one stream are assigned and given out."""
         now_ms = self._feed.now_ms()
         due = {stream: (log, since) for log in logs for stream, since in _due(log, now_ms).items()}
-        async for batch in self._late_batches(due):
+        async for batch in self._late_batches(due, live=True):
             yield batch
 
     async def close(self, log: JobLog) -> None:
@@ -113,26 +113,29 @@ class Closing:
         for durable in await self._posting.make_durable([batch]):
             await self._posting.post(durable)
 
-    async def _late_batches(self, due: Mapping[str, tuple[JobLog, int]]) -> AsyncIterator[AssignedBatch]:
+    async def _late_batches(
+        self, due: Mapping[str, tuple[JobLog, int]], *, live: bool = False
+    ) -> AsyncIterator[AssignedBatch]:
         """`due`: stream → its log, and from when (ms) to look. Streams of many jobs share the calls."""
         streams = sorted((stream for stream in due if _position(due, stream).marks), key=lambda s: due[s][1])
         for start in range(0, len(streams), MAX_STREAMS):
             group = streams[start : start + MAX_STREAMS]
             since = due[group[0]][1]
-            searches = await self._search({stream: _position(due, stream) for stream in group}, since)
+            positions = {stream: _position(due, stream) for stream in group}
+            searches = await self._search(positions, since, live=live)
             for stream, search in searches.items():
                 log = due[stream][0]
                 if not log.posting and (batch := _assign_late(log, stream, search, since)):
                     yield batch
 
     async def _search(
-        self, positions: Mapping[str, StreamPosition], since: int
+        self, positions: Mapping[str, StreamPosition], since: int, *, live: bool
     ) -> Mapping[str, cursor.LateSearch]:
         known = {stream: position.marks[-1][1] for stream, position in positions.items()}
         until = max(position.timestamp for position in positions.values())
         while True:
             searches = {s: cursor.LateSearch(position, known[s]) for s, position in positions.items()}
-            async for page in self._feed.pages(sorted(positions), since, until):
+            async for page in self._feed.pages(sorted(positions), since, until, live=live):
                 shown = by_stream(page)
                 for stream, search in searches.items():
                     search.add(shown.get(stream, ()))  # a page without its events was a look at it, too

@@ -135,7 +135,8 @@ class Posting:
         wanted = {log: frozenset(cursor.batch_hashes(batch)) for log, batch in batches.items()}
         since, until = min(first for first, _ in spans), max(last for _, last in spans)
         pages = 0
-        async for page in self._feed.pages(sorted(owners), since, until):
+        # Groups are read one after the other, and none of their logs is read on before; single ones may be hundreds.
+        async for page in self._feed.pages(sorted(owners), since, until, live=most_pages is not None):
             for event in page:
                 if cursor.event_hash(event) in wanted[log := owners[event.stream]]:
                     found[log].append(event)

@@ -16,6 +16,7 @@ was measured against the other.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -44,6 +45,9 @@ _MAX_CHARACTERS = 8 << 20
 """What one sweep of a group may hold in memory; the rest waits in CloudWatch."""
 _SETTLED_MS = 2_000
 """What was ingested so long before a page was asked for is on it: AWS's time is known to half a second."""
+_PATIENT_AT_ONCE = 2
+"""Calls of readers with time (closing, replays, reports) that wait for the rate at once. It serves who came first, and
+hundreds of jobs may end in a moment: each read of the running ones would wait behind a page for each of those."""
 _MAX_TRIES = 8
 """Further tries of a page that was throttled; about half a minute."""
 
@@ -77,6 +81,8 @@ class _Reading:
     missing: set[str] = field(default_factory=set)
     split: bool = False
     """A stream was missing, so that the group was read in parts, one after the other."""
+    live: bool = True
+    """It waits for the rate with the first; False: only some at a time do."""
 
 
 class LogFeed:
@@ -97,6 +103,7 @@ class LogFeed:
         self._describe_rate = rates["DescribeLogStreams"]
         self._metrics = metrics
         self._breather = Breather()
+        self._patient = asyncio.Semaphore(_PATIENT_AT_ONCE)
 
     def now_ms(self) -> int:
         """AWS's time, ms since the epoch."""
@@ -145,13 +152,14 @@ class LogFeed:
         return Sweep(tuple(events), cut_at, frozenset(missing))
 
     async def pages(
-        self, streams: Sequence[str], since: int, until: int | None
+        self, streams: Sequence[str], since: int, until: int | None, *, live: bool = False
     ) -> AsyncIterator[list[LogEvent]]:
         """All events of some streams in [since, until] ms (None: to the end), in the API's order, page by page,
-        whatever was taken before."""
+        whatever was taken before. `live`: logs of running jobs wait for it, and few such reads are under way; all
+        others leave the rate to them and to sweeps."""
         for start in range(0, len(streams), MAX_STREAMS):
             group = streams[start : start + MAX_STREAMS]
-            async for page in self._pages(group, max(0, since), until, _Reading()):
+            async for page in self._pages(group, max(0, since), until, _Reading(live=live)):
                 yield page.events
 
     async def _read(
@@ -202,7 +210,7 @@ class LogFeed:
             request["endTime"] = until
         for number in itertools.count():
             try:
-                page = await self._page(request)
+                page = await self._page(request, live=reading.live)
             except AwsRefused as error:
                 if error.aws_code != "ResourceNotFoundException":
                     raise
@@ -234,13 +242,19 @@ class LogFeed:
             async for part in self._pages(half, since, until, reading):
                 yield part
 
-    async def _page(self, request: Mapping[str, Any]) -> FilterLogEventsResponseTypeDef:
+    async def _page(self, request: Mapping[str, Any], *, live: bool) -> FilterLogEventsResponseTypeDef:
         """One page; a further one that is throttled is asked for again, since starting over might never come to the end
         of a long read."""
         for tries in itertools.count():
             try:
+                # Not while the call is under way: how many those are is up to the rate.
+                async with contextlib.nullcontext() if live else self._patient:
+                    await self._filter_rate.acquire()
                 return await call(
-                    "FilterLogEvents", lambda: self._logs.filter_log_events(**request), self._filter_rate
+                    "FilterLogEvents",
+                    lambda: self._logs.filter_log_events(**request),
+                    self._filter_rate,
+                    acquired=True,
                 )
             except Throttled as error:
                 if "nextToken" not in request or tries == _MAX_TRIES:

@@ -106,3 +106,42 @@ async def test_a_successor_replays_what_was_not_acknowledged_with_few_calls(
         assert not any(log.posting for log in successor.delivery._logs.values())
     assert len(worker.companion.posts) - posts == (0 if clean else 150)
     assert worker.calls_of("FilterLogEvents") - before <= 15
+
+
+async def test_a_read_of_running_jobs_does_not_wait_behind_hundreds_that_end(
+    worker: Delivering, logs: CloudWatchLogs
+) -> None:
+    for job in range(500):
+        logs.put(stream(job), "end")
+
+    async def whole(job: int) -> list[str]:
+        return [event.message async for page in worker.feed.pages([stream(job)], 0, None) for event in page]
+
+    closers = [asyncio.ensure_future(whole(job)) for job in range(2, 500)]
+    await asyncio.sleep(2)
+    for _ in range(5):
+        started, before = aws_now(), worker.calls_of("FilterLogEvents")
+        sweep = await worker.feed.sweep({ONE: NOTHING_TAKEN})
+        assert [event.message for event in sweep.events] == ["end"]
+        assert worker.calls_of("FilterLogEvents") - before <= 4
+        assert aws_now() - started < 2
+    assert await asyncio.gather(*closers) == [["end"]] * 498
+
+
+async def test_late_events_of_running_jobs_are_looked_for_while_hundreds_end(
+    worker: Delivering, logs: CloudWatchLogs
+) -> None:
+    """A log that is searched is not read meanwhile."""
+    for job in range(500):
+        logs.put(stream(job), "begun")
+        await worker.follow(f"launch-{job}")
+    async with worker.running():
+        await asyncio.sleep(270)
+        for job in range(2, 500):
+            worker.ended(worker.delivery._logs[f"launch-{job}"].held)
+        for number in range(120):
+            logs.put(ONE, f"line {number}")
+            await asyncio.sleep(1)
+            if number > 10:
+                assert f"line {number - 10}" in worker.lines("launch-1")
+        assert len(worker.delivered) < 490, "the others are not through by then"
