@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+from worker.aio import Breather
 from worker.clients.aws import AwsClients
 from worker.errors import Again
 from worker.launch.console import ConsoleLine
@@ -29,7 +30,9 @@ class JobLogs:
         self, aws: AwsClients, *, host: str = "", since: float = 0.0, pause: float = LOOK_EVERY
     ) -> None:
         """`host`: only this container's (`algo-1`); `since`: epoch seconds; `pause`: between two looks."""
-        self._feed = LogFeed(aws.logs, Rates(Metrics(), {}), Metrics(), now=aws.clock.now)
+        self._feed = LogFeed(
+            aws.logs, Rates(Metrics(), {}), Metrics(), breather=Breather(), now=aws.clock.now
+        )
         self._host = host
         self._since = int(since * 1000)
         self._pause = pause

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from worker.aio import Breather
 from worker.delivery.closing import Closing
 from worker.delivery.loop import LogDelivery
 from worker.delivery.posting import Posting
@@ -34,7 +35,8 @@ def supervisor_of(
     settings = parts.settings
     sagemaker = SageMaker(parts.aws.sagemaker, parts.rates)
     persistence = Persistence(parts.metrics, settings.log_give_up, refusals)
-    feed = LogFeed(parts.aws.logs, parts.rates, parts.metrics, now=parts.aws.clock.now)
+    breather = Breather()
+    feed = LogFeed(parts.aws.logs, parts.rates, parts.metrics, breather=breather, now=parts.aws.clock.now)
     story = _job_story(parts, sagemaker, refusals, feed)
     heartbeats = CompanionHeartbeats(
         parts.companion,
@@ -51,7 +53,7 @@ def supervisor_of(
         adoption=adoption,
         submission=submission,
         watch=_job_watch(parts, held, sagemaker, persistence),
-        delivery=_delivery(parts, held, adoption, feed, heartbeats, refusals=refusals),
+        delivery=_delivery(parts, held, adoption, feed, heartbeats, refusals=refusals, breather=breather),
         companion=parts.companion,
         story=story,
         retrying=Retrying(
@@ -160,12 +162,14 @@ def _delivery(
     heartbeats: CompanionHeartbeats,
     *,
     refusals: Refusals,
+    breather: Breather,
 ) -> LogDelivery:
     posting = Posting(
         held=held,
         feed=feed,
         companion=parts.companion,
         metrics=parts.metrics,
+        breather=breather,
         give_up_after=parts.settings.log_give_up,
         refusals=refusals,
         on_answer=heartbeats.answered,
@@ -176,6 +180,7 @@ def _delivery(
         held=held,
         posting=posting,
         closing=Closing(feed=feed, posting=posting, companion=parts.companion),
+        breather=breather,
         interval=parts.settings.log_interval,
         quiet=parts.settings.log_quiet,
         drain_limit=parts.settings.log_drain_limit,

@@ -17,6 +17,7 @@ from tests.deploy.policies import actions, policy
 from tests.e2e.bench import Clients
 from tests.fakes.aws_server import quick_rates
 from tests.unit.records import WORKER, record
+from worker.aio import Breather
 from worker.clients.api_key import KeyPlaces
 from worker.clients.aws import AwsClients
 from worker.clients.aws_role import TargetRole, with_role
@@ -67,7 +68,7 @@ class Field:
 
     @property
     def log_feed(self) -> LogFeed:
-        return LogFeed(self.aws.logs, quick_rates(), Metrics())
+        return LogFeed(self.aws.logs, quick_rates(), Metrics(), breather=Breather())
 
     @property
     def ledger(self) -> DynamoDbLedger:

@@ -23,6 +23,7 @@ from botocore.exceptions import (
 from tests.fakes.aws_server import AwsError, AwsServer, HangUp, quick_rates
 from tests.unit.launches import message as launch_message
 from tests.unit.launches import request_of
+from worker.aio import Breather
 from worker.clients.aws import (
     THROTTLING_CODES,
     AwsClients,
@@ -50,7 +51,7 @@ Method = Callable[[AwsClients], Awaitable[object]]
 
 
 async def pages(aws: AwsClients) -> object:
-    feed = LogFeed(aws.logs, quick_rates(), Metrics())
+    feed = LogFeed(aws.logs, quick_rates(), Metrics(), breather=Breather())
     return [page async for page in feed.pages(["s"], 0, None)]
 
 
@@ -62,8 +63,10 @@ METHODS: dict[str, Method] = {
     "stop": lambda aws: SageMaker(aws.sagemaker, quick_rates()).stop("job"),
     "existing": lambda aws: SageMaker(aws.sagemaker, quick_rates()).existing(request_of(launch_message())),
     "changes": lambda aws: StatusFeed(aws.sagemaker, quick_rates(), since=0, now=lambda: 0.0).changes(),
-    "streams": lambda aws: LogFeed(aws.logs, quick_rates(), Metrics()).streams("job"),
-    "sweep": lambda aws: LogFeed(aws.logs, quick_rates(), Metrics()).sweep({"s": NOTHING_TAKEN}),
+    "streams": lambda aws: LogFeed(aws.logs, quick_rates(), Metrics(), breather=Breather()).streams("job"),
+    "sweep": lambda aws: LogFeed(aws.logs, quick_rates(), Metrics(), breather=Breather()).sweep(
+        {"s": NOTHING_TAKEN}
+    ),
     "pages": pages,
     "receive": lambda aws: LaunchQueue(aws.sqs, FACTS).receive(1, wait=0, visibility=60),
     "hide": lambda aws: LaunchQueue(aws.sqs, FACTS).hide(MESSAGE, 0),

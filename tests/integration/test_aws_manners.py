@@ -13,6 +13,7 @@ from aiohttp import web
 
 from tests.fakes.aws_server import AwsError, AwsServer, HangUp, quick_rates
 from tests.fakes.cloudwatch_logs import CloudWatchLogs
+from worker.aio import Breather
 from worker.clients.aws import AwsClients, AwsDenied, aws_clients, caller_identity
 from worker.errors import Unreachable
 from worker.intake.sqs import LaunchQueue, QueueFacts, SqsMessage
@@ -278,7 +279,7 @@ async def test_an_adopted_jobs_end_is_seen_though_its_submitter_had_a_clock_an_h
 async def test_the_real_client_reads_the_harsh_cloudwatch(aws: AwsClients, aws_server: AwsServer) -> None:
     logs = CloudWatchLogs(lambda: NOW)
     aws_server.answers.update(logs.answers())
-    feed = LogFeed(aws.logs, quick_rates(), Metrics())
+    feed = LogFeed(aws.logs, quick_rates(), Metrics(), breather=Breather())
     assert await feed.streams("job-1") == ()
     for host in range(1, 121):
         logs.put(f"job-1/algo-{host}-17", f"from host {host}")

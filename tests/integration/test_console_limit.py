@@ -13,6 +13,7 @@ from tests.fakes.cloudwatch import CloudWatch, FakeLogFeed
 from tests.fakes.ledger import MemoryLedger
 from tests.unit.records import OTHER, WORKER, record
 from tests.unit.waiting import until
+from worker.aio import Breather
 from worker.clients import wandb_pace
 from worker.clients.api_key import ApiKey
 from worker.clients.wandb_api import WandbApi, wandb_api
@@ -58,12 +59,13 @@ class Worker:
     def __post_init__(self) -> None:
         metrics, feed = Metrics(), FakeLogFeed(self.cloud)
         self.held = HeldLaunches(self.ledger, self.name, metrics)
-        parts = Posting(held=self.held, feed=feed, companion=self.runs, metrics=metrics)
+        parts = Posting(held=self.held, feed=feed, companion=self.runs, metrics=metrics, breather=Breather())
         self.delivery = LogDelivery(
             feed=feed,
             held=self.held,
             posting=parts,
             closing=Closing(feed=feed, posting=parts, companion=self.runs),
+            breather=Breather(),
             interval=0.005,
             quiet=0.05,
             drain_limit=60.0,

@@ -11,6 +11,7 @@ import pytest
 
 from tests.fakes.aws_server import AwsError, AwsServer, LogsService, quick_rates
 from tests.fakes.cloudwatch import CloudWatch
+from worker.aio import Breather
 from worker.clients.aws import AwsClients, AwsRefused
 from worker.errors import Again, Throttled
 from worker.ops.metrics import Metrics
@@ -31,7 +32,7 @@ def cloud(aws_server: AwsServer) -> CloudWatch:
 
 @pytest.fixture
 def feed(aws: AwsClients, cloud: CloudWatch) -> LogFeed:
-    return LogFeed(aws.logs, quick_rates(), Metrics())
+    return LogFeed(aws.logs, quick_rates(), Metrics(), breather=Breather())
 
 
 def texts(sweep: Sweep) -> list[str]:
@@ -210,7 +211,7 @@ class Steps:
 async def test_others_have_their_turn_within_a_large_sweep(aws: AwsClients, cloud: CloudWatch) -> None:
     """All of it at once would be several times as long as one page's share."""
     # A minute later all of it has settled.
-    feed = LogFeed(aws.logs, quick_rates(), Metrics(), now=lambda: time.time() + 60)
+    feed = LogFeed(aws.logs, quick_rates(), Metrics(), breather=Breather(), now=lambda: time.time() + 60)
     streams = [f"job-{number}/algo-1-17" for number in range(10)]
     cloud.page_size = 1_000
     for stream in streams:

@@ -288,3 +288,16 @@ async def test_a_project_is_posted_to_at_most_430_times_a_second(server: Server,
         started = asyncio.get_running_loop().time()
         await api.file_stream("e", "another", "r", {})
         assert "e/another" in api._turns
+
+
+async def test_a_body_is_made_before_its_turn_and_not_with_all_others_whose_turn_has_come(
+    api: WandbApi, server: Server
+) -> None:
+    await api.file_stream("e", "p", "r", {})
+    body = {"files": {"output.log": {"offset": 0, "content": ["as given"]}}}
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(api.file_stream("e", "p", "r", body))
+        await asyncio.sleep(0.1)
+        assert len(server.requests) == 1, "a run posts twice a second"
+        body.clear()
+    assert b"as given" in server.requests[1][2]

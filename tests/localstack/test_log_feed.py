@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
+from worker.aio import Breather
 from worker.local.logs import TRAINING_JOBS_GROUP
 from worker.ops.metrics import Metrics
 from worker.ops.rates import QUOTAS, Rates
@@ -57,10 +58,10 @@ class Job:
 async def feed(logs: CloudWatchLogsClient) -> LogFeed:
     groups = await logs.describe_log_groups(logGroupNamePrefix=TRAINING_JOBS_GROUP)
     if not groups["logGroups"]:
-        missing = LogFeed(logs, rates(), Metrics())
+        missing = LogFeed(logs, rates(), Metrics(), breather=Breather())
         assert await missing.streams("job") == (), "nobody has logged in this account yet"
         await logs.create_log_group(logGroupName=TRAINING_JOBS_GROUP)
-    return LogFeed(logs, rates(), Metrics())
+    return LogFeed(logs, rates(), Metrics(), breather=Breather())
 
 
 def rates() -> Rates:

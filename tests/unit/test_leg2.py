@@ -21,6 +21,7 @@ from tests.fakes.leg2 import stopping_of, story_of
 from tests.fakes.sagemaker import FakeSageMaker
 from tests.unit.records import OTHER, WORKER, record, waiting
 from tests.unit.waiting import until
+from worker.aio import Breather
 from worker.clients.api_key import ApiKey
 from worker.clients.aws import AwsRefused
 from worker.delivery.closing import Closing
@@ -121,7 +122,9 @@ class Worker:
         self.status_feed = EveryJob(world.sagemaker)
         feed = FakeLogFeed(world.cloud)
         refusals = Refusals(world.items, world.queue)
-        posting = Posting(held=self.held, feed=feed, companion=world.companion, metrics=metrics)
+        posting = Posting(
+            held=self.held, feed=feed, companion=world.companion, metrics=metrics, breather=Breather()
+        )
         beats = Membership(world.ledger, WorkerBeat(name, 0, "d", "h", 0.0), beat)
         adoption = Adoption(
             ledger=world.ledger,
@@ -172,6 +175,7 @@ class Worker:
                 held=self.held,
                 posting=posting,
                 closing=Closing(feed=feed, posting=posting, companion=world.companion),
+                breather=Breather(),
                 interval=0.005,
                 quiet=0.03,
                 drain_limit=5,

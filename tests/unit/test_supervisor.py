@@ -19,6 +19,7 @@ from tests.fakes.leg2 import stopping_of, story_of
 from tests.fakes.sagemaker import FakeSageMaker
 from tests.unit.records import OTHER, WORKER, record, waiting
 from tests.unit.waiting import until
+from worker.aio import Breather
 from worker.clients.api_key import ApiKey
 from worker.clients.aws import AwsRefused
 from worker.delivery.closing import Closing
@@ -128,7 +129,9 @@ class Bench:
         held = self.held = HeldLaunches(self.ledger, WORKER, metrics)
         self.cloud = CloudWatch()
         logs = FakeLogFeed(self.cloud)
-        posting = Posting(held=held, feed=logs, companion=self.companion, metrics=metrics)
+        posting = Posting(
+            held=held, feed=logs, companion=self.companion, metrics=metrics, breather=Breather()
+        )
         adoption = Adoption(
             ledger=self.ledger,
             membership=Membership(self.ledger, WorkerBeat(WORKER, 0, "default", "host", 0.0), 1.0),
@@ -169,6 +172,7 @@ class Bench:
                 held=held,
                 posting=posting,
                 closing=Closing(feed=logs, posting=posting, companion=self.companion),
+                breather=Breather(),
                 interval=TICK,
                 quiet=4 * TICK,
                 drain_limit=5.0,

@@ -66,7 +66,7 @@ class WandbApi:
 
     async def graphql(self, operation: str, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
         """POST /graphql; returns `data`. Raises `WandbRefused` for GraphQL errors (HTTP 200 with `errors`)."""
-        body = {"operationName": operation, "query": query, "variables": variables}
+        body = _encode({"operationName": operation, "query": query, "variables": variables})
         answer = await self._queries.ask(
             operation, lambda: self._post(f"{self.base_url}/graphql", operation, body)
         )
@@ -83,9 +83,11 @@ class WandbApi:
         heartbeat."""
         path = "/".join(quote(part, safe="") for part in (entity, project, run))
         url = f"{self.base_url}/files/{path}/file_stream"
+        # Before its turn: those of many runs come in one moment, and the milliseconds of large bodies would add up.
+        data = _encode(body)
         async with self._pace.turn(path):
             await self._turn(f"{entity}/{project}")
-            return await self._post(url, "file_stream", body, may_compress=True)
+            return await self._post(url, "file_stream", data, may_compress=True)
 
     async def _turn(self, project: str) -> None:
         """Wait until a project may be posted to: its quota is shared by all its runs."""
@@ -129,10 +131,8 @@ class WandbApi:
         listed = (data.get("serverInfo") or {}).get("features") or []
         return frozenset(flag["name"] for flag in listed if flag["isEnabled"])
 
-    async def _post(
-        self, url: str, what: str, body: Mapping[str, Any], *, may_compress: bool = False
-    ) -> dict[str, Any]:
-        data, encoding = _encode(body), {}
+    async def _post(self, url: str, what: str, data: bytes, *, may_compress: bool = False) -> dict[str, Any]:
+        encoding = {}
         if may_compress and len(data) >= _LARGE and GZIP in await self.features():
             # In a thread: zlib lets the event loop run on meanwhile.
             data = await asyncio.to_thread(gzip.compress, data, 1)

@@ -38,7 +38,7 @@ _LOGS_A_ROUND = 300
 _MAX_AHEAD = 40_000
 """Events of all jobs that wait in memory for their turn at W&B; beyond, nothing more is read."""
 _LINES_A_TURN = 1000
-"""Events assigned before others have their turn: some milliseconds."""
+"""Events assigned in one piece, if a log has not more of them ready: some milliseconds."""
 
 OnDelivered = Callable[[HeldLaunch], None]
 
@@ -53,6 +53,7 @@ class LogDelivery:
         held: HeldLaunches,
         posting: Posting,
         closing: Closing,
+        breather: Breather,
         interval: float,
         quiet: float,
         drain_limit: float,
@@ -68,7 +69,7 @@ class LogDelivery:
         self._post_gap = min(_POST_GAP, interval)
         self._logs: dict[str, JobLog] = {}
         self._wake = asyncio.Event()
-        self._breather = Breather()
+        self._breather = breather
         self._tasks: asyncio.TaskGroup
         held.when_lost(self._forget)
 
@@ -206,11 +207,8 @@ class LogDelivery:
         asked_ms = self._feed.now_ms()
         sweep = await self._feed.sweep({stream: log.positions[stream] for stream, log in group.items()})
         self._trouble.passed(read=bool(group))
-        await (
-            self._breather()
-        )  # of a large sweep what was before takes milliseconds, and so do both that follow
+        await self._breather()  # of a large sweep what was before takes milliseconds, and so does this
         take_in(sweep, group, asked_ms)
-        await self._breather()
         await self._assign(dict.fromkeys(group.values()))
         return sweep.cut_at
 
@@ -220,12 +218,12 @@ class LogDelivery:
         batches: list[AssignedBatch] = []
         done = 0
         for log in [log for log in logs if log.ahead]:
+            if done + len(log.ahead) >= _LINES_A_TURN:
+                done = 0
+                await self._breather()
             if log.ahead and log.is_read and log.posted_at + self._post_gap <= now:
                 batches.append(log.take())
                 done += batches[-1].events
-            if done >= _LINES_A_TURN:
-                done = 0
-                await self._breather()
         await self._hand_on(batches)
 
     async def _hand_on(self, batches: Sequence[AssignedBatch]) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
-from worker.aio import backoff, effect
+from worker.aio import Breather, backoff, effect
 from worker.delivery.job_log import AssignedBatch, JobLog
 from worker.errors import Never, WorkerError
 from worker.intake.refusal import Refusals
@@ -25,6 +25,9 @@ from worker.training.log_feed import LogFeed
 _MAX_PAGES_AGAIN = 5
 """Pages that the batches of several jobs may lie on to be read together."""
 
+_LARGE = 16 << 10
+"""Characters, each line with a hundred more, from which a post's JSON is a piece of work of its own: 0.1 ms, up to 20.
+A sweep's posts all begin together, a hundred small ones too."""
 _LATE_BEAT = 1.0
 """Seconds between two looks whether a late heartbeat has come through, which tells whose the launches are."""
 
@@ -41,6 +44,7 @@ class Posting:
         feed: LogFeed,
         companion: Companion,
         metrics: Metrics,
+        breather: Breather,
         give_up_after: float = GIVE_UP_AFTER,
         refusals: Refusals | None = None,
         on_answer: Callable[[LaunchRecord, bool], None] = lambda *_: None,
@@ -55,6 +59,7 @@ class Posting:
         self._held = held
         self._feed = feed
         self._companion = companion
+        self._breather = breather
         self.metrics = metrics
 
     async def make_durable(self, batches: Sequence[AssignedBatch]) -> list[AssignedBatch]:
@@ -105,7 +110,8 @@ class Posting:
             if stopped or batch.is_for_console:  # else W&B was not asked, and has not said that nobody did
                 self._on_answer(record, stopped)
 
-        if await self.until_done(batch.log, send):
+        size = _size(len(batch.lines), (line.content for line in batch.lines))
+        if await self.until_done(batch.log, send, size):
             self.metrics.log_lines.inc(len(batch.lines))
             if batch.events:
                 self.metrics.log_latency.observe(max(0.0, time.time() - batch.newest_ingested / 1000))
@@ -167,7 +173,8 @@ class Posting:
             self.metrics.log_lines.inc(len(lines))
 
         try:
-            done = await self.until_done(log, send)
+            size = _size(batch.lines, (event.message for event in found))
+            done = await self.until_done(log, send, size)
         except cursor.EventsGone as error:
             # Retention or a deleted stream: most likely W&B has the lines; holding the rest back would help nobody.
             _log.error("log_replay_impossible", launch_id=record.launch_id, error=str(error))
@@ -175,12 +182,14 @@ class Posting:
         if done:
             log.acknowledged()
 
-    async def until_done(self, log: JobLog, send: Callable[[], Awaitable[None]]) -> bool:
-        """Repeat `send` until it succeeds. False: the launch is lost, or given up a long time after its job's end;
-        until then W&B's refusals are ridden out too: a key that is rotated or a server that is mended brings the log
-        on, and the backlog stays in CloudWatch."""
+    async def until_done(self, log: JobLog, send: Callable[[], Awaitable[None]], size: int = 0) -> bool:
+        """Repeat `send`, whose post is of `size`, until it succeeds. False: the launch is lost, or given up a long time
+        after its job's end; until then W&B's refusals are ridden out too: a key that is rotated or a server that is
+        mended brings the log on, and the backlog stays in CloudWatch."""
 
         async def send_as_owner() -> None:
+            if size >= _LARGE:
+                await self._breather()  # before it is known whose the run is: the process may be frozen here
             # The lines of a worker that was frozen would do no harm, but they might revive a run that is over.
             while not (self._is_current() or log.held.lost):  # noqa: ASYNC110  # a point in time, no event
                 await asyncio.sleep(_LATE_BEAT)
@@ -193,3 +202,7 @@ class Posting:
         )
         log.given_up = log.given_up or tried is Tried.GIVEN_UP
         return tried is Tried.DONE
+
+
+def _size(lines: int, texts: Iterable[str]) -> int:
+    return 100 * lines + sum(map(len, texts))

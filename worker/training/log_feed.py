@@ -94,6 +94,7 @@ class LogFeed:
         rates: Rates,
         metrics: Metrics,
         *,
+        breather: Breather,
         now: Callable[[], float] = time.time,
     ) -> None:
         """`now`: epoch seconds by AWS's clock, which stamps ingestion; this host's own may be wrong."""
@@ -102,7 +103,7 @@ class LogFeed:
         self._filter_rate = rates["FilterLogEvents"]
         self._describe_rate = rates["DescribeLogStreams"]
         self._metrics = metrics
-        self._breather = Breather()
+        self._breather = breather
         self._patient = asyncio.Semaphore(_PATIENT_AT_ONCE)
 
     def now_ms(self) -> int:

@@ -14,6 +14,7 @@ from tests.fakes.cloudwatch_logs import CloudWatchLogs, LogsClient
 from tests.fakes.companion import FakeCompanion
 from tests.fakes.ledger import MemoryLedger
 from tests.unit.records import WORKER, record
+from worker.aio import Breather
 from worker.delivery.closing import Closing
 from worker.delivery.loop import LogDelivery
 from worker.delivery.posting import Posting
@@ -89,12 +90,20 @@ class Delivering:
         self.client = LogsClient(logs)
         self.delivered: list[str] = []
         self.held = HeldLaunches(self.ledger, name, self.metrics)
-        self.feed = LogFeed(cast("Any", self.client), Rates(self.metrics, {}), self.metrics, now=now)
+        self.breather = Breather()
+        self.feed = LogFeed(
+            cast("Any", self.client),
+            Rates(self.metrics, {}),
+            self.metrics,
+            breather=self.breather,
+            now=now,
+        )
         self.posting = Posting(
             held=self.held,
             feed=self.feed,
             companion=self.companion,
             metrics=self.metrics,
+            breather=self.breather,
             give_up_after=give_up_after,
         )
         self.delivery = LogDelivery(
@@ -102,6 +111,7 @@ class Delivering:
             held=self.held,
             posting=self.posting,
             closing=Closing(feed=self.feed, posting=self.posting, companion=self.companion),
+            breather=self.breather,
             interval=2.0,
             quiet=15.0,
             drain_limit=300.0,

@@ -14,6 +14,7 @@ from tests.fakes.companion import FakeCompanion
 from tests.fakes.launch_queue import FakeLaunchQueue, FakeQueueItems
 from tests.fakes.ledger import MemoryLedger
 from tests.unit.records import OTHER, WORKER, record
+from worker.aio import Breather
 from worker.clients.aws import AwsRefused, NotPermitted
 from worker.delivery import closing, posting
 from worker.delivery.closing import Closing
@@ -64,6 +65,7 @@ class Worker:
             feed=self.feed,
             companion=self.companion,
             metrics=self.metrics,
+            breather=Breather(),
             refusals=Refusals(self.items, FakeLaunchQueue()),
             on_answer=lambda _, stopped: self.answers.append(stopped),
             is_current=lambda: self.current,
@@ -73,6 +75,7 @@ class Worker:
             held=self.held,
             posting=parts,
             closing=Closing(feed=self.feed, posting=parts, companion=self.companion),
+            breather=Breather(),
             interval=INTERVAL,
             quiet=QUIET,
             drain_limit=5.0,
