@@ -241,7 +241,8 @@ class Settings(BaseSettings):
     log_interval: Seconds = Field(
         2.0,
         gt=0,
-        description="How often a log that has news is read; silent ones up to three times less often.",
+        description="How often a log that has news is read; silent ones three times less often, "
+        "thousands of them still less.",
     )
     status_interval: Seconds = Field(
         5.0,

@@ -65,6 +65,10 @@ class FakeLogFeed(LogFeed):
         self.after_sweep: Callable[[], None] = lambda: None
         """Called when a sweep has been answered, before the caller sees it."""
 
+    @property
+    def calls_a_second(self) -> float:
+        return 5.0
+
     def now_ms(self) -> int:
         return int(time.time() * 1000)
 

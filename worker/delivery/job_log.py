@@ -99,7 +99,7 @@ class JobLog:
         return self.posted_at + post_gap if self.ahead else self.due_at
 
     def pace(self, now: float) -> int:
-        """In how many intervals it is read once: a log that was silent for a while is looked at less often."""
+        """In how many intervals it is read once at the most: a log that was silent for a while is read less often."""
         silent = now - self.news_at
         if self.ended_at is not None or silent < _QUIET_AFTER:
             return 1

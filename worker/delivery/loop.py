@@ -17,6 +17,7 @@ from worker.delivery.job_log import AssignedBatch, JobLog
 from worker.delivery.posting import Posting
 from worker.delivery.read_trouble import ReadTrouble
 from worker.delivery.replays import replay_groups
+from worker.delivery.rounds import Paces, due, paces
 from worker.delivery.taking_in import take_in
 from worker.errors import Again, WorkerError
 from worker.ledger.held import HeldLaunch, HeldLaunches
@@ -27,14 +28,10 @@ from worker.training.stream_groups import stream_groups
 
 _POST_GAP = 0.5
 """Seconds between two batches of a job at the least: W&B allows a run two posts a second."""
-_POSTS_A_SECOND = 350.0
-"""Of all jobs: W&B allows a project 500, and other workers post too. With more busy jobs each is read less often."""
 _GATHER = 0.1
 """Seconds between two rounds at the least, in which acknowledgements come in: jobs read together share calls."""
 _AT_ONCE = 3
 """Calls for groups of streams under way at a time; how many there are in a second is up to their rate."""
-_LOGS_A_ROUND = 300
-"""Logs read in one round, the longest due first: one that has just become ready does not wait for all others."""
 _MAX_AHEAD = 40_000
 """Events of all jobs that wait in memory for their turn at W&B; beyond, nothing more is read."""
 _LINES_A_TURN = 1000
@@ -133,7 +130,8 @@ class LogDelivery:
         """Read what is due, assign, post, close; returns the seconds until something is due again."""
         self._start_replays()
         asked_at = time.monotonic()
-        logs = self._due(asked_at)
+        every = paces(self._logs.values(), asked_at, interval=self._interval, calls=self._feed.calls_a_second)
+        logs = self._due(asked_at, every)
         for log in logs:
             log.reading = True
         try:
@@ -144,12 +142,10 @@ class LogDelivery:
                 log.reading = False
         now = time.monotonic()
         read = [log for log in logs if not log.ahead and not cut & log.positions.keys()]
-        busy = sum(log.pace(now) == 1 for log in self._logs.values())
-        interval = max(self._interval, busy / _POSTS_A_SECOND)
         for log in read:
             log.swept_at = asked_at
             # All on one grid of time: what is due together shares calls.
-            step = log.pace(now) * interval
+            step = every.step(log, now)
             log.due_at = round(asked_at / step + 1) * step
         # The states of a job that says nothing are told as well.
         await self._hand_on([log.assign(()) for log in read if log.is_read and log.untold])
@@ -157,14 +153,12 @@ class LogDelivery:
         self._close([log for log in read if log.is_read and self._is_quiet(log)], on_delivered)
         return self._until_due()
 
-    def _due(self, now: float) -> list[JobLog]:
+    def _due(self, now: float, every: Paces) -> list[JobLog]:
         """The logs that a round reads: when some are due, also those that nearly are, since they share calls."""
         ready = [log for log in self._logs.values() if log.is_read and not log.ahead]
         if not any(log.ready_at(self._post_gap) <= now for log in ready):
             return []
-        soon = now + self._interval / 4
-        due = sorted((log for log in ready if log.due_at <= soon), key=lambda log: log.due_at)
-        return due[:_LOGS_A_ROUND]
+        return due(ready, now, every, soon=now + self._interval / 4)
 
     def _until_due(self) -> float:
         now = time.monotonic()
@@ -240,11 +234,11 @@ class LogDelivery:
             self._wake.set()
 
     def _start_replays(self) -> None:
-        due = [log for log in self._logs.values() if log.replay_due]
-        for log in due:
+        again = [log for log in self._logs.values() if log.replay_due]
+        for log in again:
             log.replay_due = False
-        if due:
-            self._tasks.create_task(self._replay(due), name="replay batches")
+        if again:
+            self._tasks.create_task(self._replay(again), name="replay batches")
 
     async def _replay(self, logs: Sequence[JobLog]) -> None:
         """Batches of many jobs are read again together."""
@@ -269,21 +263,21 @@ class LogDelivery:
         """Look for late events where it is due. A log that is searched is not read meanwhile, and one that is to be
         searched not any more: else a log that has something new each time would never come to it."""
         logs = [log for log in self._logs.values() if log.is_open]
-        wanted = set(due := self._closing.due(logs))
+        wanted = set(late := self._closing.due(logs))
         for log in logs:
             log.searching = log in wanted
-        ready = [log for log in due if not (log.posting or log.reading)]
+        ready = [log for log in late if not (log.posting or log.reading)]
         try:
             for log in ready:
                 log.ahead.clear()  # read before the search, it would pass for what the search has seen
                 log.due_at = 0.0
-            async for late in self._closing.sweep_running(ready):
-                await self._hand_on([late])
+            async for batch in self._closing.sweep_running(ready):
+                await self._hand_on([batch])
         finally:
             for log in ready:
                 log.searching = False
         self._wake.set()
-        return min(_GATHER, self._interval) if due else self._interval
+        return min(_GATHER, self._interval) if late else self._interval
 
     def _close(self, quiet: Sequence[JobLog], on_delivered: OnDelivered) -> None:
         for log in self._logs.values():

@@ -106,6 +106,11 @@ class LogFeed:
         self._breather = breather
         self._patient = asyncio.Semaphore(_PATIENT_AT_ONCE)
 
+    @property
+    def calls_a_second(self) -> float:
+        """Of FilterLogEvents, at the most."""
+        return self._filter_rate.bound
+
     def now_ms(self) -> int:
         """AWS's time, ms since the epoch."""
         return int(self._now() * 1000)

@@ -145,3 +145,25 @@ async def test_late_events_of_running_jobs_are_looked_for_while_hundreds_end(
             if number > 10:
                 assert f"line {number - 10}" in worker.lines("launch-1")
         assert len(worker.delivered) < 490, "the others are not through by then"
+
+
+async def test_thousands_of_silent_jobs_leave_half_of_the_quota_and_hold_up_none_that_prints(
+    worker: Delivering, logs: CloudWatchLogs
+) -> None:
+    for job in range(5000):
+        logs.events[stream(job)] = []
+        await worker.follow(f"launch-{job}")
+        log = worker.delivery._logs[f"launch-{job}"]
+        log.positions[stream(job)], log.look_at = NOTHING_TAKEN, 1e9
+        log.news_at = 0.0 if job == 1 else -1000.0
+    async with worker.running():
+        await asyncio.sleep(30)
+        before = worker.calls_of("FilterLogEvents")
+        logs.put(stream(4000), "it speaks")
+        for number in range(60):
+            logs.put(ONE, f"line {number}")
+            await asyncio.sleep(1)
+            if number >= 5:
+                assert f"line {number - 5}" in worker.lines("launch-1")
+        assert worker.calls_of("FilterLogEvents") - before <= 60 * 3.5, "of five a second"
+        assert worker.lines("launch-4000") == ["it speaks"]
