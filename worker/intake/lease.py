@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from worker.ops.logging import get_logger
 from worker.ops.metrics import Metrics
 
 _BATCH = 10
+_RENEWAL = 5.0
+"""Seconds for which a message that is given back waits for a renewal that is under way."""
 _END_MARGIN = 120.0
 """Seconds before SQS's 12 h cap at which a lease is given up, while the message can still be released."""
 
@@ -39,6 +42,7 @@ class Leases:
         self._metrics = metrics
         self._length = length
         self._held: dict[str, Lease] = {}
+        self._renewing = asyncio.Lock()
 
     @property
     def length(self) -> float:
@@ -58,6 +62,14 @@ class Leases:
         self._held.pop(lease.message.receipt_handle, None)
         self._metrics.leases.set(len(self._held))
 
+    async def stop(self, lease: Lease) -> None:
+        """Stop renewing, before the message's visibility is changed for good: a renewal that is under way would undo
+        that. It is waited for, though not for ever."""
+        self.end(lease)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_RENEWAL), self._renewing:
+                pass
+
     async def renew_forever(self) -> None:
         """Until cancelled. Jitter keeps many workers from renewing in step."""
         while True:
@@ -69,10 +81,13 @@ class Leases:
         self._expire()
         leases = list(self._held.values())
         for start in range(0, len(leases), _BATCH):
-            batch = leases[start : start + _BATCH]
             asked_at = time.monotonic()
             try:
-                lost = await self._queue.extend([lease.message for lease in batch], self._length)
+                async with self._renewing:
+                    batch = [lease for lease in leases[start : start + _BATCH] if self._is_held(lease)]
+                    if not batch:
+                        continue
+                    lost = await self._queue.extend([lease.message for lease in batch], self._length)
             except WorkerError as error:
                 # The next round tries again; a lease that nobody renewed in time is lost by `_expire`.
                 _log.warning("lease_renewal_failed", error=str(error), leases=len(batch))
@@ -83,6 +98,9 @@ class Leases:
                 else:
                     lease.expires_at = asked_at + self._length
         self._expire()
+
+    def _is_held(self, lease: Lease) -> bool:
+        return lease.message.receipt_handle in self._held
 
     def _expire(self) -> None:
         now = time.monotonic()

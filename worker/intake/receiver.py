@@ -10,7 +10,7 @@ import structlog
 
 from worker.aio import backoff, wait_for_event
 from worker.errors import MustRestart, WorkerError
-from worker.intake.lease import Leases
+from worker.intake.lease import Lease, Leases
 from worker.intake.sqs import LaunchQueue, SqsMessage
 from worker.launch.outcome import Outcome, Verdict
 from worker.ops.logging import get_logger
@@ -135,16 +135,16 @@ class Receiver:
         try:
             with structlog.contextvars.bound_contextvars(message_id=message.message_id):
                 if stop.is_set():
-                    await self._queue.hide(message, 0)
+                    await self._release(lease)
                     return
                 outcome = await self._handle(message)
                 self._metrics.outcomes.labels(outcome.verdict, outcome.stage).inc()
                 took = time.monotonic() - started_at
                 self._metrics.leg1_seconds.labels(outcome.verdict, outcome.stage).observe(took)
-                await self._settle(message, outcome)
+                await self._settle(lease, outcome)
         except asyncio.CancelledError:
             if not lease.lost:
-                await self._release(message)
+                await self._release(lease)
             raise
         except WorkerError as error:
             # Settling failed; the message comes back and finds its launch where it stands.
@@ -158,14 +158,16 @@ class Receiver:
             self._metrics.in_work.dec()
             self._give_slots(1)
 
-    async def _settle(self, message: SqsMessage, outcome: Outcome) -> None:
+    async def _settle(self, lease: Lease, outcome: Outcome) -> None:
         if outcome.verdict in (Verdict.DONE, Verdict.NEVER):
-            await self._queue.delete(message)
+            await self._queue.delete(lease.message)
         else:
-            await self._queue.hide(message, outcome.delay)
+            await self._leases.stop(lease)
+            await self._queue.hide(lease.message, outcome.delay)
 
-    async def _release(self, message: SqsMessage) -> None:
+    async def _release(self, lease: Lease) -> None:
         try:
-            await self._queue.hide(message, 0)
+            await self._leases.stop(lease)
+            await self._queue.hide(lease.message, 0)
         except WorkerError as error:
             _log.warning("message_not_released", error=str(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from tests.fakes.launch_queue import FakeLaunchQueue, a_message
 from worker.errors import Unreachable
 from worker.intake.lease import Lease, Leases
-from worker.intake.sqs import MAX_VISIBILITY
+from worker.intake.sqs import MAX_VISIBILITY, SqsMessage
 from worker.ops.metrics import Metrics
 
 
@@ -139,3 +140,31 @@ async def test_renewal_repeats_within_a_third_of_the_length() -> None:
         renewing.cancel()
     assert 4 <= len(bench.queue.extended) <= 10
     assert bench.lost == []
+
+
+class SlowQueue(FakeLaunchQueue):
+    """Renewals are under way until they are let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.under_way, self.answer = asyncio.Event(), asyncio.Event()
+
+    async def extend(self, messages: Sequence[SqsMessage], seconds: float) -> frozenset[str]:
+        self.under_way.set()
+        await self.answer.wait()
+        return await super().extend(messages, seconds)
+
+
+async def test_a_message_that_is_given_back_waits_for_its_renewal_and_is_in_no_later_one() -> None:
+    """A renewal that came to SQS behind the release would hide the message again."""
+    queue, metrics = SlowQueue(), Metrics()
+    leases = Leases(queue, 60.0, metrics)
+    held = [leases.start(a_message(f"m-{n}"), time.monotonic(), lambda: None) for n in range(12)]
+    renewing = asyncio.ensure_future(leases.renew())
+    await queue.under_way.wait()
+    stopping = [asyncio.ensure_future(leases.stop(held[number])) for number in (0, 11)]
+    await asyncio.sleep(0.05)
+    assert not any(task.done() for task in stopping)
+    queue.answer.set()
+    await asyncio.gather(*stopping, renewing)
+    assert queue.extended == [[f"m-{n}" for n in range(10)], ["m-10"]]
