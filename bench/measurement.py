@@ -62,9 +62,11 @@ class Measurement:
     """Series for plots."""
 
 
-def at_most(goal: str, value: float, limit: float, words: str, *, and_also: bool = True) -> Judged:
-    """Kept when `value` is no more than `limit`, and `and_also` holds."""
-    return Judged(goal, words, value <= limit and and_also, value / limit)
+def at_most(
+    goal: str, value: float, limit: float, words: str, *, and_also: bool = True, why: str = ""
+) -> Judged:
+    """Kept when `value` is no more than `limit`, and `and_also` holds; `why` is told of a miss."""
+    return Judged(goal, words, value <= limit and and_also, value / limit, why)
 
 
 def at_least(goal: str, value: float, limit: float, words: str, *, and_also: bool = True) -> Judged:

@@ -38,11 +38,12 @@ def supervisor_of(
     breather = Breather()
     feed = LogFeed(parts.aws.logs, parts.rates, parts.metrics, breather=breather, now=parts.aws.clock.now)
     story = _job_story(parts, sagemaker, refusals, feed)
+    silent = settings.companion_heartbeat / 2
     heartbeats = CompanionHeartbeats(
         parts.companion,
         interval=settings.companion_heartbeat,
-        running=lambda: held.silent_for(settings.companion_heartbeat / 2),
-        is_silent=lambda launch_id: held.is_silent_for(launch_id, settings.companion_heartbeat / 2),
+        running=lambda: held.silent_for(silent),
+        is_silent=lambda launch_id: held.is_silent_for(launch_id, silent),
         is_held=held.__contains__,
         is_current=lambda: adoption.is_current,
     )

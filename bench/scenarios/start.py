@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from statistics import median
 
 from bench.measurement import WORKER, Measurement, at_most
@@ -28,7 +27,7 @@ async def start(stage: Stage, *, times: int) -> Measurement:
         report,
         usage,
         result=words,
-        judged=(replace(at_most("start", median(ready), 1.0, words), why=why),),
+        judged=(at_most("start", median(ready), 1.0, words, why=why),),
         numbers={"ready_after": ready, "ready_cpu": cpu},
         notes=("median; the first start also reads the code from disk",),
     )

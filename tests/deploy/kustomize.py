@@ -36,12 +36,6 @@ def build(folder: Path) -> list[Resource]:
     return list(yaml.safe_load_all(ended.stdout))
 
 
-def copied(tmp_path: Path) -> Path:
-    """A copy of deploy/ in a folder, which is returned."""
-    shutil.copytree(ROOT / "deploy", tmp_path / "checkout" / "deploy")
-    return tmp_path / "checkout"
-
-
 def overlay_of(checkout: Path, name: str, *, mirror: bool = False) -> Path:
     """An overlay of the copy, with the mirror uncommented or not."""
     overlay = checkout / "deploy" / "kubernetes" / "overlays" / name

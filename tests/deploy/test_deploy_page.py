@@ -8,16 +8,14 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import botocore.session
 import pytest
 import yaml
-from botocore import xform_name
 
 from tests.conftest import ENVIRON
+from tests.deploy.page import blocks_of, stand_in, wrong_options
 from tests.deploy.policies import ROOT
 from tests.deploy.template import load
 
-PAGE = (ROOT / "docs" / "deploy.md").read_text()
 TEMPLATES = ROOT / "deploy" / "cloudformation"
 _NOTE = r"""call=$(printf '%s\037' "${0##*/}" "$@"); printf '%s\n' "$call" >>calls"""
 """A stand-in notes how it was called: with one write, for both ends of a pipe run at once."""
@@ -34,11 +32,6 @@ OF_THE_TOOL = {("cloudformation", "deploy"), ("ecr", "get-login-password")}
 """Commands of AWS's command line that are no operation of the service."""
 
 
-def _blocks(section: str) -> list[str]:
-    text = PAGE.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-    return re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-
-
 def _calls(folder: Path, block: str, answers: Mapping[str, Sequence[str]] | None = None) -> list[list[str]]:
     """Run a block; returns the commands that it gave to the stand-ins, with their arguments. `answers`: what `aws` says
     to a command, call by call."""
@@ -46,8 +39,7 @@ def _calls(folder: Path, block: str, answers: Mapping[str, Sequence[str]] | None
     for asked, lines in (answers or {}).items():
         (folder / asked).write_text("".join(f"{line}\n" for line in lines))
     for name in ("aws", "docker", "kubectl", "launch-worker", "sleep"):
-        (folder / "bin" / name).write_text(f"#!/bin/sh\n{_NOTE}\n{_ANSWER if name == 'aws' else ''}")
-        (folder / "bin" / name).chmod(0o755)
+        stand_in(folder / "bin" / name, f"{_NOTE}\n{_ANSWER if name == 'aws' else ''}")
     environment = {"PATH": f"{folder / 'bin'}:{ENVIRON['PATH']}", "WANDB_API_KEY": "a-key", "CLUSTER": "acme"}
     command = ["sh", "-euc", block]
     ended = subprocess.run(
@@ -63,21 +55,12 @@ def _wrong(call: Sequence[str]) -> str:
     options = {word.removeprefix("--").removeprefix("no-") for word in rest if word.startswith("--")}
     if (service, command) in OF_THE_TOOL or command == "wait":
         return ""
-    session = botocore.session.Session()
-    model = session.get_service_model(service)
-    names = {xform_name(name, "-"): name for name in model.operation_names}
-    if command not in names:
-        return f"no {service} {command}"
-    shape = model.operation_model(names[command]).input_shape
-    assert shape is not None
-    known = {xform_name(member, "-") for member in shape.members} | {"query", "output"}
-    missing = {xform_name(member, "-") for member in shape.required_members} - options
-    return " ".join(sorted(options - known | missing))
+    return wrong_options(service, command, options)
 
 
 @pytest.mark.parametrize("section", ["The image", "CloudFormation", "Upgrade", "Uninstall"])
 def test_the_commands_are_ones_that_there_are(tmp_path: Path, section: str) -> None:
-    blocks = _blocks(section)
+    blocks = blocks_of(section)
     assert blocks
     for number, block in enumerate(blocks):
         for call in _calls(tmp_path / str(number), block):
@@ -86,7 +69,7 @@ def test_the_commands_are_ones_that_there_are(tmp_path: Path, section: str) -> N
 
 
 def test_the_image_is_built_for_the_machines_that_run_it_and_pushed(tmp_path: Path) -> None:
-    blocks = _blocks("The image")
+    blocks = blocks_of("The image")
     build, *pushing = [
         call for number, block in enumerate(blocks) for call in _calls(tmp_path / str(number), block)
     ]
@@ -99,7 +82,7 @@ def test_the_image_is_built_for_the_machines_that_run_it_and_pushed(tmp_path: Pa
 
 def test_a_stack_gets_what_it_asks_for(tmp_path: Path) -> None:
     """The key is there before the stack that names it; then the worker, then a launch."""
-    blocks = _blocks("CloudFormation")
+    blocks = blocks_of("CloudFormation")
     calls = [call for number, block in enumerate(blocks) for call in _calls(tmp_path / str(number), block)]
     assert calls[0][:3] == ["aws", "secretsmanager", "create-secret"]
     assert calls[0][-1] == "a-key", "as plain text"
@@ -117,7 +100,7 @@ def test_a_stack_gets_what_it_asks_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("there", [["i-1\ti-2", "i-1\ti-2", "i-1", ""], [""]])
 def test_instances_are_gone_before_their_stack(tmp_path: Path, there: list[str]) -> None:
     """Their protection outlives the capacity provider. A group that has none already is no mistake."""
-    (block, *_) = _blocks("Uninstall")
+    (block, *_) = blocks_of("Uninstall")
     outputs = load(TEMPLATES / "builds.yaml")["Outputs"]
     assert set(re.findall(r"\$\(output (\w+)\)", block)) == outputs.keys()
     calls = _calls(tmp_path, block, {"describe-auto-scaling-groups": there})
@@ -130,7 +113,7 @@ def test_instances_are_gone_before_their_stack(tmp_path: Path, there: list[str])
 
 
 def test_pods_leave_no_association_behind(tmp_path: Path) -> None:
-    (block,) = [block for block in _blocks("Uninstall") if "kubectl" in block]
+    (block,) = [block for block in blocks_of("Uninstall") if "kubectl" in block]
     calls = _calls(tmp_path, block, {"list-pod-identity-associations": ["a-1\ta-2"]})
     assert [call[-1] for call in calls if "delete-pod-identity-association" in call] == ["a-1", "a-2"]
 

@@ -13,7 +13,6 @@ from tests.deploy.kustomize import (
     Resource,
     build,
     containers_of,
-    copied,
     edit,
     needs_kubectl,
     of_kind,
@@ -30,12 +29,6 @@ SAFE = {
     "readOnlyRootFilesystem": True,
     "capabilities": {"drop": ["ALL"]},
 }
-
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A copy of deploy/, to be edited."""
-    return copied(tmp_path)
 
 
 @pytest.mark.parametrize("mirror", [False, True], ids=["alone", "mirror"])

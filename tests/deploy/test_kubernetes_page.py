@@ -8,10 +8,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import botocore.session
 import pytest
 import yaml
-from botocore import xform_name
 
 from tests.conftest import ENVIRON
 from tests.deploy.kustomize import (
@@ -19,19 +17,19 @@ from tests.deploy.kustomize import (
     OVERLAYS,
     Resource,
     build,
-    copied,
     needs_kubectl,
     of_kind,
     overlay_of,
     pod_of,
     validate,
 )
+from tests.deploy.page import blocks_of, section, stand_in, wrong_options
 from tests.deploy.policies import IAM, ROOT
 from tests.deploy.template import load
 
 pytestmark = needs_kubectl
 
-SECTION = (ROOT / "docs" / "deploy.md").read_text().partition("\n## EKS\n")[2].partition("\n## ")[0]
+SECTION = section("EKS")
 VALUES = {
     "newName": "111122223333.dkr.ecr.us-east-2.amazonaws.com/worker",
     "newTag": '"7"',
@@ -43,16 +41,6 @@ VALUES = {
     "LAUNCH_REGISTRY": "111122223333.dkr.ecr.us-east-2.amazonaws.com/launch-images",
 }
 """What somebody puts in, by the names that the page gives."""
-
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A copy of deploy/, to be edited."""
-    return copied(tmp_path)
-
-
-def _blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", SECTION, re.MULTILINE | re.DOTALL)
 
 
 def _table() -> dict[str, str]:
@@ -82,7 +70,7 @@ def test_the_page_names_each_value_and_where_it_comes_from() -> None:
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_the_commands_of_the_page_lead_to_running_pods(checkout: Path, tmp_path: Path, name: str) -> None:
     """Run as they stand there, but for `aws`, which is noted down, and for what asks a cluster."""
-    worker, mirror = _blocks("sh")
+    worker, mirror = blocks_of("EKS")
     worker = worker.replace("overlays/ready-images", f"overlays/{name}")
     shell = _Shell(checkout, tmp_path)
     shell.run(worker, edits=[_edit_of(key, value) for key, value in VALUES.items()])
@@ -133,8 +121,7 @@ class _Shell:
             "kubectl": f"{applies} exec {shutil.which('kubectl')} kustomize $3 >{self._applied} ;; esac",
         }
         for name, text in stubs.items():
-            (self._bin / name).write_text(f"#!/bin/sh\n{text}\n")
-            (self._bin / name).chmod(0o755)
+            stand_in(self._bin / name, text)
 
     def run(self, block: str, *, edits: list[str]) -> None:
         self._edits.write_text("\n".join(edits))
@@ -158,17 +145,12 @@ class _Shell:
 
     def associations(self) -> dict[tuple[str, str], str]:
         """(Namespace, service account) → the output that its role is; every call has to be one that AWS has."""
-        session, found = botocore.session.Session(), {}
+        found = {}
         for line in self._calls.read_text().splitlines():
             service, command, *rest = line.split(" ")
             given = dict(zip(rest[::2], rest[1::2], strict=True))
-            model = session.get_service_model(service)
-            operations = {xform_name(name, "-"): name for name in model.operation_names}
-            shape = model.operation_model(operations[command]).input_shape
-            assert shape is not None
-            known = {f"--{xform_name(member, '-')}" for member in shape.members}
-            required = {f"--{xform_name(member, '-')}" for member in shape.required_members}
-            assert required <= set(given) <= known | {"--query", "--output"}, line
+            assert all(option.startswith("--") for option in given), line
+            assert wrong_options(service, command, (option[2:] for option in given)) == "", line
             assert all(given.values()), line
             if command == "create-pod-identity-association":
                 who = given["--namespace"], given["--service-account"]
@@ -177,7 +159,7 @@ class _Shell:
 
 
 def test_what_the_page_adds_for_irsa_is_the_role_of_the_workers_account(checkout: Path) -> None:
-    (text,) = _blocks("yaml")
+    (text,) = blocks_of("EKS", "yaml")
     overlay = overlay_of(checkout, "builds")
     kustomization = yaml.safe_load((overlay / "kustomization.yaml").read_text())
     kustomization["patches"] += yaml.safe_load(text)["patches"]

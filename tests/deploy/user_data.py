@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests.deploy.page import stand_in
+
 _CHANGES_THE_MACHINE = ("apt-get", "chgrp", "dnf", "groupmod", "install", "sysctl", "systemctl")
 
 
@@ -28,9 +30,9 @@ def run(text: str, root: Path, *, prints: Mapping[str, str] | None = None, absen
     calls = root / "calls"
     for name in _CHANGES_THE_MACHINE:
         if name != absent:
-            _stand_in(root / "bin" / name, f'echo "{name} $*" >> {calls}')
+            stand_in(root / "bin" / name, f'echo "{name} $*" >> {calls}')
     for name, said in (prints or {}).items():
-        _stand_in(root / "bin" / name, f"printf '%s' '{said}'")
+        stand_in(root / "bin" / name, f"printf '%s' '{said}'")
     for place in ("/etc/", "/var/", "/usr/local/sbin/"):
         text = text.replace(place, f"{root}{place}")
     script = root / "user-data"
@@ -42,8 +44,3 @@ def run(text: str, root: Path, *, prints: Mapping[str, str] | None = None, absen
         path = f"{root / 'bin'}:/usr/bin:/bin"
         subprocess.run(["sh", script], check=True, env={"PATH": path}, cwd=root, capture_output=True)
     return calls.read_text().replace(str(root), "").splitlines()
-
-
-def _stand_in(path: Path, does: str) -> None:
-    path.write_text(f"#!/bin/sh\n{does}\n")
-    path.chmod(0o755)

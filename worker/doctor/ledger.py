@@ -78,18 +78,21 @@ def _wrong_shape(table: str, description: Mapping[str, Any]) -> Check | None:
         return failed(
             "ledger", f"the key of table {table!r} is {keys}, not pk", f"take another table; {_CREATE}"
         )
-    index = next((i for i in description.get("GlobalSecondaryIndexes", ()) if i["IndexName"] == INDEX), None)
-    if index is None:
+    if _index(description) is None:
         return failed("ledger", f"table {table!r} has no index {INDEX!r}", f"add it; {_CREATE}")
     return None
 
 
 def _price_of_index(description: Mapping[str, Any]) -> str:
     """Of a table with an index as earlier versions made it. It works: the keys are all that is read of it."""
-    for index in description["GlobalSecondaryIndexes"]:
-        if index["IndexName"] == INDEX and index["Projection"]["ProjectionType"] == "ALL":
-            return f"; {INDEX} projects ALL, so each write is paid twice (docs/deploy.md, Upgrade)"
-    return ""
+    index = _index(description)
+    if index is None or index["Projection"]["ProjectionType"] != "ALL":
+        return ""
+    return f"; {INDEX} projects ALL, so each write is paid twice (docs/deploy.md, Upgrade)"
+
+
+def _index(description: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    return next((i for i in description.get("GlobalSecondaryIndexes", ()) if i["IndexName"] == INDEX), None)
 
 
 def _file(path: Path) -> Check | None:

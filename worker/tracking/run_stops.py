@@ -103,7 +103,8 @@ class RunStops:
             stopped = await stopped_runs(self._api, runs)
         except Exception as error:  # of any kind: they are asked about again within half a round
             # Not at once: those that always fail would keep all others from being asked about.
-            self._asked_at |= {each.launch_id: time.monotonic() - self._interval / 2 for each in records}
+            asked = (record.launch_id for record in records)
+            self._asked_at |= dict.fromkeys(asked, time.monotonic() - self._interval / 2)
             _log.warning("run_stops_not_read", runs=len(records), error=str(error) or type(error).__name__)
             return []
         again = [record for record in records if record.stopped_before]
