@@ -8,7 +8,6 @@ import json
 import socket
 import stat
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -78,12 +77,12 @@ async def test_another_process_finds_it_by_its_environment() -> None:
     assert [message["Body"] for message in received["Messages"]] == ["hello"]
 
 
-async def test_it_starts_in_two_seconds_and_forgets_everything() -> None:
-    began = time.monotonic()
-    async with running_stack(executor="process") as services:
-        assert time.monotonic() - began < 2
-        async with services.aws.session().client("sqs", endpoint_url=services.aws_endpoint) as sqs:
-            await sqs.create_queue(QueueName="extra")
+async def test_it_forgets_everything() -> None:
+    async with (
+        running_stack(executor="process") as services,
+        services.aws.session().client("sqs", endpoint_url=services.aws_endpoint) as sqs,
+    ):
+        await sqs.create_queue(QueueName="extra")
     async with (
         running_stack(executor="process") as services,
         services.aws.session().client("sqs", endpoint_url=services.aws_endpoint) as sqs,

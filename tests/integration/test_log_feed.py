@@ -208,6 +208,14 @@ class Steps:
             yield awaited
 
 
+async def longest_step(feed: LogFeed, streams: list[str], *, events: int) -> float:
+    """Of the best of three sweeps: the first one also opens the connection, and the machine may have other work."""
+    sweeps = [Steps(feed.sweep(dict.fromkeys(streams, NOTHING_TAKEN))) for _ in range(3)]
+    for sweep in sweeps:
+        assert len((await sweep).events) == events
+    return min(sweep.longest for sweep in sweeps)
+
+
 async def test_others_have_their_turn_within_a_large_sweep(aws: AwsClients, cloud: CloudWatch) -> None:
     """All of it at once would be several times as long as one page's share."""
     # A minute later all of it has settled.
@@ -218,11 +226,8 @@ async def test_others_have_their_turn_within_a_large_sweep(aws: AwsClients, clou
         cloud.put(stream, *map(str, range(2_000)))
     gc.disable()  # the tests' own objects are many
     try:
-        for _ in range(2):  # the first call also opens the connection
-            little = Steps(feed.sweep({streams[0]: NOTHING_TAKEN}))
-            assert len((await little).events) == 2_000
-        much = Steps(feed.sweep(dict.fromkeys(streams, NOTHING_TAKEN)))
-        assert len((await much).events) == 20_000
+        little = await longest_step(feed, streams[:1], events=2_000)
+        much = await longest_step(feed, streams, events=20_000)
     finally:
         gc.enable()
-    assert much.longest < 4 * little.longest, "not in proportion to what there is"
+    assert much < 4 * little, "not in proportion to what there is"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -437,11 +436,9 @@ async def test_a_tree_that_unfolds_to_a_billion_files_is_refused_before_it_is_wr
         entry = ("40000", "d", inner)
     made = git(folder, "commit-tree", "-m", "bomb", entry[2])
     git(folder, "update-ref", "refs/heads/main", made)
-    started = time.monotonic()
     error = await bench.refusal(bench.server.url("bomb.git"))
     assert error.code == "LW-GIT-TOO-LARGE"
     assert "LAUNCH_SOURCE_MAX_FILES" in str(error)
-    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize("compressible", [True, False])

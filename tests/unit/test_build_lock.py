@@ -75,7 +75,7 @@ async def test_a_dead_holder_is_replaced() -> None:
         await membership.beat_once()
         now += 10.0
     site = Site()
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(20):
         await site.build(locks_of(ledger, "w1", membership), "tag")
     assert site.total == 1
     assert await ledger.lock("tag", "probe") == "probe"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -27,8 +26,6 @@ from worker.training.request import with_api_key
 SEEDS = [json.loads(path.read_text()) for path in sorted(EXAMPLES.glob("[!w]*.json"))]
 BATCHES = 10
 MESSAGES_A_BATCH = 1_000
-SECONDS_A_MESSAGE = 1.0
-"""Of this thread's own time; a message takes about a millisecond."""
 
 JUNK: list[Any] = [
     None, True, False, 0, 1, -1, 2**31, 2**63, 10**40, 0.5, 1e308, "", " ", "x", "0", "null", "a\nb", "\x00", "\u202e",
@@ -179,6 +176,7 @@ def check_request(request: dict[str, Any]) -> None:
     assert check_limits(request) == ()
 
 
+@pytest.mark.timeout(30)  # what is not in proportion takes hours
 @pytest.mark.parametrize(
     ("spec", "arguments"),
     [
@@ -200,9 +198,7 @@ def test_a_message_of_many_mistakes_takes_neither_long_nor_much_room(
 ) -> None:
     """The reason goes into the ledger, to W&B and into an attribute of the copy in the dead-letter queue."""
     body = json.dumps(message({**sagemaker_args(), **arguments}, **spec))
-    started = time.thread_time()
     found = outcome(body)
-    assert time.thread_time() - started < SECONDS_A_MESSAGE
     assert isinstance(found, BadMessage)
     assert 1 <= len(found.problems) <= MAX_PROBLEMS
     assert len(str(found)) <= MAX_PROBLEMS * 510
@@ -214,7 +210,6 @@ def test_a_mutated_message_is_refused_with_reasons_or_becomes_a_valid_request(ba
     outcomes: Counter[str] = Counter()
     for number in range(MESSAGES_A_BATCH):
         body = mutated(rng)
-        started = time.thread_time()
         try:
             found = outcome(body)
             if isinstance(found, BadMessage):
@@ -224,6 +219,5 @@ def test_a_mutated_message_is_refused_with_reasons_or_becomes_a_valid_request(ba
         except Exception as error:
             error.add_note(f"message {number} of batch {batch}: {body[:3_000]!r}")
             raise
-        assert time.thread_time() - started < SECONDS_A_MESSAGE, body[:3_000]
         outcomes["refused" if isinstance(found, BadMessage) else "accepted"] += 1
     assert min(outcomes["refused"], outcomes["accepted"]) > MESSAGES_A_BATCH / 10, "mutations of both kinds"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import tarfile
-import time
 from pathlib import Path
 
 import pytest
@@ -172,13 +171,12 @@ async def test_context_folder_and_added_files(source: Path) -> None:
     assert facts.files == 3
 
 
-async def test_thousands_of_files_are_cheap(source: Path) -> None:
+@pytest.mark.timeout(30)  # what is not in proportion takes hours
+async def test_thousands_of_files_beside_many_patterns(source: Path) -> None:
     for folder in range(30):
         fill(source, {f"d{folder}/f{number}.py": "x" for number in range(100)})
-    began = time.process_time()
     facts, _ = await pack(source, recipe("**/*.pyc\n**/node_modules\n*.md\n!README.md\n" * 5))
     assert facts.files == 3001
-    assert time.process_time() - began < 5
 
 
 async def test_bad_patterns_are_refused(source: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from worker.errors import Never, Stage
@@ -116,11 +114,10 @@ def test_what_docker_refuses_is_refused_with_its_line(pattern: str) -> None:
 @pytest.mark.parametrize(
     "path", ["a" * 120, "a/" * 1_000 + "a", "a" * 4_000], ids=["name", "folders", "long"]
 )
+@pytest.mark.timeout(30)  # what backtracks takes years
 def test_no_pattern_takes_long(pattern: str, path: str) -> None:
-    start = time.perf_counter()
     assert not DockerIgnore(pattern).ignores(path)
     assert DockerIgnore("*a*a*a*a*a*ab*").ignores(path) is False
-    assert time.perf_counter() - start < 2
 
 
 def test_a_pattern_that_would_backtrack_matches_all_the_same() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from worker.images.stages import external_images, substitute
@@ -67,10 +65,9 @@ _MIB = 1024 * 1024
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("head", ["", "FROM ", "ARG A=1 ", "RUN ", "COPY "])
+@pytest.mark.timeout(30)  # what is not in proportion takes hours
 def test_time_is_bounded_by_the_size(head: str, unit: str) -> None:
-    start = time.perf_counter()
     external_images(head + unit * (_MIB // len(unit)))
-    assert time.perf_counter() - start < 5
 
 
 def test_values_that_hold_each_other_do_not_grow_without_end() -> None:

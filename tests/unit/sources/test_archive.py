@@ -10,7 +10,6 @@ import stat
 import struct
 import tarfile
 import threading
-import time
 import tracemalloc
 import zipfile
 from collections.abc import Callable
@@ -272,11 +271,9 @@ async def test_bombs_of_ten_gigabytes(tmp_path: Path, make: Callable[[Path, int]
     assert archive.stat().st_size < 16 << 20
     root = tmp_path / "checkout"
     root.mkdir()
-    started = time.monotonic()
     with pytest.raises(Never, match="LAUNCH_SOURCE_MAX_BYTES") as caught:
         await unpack(archive, kind, root, LIMITS)
     assert caught.value.code == "LW-ARCHIVE-TOO-LARGE"
-    assert time.monotonic() - started < 2
     assert written(root) <= LIMITS.source_max_bytes
 
 

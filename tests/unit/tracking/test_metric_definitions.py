@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import replace
 
 import pytest
@@ -48,10 +47,9 @@ def test_what_cannot_be_used_is_named_and_does_no_harm() -> None:
     assert metrics_in("loss=3", bad) == {"loss": 3.0}
 
 
+@pytest.mark.timeout(30)  # what backtracks takes years
 def test_no_expression_can_hang_the_worker() -> None:
-    started = time.monotonic()
     metrics_in("a" * 100_000 + "!", (("evil", r"^(a+)+$"), ("long", "(.*a){20}b")))
-    assert time.monotonic() - started < 2
 
 
 def test_they_are_read_from_the_request() -> None:
