@@ -18,13 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from worker import __version__
-from worker.cli_dlq import dlq
-from worker.cli_doctor import doctor
-from worker.cli_jobs import add_to
-from worker.cli_retry import retry
-from worker.errors import Problem, SettingsError
-from worker.settings import partition_of
-from worker.terminal import (
+from worker.commands.dlq import dlq
+from worker.commands.doctor import doctor
+from worker.commands.jobs import add_to
+from worker.commands.retry import retry
+from worker.commands.terminal import (
     AsJson,
     Commands,
     ConfigFile,
@@ -35,6 +33,8 @@ from worker.terminal import (
     read_file,
     read_settings,
 )
+from worker.errors import Problem, SettingsError
+from worker.settings import partition_of
 
 if TYPE_CHECKING:
     from worker.launch.redaction import KnownSecrets
@@ -127,7 +127,7 @@ def validate(
     env_file: EnvFile = Path(".env"),
 ) -> None:
     """Print the CreateTrainingJob request that a message leads to; calls nobody."""
-    from worker.sender import planned_request
+    from worker.operating.sender import planned_request
     from worker.training.request import AccountFacts
 
     with exit_codes():
@@ -157,8 +157,8 @@ def enqueue(
 
     AWS's limits and the policy are what `validate` checks, and the worker again."""
     from worker.launch.record import LaunchRecord
-    from worker.sender import Sent, end_of, with_identity
-    from worker.sender import enqueue as send
+    from worker.operating.sender import Sent, end_of, with_identity
+    from worker.operating.sender import enqueue as send
 
     def on_sent(sent: Sent) -> None:
         _warn(sent.warnings)

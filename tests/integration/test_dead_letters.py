@@ -16,14 +16,14 @@ from typer.testing import CliRunner
 
 from tests.unit.launches import message
 from worker.cli import app
-from worker.dead_letters import CannotSendBack, DeadLetters, by_launch, matching, open_dead_letters
 from worker.errors import BadMessage
 from worker.intake.sqs import LaunchQueue, queue_facts
 from worker.launch.identity import launch_id
 from worker.launch.record import Failure, JobFacts, LaunchRecord, LaunchState, RunRef
 from worker.ledger.sqlite import open_sqlite_ledger
 from worker.local.aws import LocalAws, running_aws
-from worker.sending_again import CannotRetry, open_sending_again
+from worker.operating.dead_letters import CannotSendBack, DeadLetters, by_launch, matching, open_dead_letters
+from worker.operating.sending_again import CannotRetry, open_sending_again
 from worker.settings import Settings, load_settings
 
 if TYPE_CHECKING:

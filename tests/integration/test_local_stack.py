@@ -19,7 +19,7 @@ from worker.errors import SettingsError
 from worker.local.executor_docker import DockerNotRunning
 from worker.local.ports import listening_socket
 from worker.local.stack import running_stack, serve_dev, write_env_file
-from worker.sender import planned_request
+from worker.operating.sender import planned_request
 from worker.settings import load_settings
 from worker.training.request import AccountFacts
 

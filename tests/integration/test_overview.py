@@ -14,7 +14,7 @@ from tests.fakes.ledger import MemoryLedger
 from tests.unit.records import OTHER, WORKER, record
 from worker.clients.aws import AwsClients
 from worker.ledger.port import WorkerBeat
-from worker.overview import Overview, Stopping
+from worker.operating.overview import Overview, Stopping
 from worker.settings import load_settings
 
 LOOK = 0.3

@@ -12,7 +12,7 @@ from tests.unit.records import OTHER, REQUEST, record
 from worker.clients.aws import AwsClients
 from worker.errors import Never
 from worker.launch.record import JobFacts, LaunchRecord, LaunchState, PastAttempt
-from worker.sending_again import CannotRetry, SendingAgain
+from worker.operating.sending_again import CannotRetry, SendingAgain
 from worker.settings import load_settings
 from worker.training.request import worker_tags
 from worker.training.retry import next_attempt

@@ -374,7 +374,7 @@ async def test_waiting_ends_with_the_launch_and_its_exit_code(
     expected: tuple[int, str],
 ) -> None:
     code, told = expected
-    monkeypatch.setattr("worker.sender._LOOK_EVERY", 0.01)
+    monkeypatch.setattr("worker.operating.sender._LOOK_EVERY", 0.01)
     monkeypatch.setenv("LAUNCH_LEDGER", f"sqlite:///{elsewhere / 'ledger.db'}")
     async with open_sqlite_ledger(elsewhere / "ledger.db") as ledger:
         await ledger.create(end)

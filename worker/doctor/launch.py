@@ -16,7 +16,7 @@ from worker.errors import Again, Never
 from worker.images.reference import ImageReference, parse_ecr_host, parse_reference
 from worker.launch.job_spec import parse_artifact_ref
 from worker.launch.message import CodeSource, JobSource, Launch, interpret, parse_message
-from worker.sender import planned_request
+from worker.operating.sender import planned_request
 from worker.settings import Settings, inherited_environment
 from worker.sources.checkout import SourceLimits
 from worker.sources.git import GitClient

@@ -14,8 +14,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from worker.commands.terminal import AsJson, ConfigFile, EnvFile, exit_codes, read_file, read_settings
 from worker.errors import SettingsError
-from worker.terminal import AsJson, ConfigFile, EnvFile, exit_codes, read_file, read_settings
 
 if TYPE_CHECKING:
     from worker.doctor.check import Check

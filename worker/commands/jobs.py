@@ -21,15 +21,15 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from worker.commands.jobs_table import jobs_table
+from worker.commands.terminal import AsJson, ConfigFile, EnvFile, JobName, exit_codes, read_settings
 from worker.errors import SettingsError
-from worker.jobs_table import jobs_table
 from worker.settings import Settings, parse_duration
-from worker.terminal import AsJson, ConfigFile, EnvFile, JobName, exit_codes, read_settings
 
 if TYPE_CHECKING:
     from worker.launch.console import ConsoleLine
     from worker.launch.record import LaunchRecord
-    from worker.overview import WorkerLine
+    from worker.operating.overview import WorkerLine
 
 _ENDED = frozenset({"finished", "refused", "completed", "failed", "stopped"})
 """States that only launches have that are over."""
@@ -118,7 +118,7 @@ def workers(
 
 
 async def _jobs(settings: Settings, *, over: bool, states: Sequence[str], watch: bool, as_json: bool) -> None:
-    from worker.overview import described, open_overview
+    from worker.operating.overview import described, open_overview
     from worker.resources import read_prices
 
     prices = dict(await asyncio.to_thread(read_prices, settings.prices))
@@ -153,8 +153,8 @@ async def _jobs(settings: Settings, *, over: bool, states: Sequence[str], watch:
 async def _logs(
     settings: Settings, job: str, *, follow: bool, since: float, host: str, as_json: bool
 ) -> None:
-    from worker.job_logs import JobLogs, jobs_of
-    from worker.overview import end_words, open_overview
+    from worker.operating.job_logs import JobLogs, jobs_of
+    from worker.operating.overview import end_words, open_overview
 
     async with open_overview(settings) as (overview, aws):
         record = await overview.find(job)
@@ -181,7 +181,7 @@ async def _logs(
 
 
 async def _stop(settings: Settings, job: str, reason: str, *, as_json: bool) -> None:
-    from worker.overview import open_overview
+    from worker.operating.overview import open_overview
 
     async with open_overview(settings) as (overview, _):
         record = await overview.find(job)
@@ -195,7 +195,7 @@ async def _stop(settings: Settings, job: str, reason: str, *, as_json: bool) -> 
 
 
 async def _workers(settings: Settings, *, wait: bool, as_json: bool) -> None:
-    from worker.overview import open_overview
+    from worker.operating.overview import open_overview
 
     async with open_overview(settings) as (overview, _):
         found = await overview.workers(look=2 * settings.heartbeat if wait else 0.0)

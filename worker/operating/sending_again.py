@@ -16,15 +16,15 @@ from typing import Any
 from uuid import uuid4
 
 from worker.clients.aws import AwsClients, AwsDenied, AwsRefused
-from worker.dead_letters import CannotSendBack, SentBack, matching, open_dead_letters
 from worker.errors import WorkerError
 from worker.intake.dead_letter_queue import DeadLetter
 from worker.launch.log_state import LogState
 from worker.launch.record import LaunchRecord, LaunchState, PastAttempt
 from worker.ledger.port import Ledger
+from worker.operating.dead_letters import CannotSendBack, SentBack, matching, open_dead_letters
+from worker.operating.overview import Overview, end_words, open_ledger_and_aws
 from worker.ops.metrics import Metrics
 from worker.ops.rates import Rates
-from worker.overview import Overview, end_words, open_ledger_and_aws
 from worker.settings import Settings
 from worker.training.request import worker_tags
 from worker.training.retry import BY_HAND, NextAttempt, attempt_by_hand, rebuilt_request

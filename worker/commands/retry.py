@@ -13,10 +13,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from worker.terminal import AsJson, ConfigFile, EnvFile, JobName, exit_codes, read_file, read_settings
+from worker.commands.terminal import (
+    AsJson,
+    ConfigFile,
+    EnvFile,
+    JobName,
+    exit_codes,
+    read_file,
+    read_settings,
+)
 
 if TYPE_CHECKING:
-    from worker.sending_again import SentAgain
+    from worker.operating.sending_again import SentAgain
     from worker.settings import Settings
 
 
@@ -43,7 +51,7 @@ def retry(
 
 
 async def _retry(settings: Settings, job: str, corrected: str | None) -> SentAgain:
-    from worker.sending_again import open_sending_again
+    from worker.operating.sending_again import open_sending_again
 
     async with open_sending_again(settings) as sending:
         return await sending.retry(job, corrected)

@@ -19,7 +19,7 @@ from tests.unit.waiting import until
 from worker.errors import BadMessage, Never, SettingsError
 from worker.launch.record import Failure, JobFacts, LaunchRecord, LaunchState
 from worker.ledger.sqlite import open_sqlite_ledger
-from worker.sender import Sent, end_of, enqueue, planned_request, with_identity
+from worker.operating.sender import Sent, end_of, enqueue, planned_request, with_identity
 from worker.settings import Settings, load_settings
 
 QUEUE_URL = "http://127.0.0.1/1/launches"
@@ -103,7 +103,7 @@ async def test_without_a_queue_nothing_is_sent() -> None:
 async def test_waiting_follows_the_launch_in_the_ledger_to_its_end(
     sqs: AwsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.sender._LOOK_EVERY", 0.01)
+    monkeypatch.setattr("worker.operating.sender._LOOK_EVERY", 0.01)
     path = tmp_path / "ledger.db"
     body = message()
     states = [

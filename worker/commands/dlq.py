@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from worker.commands.terminal import AsJson, ConfigFile, EnvFile, exit_codes, read_file, read_settings
 from worker.errors import SettingsError, WorkerError
 from worker.settings import Settings
-from worker.terminal import AsJson, ConfigFile, EnvFile, exit_codes, read_file, read_settings
 
 if TYPE_CHECKING:
     from worker.intake.dead_letter_queue import DeadLetter, Letters
@@ -52,7 +52,7 @@ def show(
     letter_id: LetterId, as_json: AsJson = False, config: ConfigFile = None, env_file: EnvFile = Path(".env")
 ) -> None:
     """Show the whole message and reason of one refused launch; its secrets were taken out when it was refused."""
-    from worker.dead_letters import matching
+    from worker.operating.dead_letters import matching
 
     with exit_codes():
         found = asyncio.run(_look(read_settings(env_file, config)[0]))
@@ -108,7 +108,7 @@ def purge(letter_id: LetterId, config: ConfigFile = None, env_file: EnvFile = Pa
 
 
 async def _look(settings: Settings) -> Letters:
-    from worker.dead_letters import open_dead_letters
+    from worker.operating.dead_letters import open_dead_letters
 
     async with open_dead_letters(settings) as letters, letters.looking() as found:
         return found
@@ -116,7 +116,7 @@ async def _look(settings: Settings) -> Letters:
 
 async def _retry(settings: Settings, wanted: str, corrected: str | None, *, as_json: bool) -> int:
     """Returns how many could not be sent back; one that was asked for by name raises instead."""
-    from worker.dead_letters import by_launch, matching, open_dead_letters
+    from worker.operating.dead_letters import by_launch, matching, open_dead_letters
 
     failed = 0
     async with open_dead_letters(settings) as letters, letters.looking() as found:
@@ -144,7 +144,7 @@ async def _retry(settings: Settings, wanted: str, corrected: str | None, *, as_j
 
 
 async def _purge(settings: Settings, wanted: str) -> None:
-    from worker.dead_letters import matching, open_dead_letters
+    from worker.operating.dead_letters import matching, open_dead_letters
 
     async with open_dead_letters(settings) as letters, letters.looking() as found:
         chosen = matching(found.letters, wanted, hidden=found.more)
@@ -153,7 +153,7 @@ async def _purge(settings: Settings, wanted: str) -> None:
 
 
 def _summary(letter: DeadLetter) -> dict[str, str]:
-    from worker.dead_letters import run_of
+    from worker.operating.dead_letters import run_of
 
     return {
         "received": datetime.fromtimestamp(letter.sent_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),

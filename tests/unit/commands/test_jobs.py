@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 
 from tests.unit.records import record, waiting
-from worker.jobs_table import jobs_table
+from worker.commands.jobs_table import jobs_table
 from worker.launch.record import JobFacts, LaunchRecord, PastAttempt
-from worker.overview import described
+from worker.operating.overview import described
 
 FAILED = JobFacts("Failed", "Failed", "AlgorithmError: exit code: 1")
 NOW = 1000.0
