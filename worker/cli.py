@@ -89,11 +89,14 @@ def run(
     """
     # What is loaded now is no garbage; `settle_garbage_collector` takes it from here.
     gc.set_threshold(100_000)
+    import uvloop
+
     from worker.app import serve
 
     with exit_codes():
         settings, secrets = _service_settings(env_file, config)
-        raise typer.Exit(asyncio.run(serve(settings, secrets, mirror=mirror)))
+        # A seventh less CPU than asyncio's own loop while 1,000 jobs print (`make bench SCENARIOS=thousand`).
+        raise typer.Exit(uvloop.run(serve(settings, secrets, mirror=mirror)))
 
 
 @app.command(rich_help_panel=_WORKING)
