@@ -136,6 +136,12 @@ class CodeBench:
         """The repository's URI, as the workers have it."""
         return self.bench.environment["LAUNCH_REGISTRY"]
 
+    @property
+    def builds(self) -> int:
+        """How many builds began, but for those in vain: another test process may remove a layer of docker's cache."""
+        vain = [event for event in self.events("launch_again") if "was removed meanwhile" in event["error"]]
+        return len(self.events("build_started")) - len(vain)
+
     async def nothing_left(self) -> None:
         """No folder, no container, no lock, and no image but those that later builds may use again."""
 

@@ -84,7 +84,7 @@ async def build(bench: Bench, point: str) -> None:
         await code.audit(case)
         # Before the build nothing was made, and what was pushed is found; between them it is made again.
         made_once = point.endswith("fetch_source") or point == "after:push_image"
-        assert len(code.events("build_started")) == (1 if made_once else 2)
+        assert code.builds == (1 if made_once else 2)
 
 
 async def job(bench: Bench, point: str) -> None:

@@ -119,12 +119,12 @@ async def test_the_worker_keeps_the_limit_of_a_run(double: WandbDouble, api: Wan
 async def test_a_limit_of_somebody_else_s_making_is_ridden_out(double: WandbDouble, api: WandbApi) -> None:
     """Another worker has used the run's posts up: the answer is `again`, with the time to wait."""
     double.run_by_hand(*KEY)
+    double.limits.clock = lambda: 0.0  # no allowance comes back, however slow this machine is
     for _ in range(4):
         assert double.limits.of_post(STRICT, KEY) == 0
     with pytest.raises(Throttled) as caught:
         await CompanionRuns(api, project="").post_lines(LAUNCH, 0, lines("a"))
-    assert caught.value.retry_after is not None
-    assert 0 < caught.value.retry_after <= 0.5
+    assert caught.value.retry_after == 0.5
 
 
 async def test_a_post_after_the_end_revives_a_run(double: WandbDouble, api: WandbApi) -> None:
