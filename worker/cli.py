@@ -21,6 +21,7 @@ from worker import __version__
 from worker.commands.dlq import dlq
 from worker.commands.doctor import doctor
 from worker.commands.jobs import add_to
+from worker.commands.rebuild import rebuild
 from worker.commands.retry import retry
 from worker.commands.terminal import (
     AsJson,
@@ -194,6 +195,7 @@ def enqueue(
 
 add_to(app, _OPERATING)
 app.command(rich_help_panel=_OPERATING)(retry)
+app.command(rich_help_panel=_OPERATING)(rebuild)
 app.command(rich_help_panel=_OPERATING)(doctor)
 app.add_typer(dlq, name="dlq", rich_help_panel=_OPERATING)
 

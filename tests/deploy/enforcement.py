@@ -116,7 +116,7 @@ def _secret(identity: str) -> str:
 
 
 def _training_job(operation: str, request: Mapping[str, Any]) -> str:
-    if operation == "ListTrainingJobs":
+    if operation in ("ListTrainingJobs", "Search"):
         return "*"
     return request.get("ResourceArn") or f"{_arn('sagemaker', 'training-job')}/{request['TrainingJobName']}"
 

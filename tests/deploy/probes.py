@@ -28,7 +28,9 @@ from worker.launch.record import LaunchRecord
 from worker.ledger.dynamodb import DynamoDbLedger
 from worker.local.aws import REGION
 from worker.local.stack import LocalServices
+from worker.operating.rebuilding import Rebuilding
 from worker.ops.metrics import Metrics
+from worker.settings import load_settings
 from worker.sources.checkout import Budget, SourceLimits
 from worker.sources.location import S3Object
 from worker.sources.s3 import download
@@ -286,6 +288,11 @@ async def _key(source: str) -> None:
     assert await place.read() == "a" * 40
 
 
+async def search_jobs(field: Field) -> None:
+    settings = load_settings(None, {"LAUNCH_DEPLOYMENT": DEPLOYMENT})
+    await Rebuilding(field.ledger, field.aws, settings).rebuild(dry_run=True)
+
+
 async def list_launches(field: Field) -> None:
     await field.ledger.records(over=False)
     await field.ledger.records(over=True)
@@ -304,6 +311,7 @@ PROBES: Mapping[str, Callable[[Field], Awaitable[None]]] = {
     "sagemaker:DescribeTrainingJob": describe_training_job,
     "sagemaker:ListTrainingJobs": list_training_jobs,
     "sagemaker:ListTags": list_tags,
+    "sagemaker:Search": search_jobs,
     "sagemaker:StopTrainingJob": stop_training_job,
     "logs:DescribeLogStreams": describe_log_streams,
     "logs:FilterLogEvents": filter_log_events,

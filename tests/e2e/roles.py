@@ -13,7 +13,7 @@ from typing import Any
 from tests.deploy.enforcement import Denial, Role, new_role
 from tests.deploy.policies import policy
 
-OPERATORS = ("dlq", "jobs", "logs", "retry", "stop", "workers")
+OPERATORS = ("dlq", "jobs", "logs", "rebuild", "retry", "stop", "workers")
 """Commands of people."""
 
 

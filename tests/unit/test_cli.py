@@ -24,7 +24,20 @@ from worker.launch.record import Failure, JobFacts, LaunchRecord, LaunchState
 from worker.ledger.sqlite import open_sqlite_ledger
 
 COMMANDS = (
-    *("run", "mirror", "validate", "enqueue", "dlq", "doctor", "jobs", "logs", "stop", "retry", "workers"),
+    *(
+        "run",
+        "mirror",
+        "validate",
+        "enqueue",
+        "dlq",
+        "doctor",
+        "jobs",
+        "logs",
+        "stop",
+        "retry",
+        "rebuild",
+        "workers",
+    ),
     *("dev", "demo"),
 )
 
@@ -440,6 +453,7 @@ ON_SETTINGS = [
     ("logs", "x"),
     ("stop", "x"),
     ("retry", "x"),
+    ("rebuild",),
     ("workers",),
     ("dlq", "list"),
     ("dlq", "show", "x"),

@@ -54,6 +54,11 @@ query RunState($project: String!, $entity: String!, $name: String!) {
   project(name: $project, entityName: $entity) { run(name: $name) { state jobType } }
 }"""
 
+_HISTORY_LENGTH = """
+query RunHistoryLength($project: String!, $entity: String!, $name: String!) {
+  project(name: $project, entityName: $entity) { run(name: $name) { historyLineCount } }
+}"""
+
 
 class RunAddress(NamedTuple):
     """Where a run lives in W&B."""
@@ -138,6 +143,13 @@ async def run_standing(api: WandbApi, where: RunAddress) -> RunStanding:
     project = (await api.graphql("RunState", _STATE, variables)).get("project") or {}
     run = project.get("run") or {}
     return RunStanding(str(run.get("state") or "").lower(), str(run.get("jobType") or ""))
+
+
+async def history_length(api: WandbApi, where: RunAddress) -> int:
+    """Rows of a run's history; 0 also for a run that does not exist."""
+    variables = {"project": where.project, "entity": where.entity, "name": where.run}
+    project = (await api.graphql("RunHistoryLength", _HISTORY_LENGTH, variables)).get("project") or {}
+    return int((project.get("run") or {}).get("historyLineCount") or 0)
 
 
 async def run_state(api: WandbApi, where: RunAddress) -> str:

@@ -20,6 +20,7 @@ from moto.sagemaker.models import sagemaker_backends
 from moto.sagemaker.responses import SageMakerResponse
 
 from worker.local.aws import ACCOUNT, REGION, replaced
+from worker.local.sagemaker_search import search
 
 ENDED = frozenset({"Completed", "Failed", "Stopped"})
 
@@ -152,6 +153,11 @@ class TrainingJobs:
         more = start + size < len(found)
         return {"TrainingJobSummaries": shown, **({"NextToken": str(start + size)} if more else {})}
 
+    def search(self, ask: Ask) -> dict[str, Any]:
+        """Search, for training jobs."""
+        with self._lock:
+            return search(list(self._jobs.values()), ask)
+
     def _refuse_if_told(self) -> None:
         refusal = next((r for r in self.refusals if r.times > 0), None)
         if refusal is None:
@@ -281,11 +287,15 @@ def aws_like_training_jobs(jobs: TrainingJobs) -> Iterator[None]:
     def list_training_jobs(self: SageMakerResponse) -> ActionResult:
         return ActionResult(jobs.list(self._get_param))
 
+    def search_jobs(self: SageMakerResponse) -> ActionResult:
+        return ActionResult(jobs.search(self._get_param))
+
     with replaced(
         SageMakerResponse,
         create_training_job=create_training_job,
         stop_training_job=stop_training_job,
         describe_training_job=describe_training_job,
         list_training_jobs=list_training_jobs,
+        search=search_jobs,
     ):
         yield

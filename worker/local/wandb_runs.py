@@ -193,6 +193,11 @@ class RunOperations:
         files = {"edges": edges, "pageInfo": page}
         return {"project": {"internalId": "1", "run": {"fileCount": len(run.files), "files": files}}}
 
+    def op_RunHistoryLength(self, v: Json) -> Json:
+        """How many rows a run has."""
+        run = self._state.run(v["entity"], v["project"], v["name"])
+        return {"project": {"run": run and {"historyLineCount": len(run.file(HISTORY))}}}
+
     def op_RunConsoleLogPage(self, v: Json) -> Json:
         """`wandb.Api().run(path).console_logs()`: a page of lines behind `after`."""
         run = self._run(v["entity"], v["project"], v["runName"])

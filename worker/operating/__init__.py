@@ -5,4 +5,5 @@
 * `job_logs`       `logs`, from CloudWatch
 * `dead_letters`   `dlq`
 * `sending_again`  `retry`
+* `rebuilding`     `rebuild`, for a lost ledger
 """

@@ -93,7 +93,7 @@ def plan_launch(
         request=with_job_name(request, name),
         job_name=name,
         image=request["AlgorithmSpecification"].get("TrainingImage", ""),
-        instance_type=_instance_type(request["ResourceConfig"]),
+        instance_type=instance_type(request["ResourceConfig"]),
         instance_count=instance_count(request),
         warnings=draft.warnings,
     )
@@ -191,7 +191,8 @@ def _scheduler() -> BadMessage:
     return BadMessage((Problem("$.runSpec.uri", what, remedy),), code="LW-SWEEP-SCHEDULER")
 
 
-def _instance_type(resources: Mapping[str, Any]) -> str:
+def instance_type(resources: Mapping[str, Any]) -> str:
+    """Of a ResourceConfig; of several groups the first one's."""
     groups = resources.get("InstanceGroups") or [{}]
     return str(resources.get("InstanceType") or groups[0].get("InstanceType", ""))
 
