@@ -186,6 +186,9 @@ class JobWatch:
         before, name = held.record.facts, held.record.job_name
         try:
             facts = await self._sagemaker.describe(name)
+        except asyncio.CancelledError:
+            self._wanted.clear()  # the group of tasks ends, and takes no further look
+            raise
         finally:
             # Also when it failed: a job that is tried again and again holds up no other.
             self._asking.discard(held)
