@@ -10,6 +10,7 @@ import pytest
 from tests.fakes.ledger import MemoryLedger
 from tests.fakes.sagemaker import FakeSageMaker
 from tests.unit.records import WORKER, record
+from worker.errors import Throttled
 from worker.job_watch import JobWatch
 from worker.launch.record import JobFacts
 from worker.ledger.held import HeldLaunch, HeldLaunches
@@ -34,13 +35,20 @@ class SlowSageMaker(FakeSageMaker):
 
 
 class FakeStatusFeed(StatusFeed):
-    """Tells all that changed, each time."""
+    """Tells all that changed, each time, unless `error` is set."""
 
     def __init__(self) -> None:
         self.news: dict[str, Summary] = {}
+        self.error: Exception | None = None
+        self.answering = asyncio.Event()
+        """Cleared: a look takes its time."""
+        self.answering.set()
 
     async def changes(self) -> Mapping[str, Summary]:
         await asyncio.sleep(0)
+        await self.answering.wait()
+        if self.error is not None:
+            raise self.error
         return dict(self.news)
 
 
@@ -88,3 +96,39 @@ async def test_a_watch_that_ends_begins_no_further_look() -> None:
         feed.news[name] = Summary(name, UPLOADING.status, UPLOADING.secondary_status, 0.0)
     assert await bench.run(1.0) == 0
     assert len(sagemaker.described) == 20
+
+
+async def test_overdue_looks_are_made_one_at_a_time() -> None:
+    sagemaker = FakeSageMaker()
+    bench = Bench(sagemaker, FakeStatusFeed(), jobs=12)
+    for launch in bench.launches:
+        launch.looked_at -= 601
+    await bench.run(45.0)
+    assert len(sagemaker.described) == 5, "one every 10 s"
+    await bench.run(125.0)
+    assert sorted(sagemaker.described) == sorted(launch.record.job_name for launch in bench.launches)
+
+
+@pytest.mark.parametrize("fails", [True, False], ids=["fails", "looks for long"])
+async def test_overdue_looks_are_made_also_while_the_feed_tells_nothing(fails: bool) -> None:
+    sagemaker, feed = FakeSageMaker(), FakeStatusFeed()
+    if fails:
+        feed.error = Throttled("slow down")
+    else:
+        feed.answering.clear()
+    bench = Bench(sagemaker, feed, jobs=1)
+    bench.launches[0].looked_at -= 601
+    await bench.run(30.0)
+    assert sagemaker.described == ["job-0"]
+
+
+async def test_a_job_that_has_ended_long_ago_holds_up_no_overdue_look() -> None:
+    """It is held until its log is delivered, and nobody looks at it again."""
+    sagemaker = FakeSageMaker()
+    bench = Bench(sagemaker, FakeStatusFeed(), jobs=2)
+    ended, overdue = bench.launches
+    ended.update(facts=JobFacts("Completed", "Completed"))
+    ended.looked_at -= 7200
+    overdue.looked_at -= 601
+    await bench.run(30.0)
+    assert sagemaker.described == [overdue.record.job_name]
