@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
@@ -69,7 +68,6 @@ class JobWatch:
         self._asking: set[HeldLaunch] = set()
         self._listed: dict[str, Summary] = {}
         """Job name → the summary for which it was looked at last."""
-        self._looked_anyway_at = -math.inf
         self._last_change_at = time.monotonic()
         self._describing: set[HeldLaunch] = set()
         self._changed_meanwhile: set[HeldLaunch] = set()
@@ -79,6 +77,7 @@ class JobWatch:
         the job has not ended."""
         self._on_look, self._tell = on_look, tell
         async with asyncio.TaskGroup() as self._tasks:
+            self._tasks.create_task(self._look_anyway(), name="looks without news")
             await self._follow_states()
 
     def look_back_to(self, moment: float) -> None:
@@ -124,7 +123,6 @@ class JobWatch:
                     # SageMaker tells whole seconds, and a clock may be a little behind its own.
                     self._metrics.status_lag.observe(max(0.0, self._now() - summary.modified_at))
                 self._want_look(held, ended=summary.status in ENDED)
-        self._look_anyway(running.values())
 
     def _look_without_feed(self, running: Iterable[HeldLaunch]) -> None:
         """Some of the jobs that were not looked at for a while, the longest unseen first."""
@@ -138,15 +136,15 @@ class JobWatch:
             held.record.job_name: held for held in self._held if held.record.state is LaunchState.ACCEPTED
         }
 
-    def _look_anyway(self, running: Iterable[HeldLaunch]) -> None:
-        """The feed tells every change; this is for the one that a wrong clock or a lost answer has hidden."""
-        now = time.monotonic()
-        if now - self._looked_anyway_at < _ANYWAY_EVERY:
-            return
-        oldest = min(running, key=lambda held: held.looked_at, default=None)
-        if oldest is not None and now - oldest.looked_at > _LOOK_ANYWAY:
-            self._looked_anyway_at = now
-            self._want_look(oldest, ended=False)
+    async def _look_anyway(self) -> None:
+        """The feed tells every change; this is for the one that a wrong clock or a lost answer has hidden, and while
+        the feed fails."""
+        while True:
+            running = [held for held in self._running().values() if not has_ended(held.record.facts)]
+            oldest = min(running, key=lambda held: held.looked_at, default=None)
+            if oldest is not None and time.monotonic() - oldest.looked_at > _LOOK_ANYWAY:
+                self._want_look(oldest, ended=False)
+            await asyncio.sleep(_ANYWAY_EVERY)
 
     def _want_look(self, held: HeldLaunch, *, ended: bool) -> None:
         if held in self._describing:
@@ -186,6 +184,9 @@ class JobWatch:
         before, name = held.record.facts, held.record.job_name
         try:
             facts = await self._sagemaker.describe(name)
+        except asyncio.CancelledError:
+            self._wanted.clear()  # the group of tasks ends, and takes no further look
+            raise
         finally:
             # Also when it failed: a job that is tried again and again holds up no other.
             self._asking.discard(held)

@@ -28,7 +28,7 @@ _TOLD_A_ROUND = 20
 
 
 class PendingJobs:
-    """One loop over all jobs; it asks SageMaker only about those that are overdue."""
+    """Two loops over all jobs, one stops and one tells; they ask SageMaker only about those that are overdue."""
 
     def __init__(
         self,
@@ -58,29 +58,45 @@ class PendingJobs:
         self._told: dict[tuple[str, int], str] = {}
         """(launch id, attempt) of jobs whose overdue start SageMaker was asked about → what was told of it. Any number
         may be pending, so it is remembered here, not among the last warnings of all launches."""
+        self._telling = asyncio.Lock()
+        """One after the other, in their order: the last warning of a queue item is the one that stands."""
+        self._tasks: asyncio.TaskGroup
 
     async def run(self, stop: StopJob) -> None:
-        """Until cancelled; `stop` is asked to stop a job, with the reason."""
+        """Until cancelled; `stop` is asked to stop a job, with the reason. Stops cost money when they are late, so they
+        do not wait for W&B."""
+        async with asyncio.TaskGroup() as self._tasks:
+            self._tasks.create_task(self._stop_late(stop), name="stops of jobs that do not start")
+            self._tasks.create_task(self._tell_long(), name="jobs that wait long")
+
+    async def _stop_late(self, stop: StopJob) -> None:
+        while True:
+            await asyncio.sleep(self._interval)
+            for held, waited in self._pending():
+                if self._is_late(waited):
+                    await self._look(held, partial(self._stop, held, waited, stop))
+
+    async def _tell_long(self) -> None:
+        """Of what is to be told only some a round: any number may be pending."""
         while True:
             await asyncio.sleep(self._interval)
             present = {(held.launch_id, held.record.attempt) for held in self._held}
             self._told = {attempt: told for attempt, told in self._told.items() if attempt in present}
             self._asked = {launch_id: at for launch_id, at in self._asked.items() if launch_id in self._held}
-            await self._round(stop)
+            long = [
+                each for each in self._pending() if self._alert_after < each[1] and not self._is_late(each[1])
+            ]
+            # Those about which nobody could be asked or told do not keep the others from their turn.
+            long.sort(key=lambda each: self._asked.get(each[0].launch_id, -math.inf))
+            untold = [each for each in long if self._is_untold(each[0])]
+            for held, waited in untold[:_TOLD_A_ROUND]:
+                self._asked[held.launch_id] = time.monotonic()
+                async with self._telling:
+                    await self._look(held, partial(self._tell, held, waited))
 
-    async def _round(self, stop: StopJob) -> None:
-        """Stops come first, and of what is to be told only some: any number may be pending."""
-        pending = [(held, self._waited(held.record)) for held in self._held if _is_pending(held.record)]
-        for held, waited in pending:
-            if self._is_late(waited):
-                await self._look(held, partial(self._stop, held, waited, stop))
-        long = [each for each in pending if self._alert_after < each[1] and not self._is_late(each[1])]
-        # Those about which nobody could be asked or told do not keep the others from their turn.
-        long.sort(key=lambda each: self._asked.get(each[0].launch_id, -math.inf))
-        untold = [each for each in long if self._is_untold(each[0])]
-        for held, waited in untold[:_TOLD_A_ROUND]:
-            self._asked[held.launch_id] = time.monotonic()
-            await self._look(held, partial(self._tell, held, waited))
+    def _pending(self) -> list[tuple[HeldLaunch, float]]:
+        """Each with the seconds that it has waited."""
+        return [(held, self._waited(held.record)) for held in self._held if _is_pending(held.record)]
 
     def _waited(self, record: LaunchRecord) -> float:
         # SageMaker's own time where it is known: the worker that submitted the job may have had a wrong clock.
@@ -100,19 +116,26 @@ class PendingJobs:
             await step()
 
     async def _stop(self, held: HeldLaunch, waited: float, stop: StopJob) -> None:
+        name = held.record.job_name
         # What it waits for changes without a change of its state, which the status feed would have told.
-        facts = await self._sagemaker.describe(held.record.job_name)
-        if has_ended(facts) or facts.started_at is not None:
+        facts = await self._sagemaker.describe(name)
+        # Meanwhile the status feed may have told more, which is not to be overwritten.
+        seen = replace(held.record, facts=facts)
+        if held.record.job_name != name or not (_is_pending(held.record) and _is_pending(seen)):
             return
-        held.update(facts=facts)
-        reason = f"{NO_START} {waited:.0f} s (LAUNCH_START_TIMEOUT): {waits_for(held.record)}"
+        reason = f"{NO_START} {waited:.0f} s (LAUNCH_START_TIMEOUT): {waits_for(seen)}"
         if await stop(held.launch_id, reason):
             _log.warning("job_not_started", launch_id=held.launch_id, reason=reason)
-            told = f"The job is stopped. {reason}"
-            await self._refusals.warn(held.record.item_id, "job_not_started", told, Stage.RUN)
+            self._tasks.create_task(self._tell_stop(held.record.item_id, reason), name=f"tell stop of {name}")
+
+    async def _tell_stop(self, item_id: str, reason: str) -> None:
+        async with self._telling:
+            await self._refusals.warn(item_id, "job_not_started", f"The job is stopped. {reason}", Stage.RUN)
 
     async def _tell(self, held: HeldLaunch, waited: float) -> None:
         await self._warn(held)
+        if not _is_pending(held.record):  # W&B may have taken a minute
+            return
         text = f"Waiting for {waited / 60:.0f} min: {waits_for(held.record)}"
         if await self._story.alert(held, "waiting", f"{held.record.job_name} has not started", text):
             await self._held.save([held])

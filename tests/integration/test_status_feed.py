@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.fakes.aws_server import AwsError, AwsServer, quick_rates
-from worker.clients.aws import AwsClients
-from worker.errors import Throttled
+from worker.clients.aws import AwsClients, AwsRefused
+from worker.errors import Throttled, Unreachable
 from worker.training.status_feed import StatusFeed
 from worker.training.status_news import Summary
 
@@ -44,6 +44,11 @@ def asked_since(server: AwsServer) -> list[float]:
     return [request["LastModifiedTimeAfter"] for request in server.requests("ListTrainingJobs")]
 
 
+def tokens(server: AwsServer) -> list[str | None]:
+    """`NextToken` of each call."""
+    return [request.get("NextToken") for request in server.requests("ListTrainingJobs")]
+
+
 class Clock:
     """AWS's time; long ago, so that only what SageMaker tells moves the feed, until a test sets it."""
 
@@ -62,6 +67,12 @@ class Clock:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits half a minute for another try here."""
+    monkeypatch.setattr("worker.training.status_feed.backoff", lambda *_, **__: 0.002)
 
 
 @pytest.fixture
@@ -138,25 +149,56 @@ async def test_an_adopted_job_may_have_changed_before(feed: StatusFeed, aws_serv
     assert asked_since(aws_server)[1:] == [T - 3600 - 1005, T + 45], "once"
 
 
-@pytest.mark.parametrize("failing_page", [0, 1])
+def fail(server: AwsServer, jobs: Jobs, page: int, *errors: AwsError) -> None:
+    """Let the next calls for this page fail with these, one after the other."""
+    left = list(errors)
+
+    def answer(parameters: dict[str, Any]) -> dict[str, Any]:
+        if left and int(parameters.get("NextToken", 0)) == page:
+            raise left.pop(0)
+        return jobs.answer(parameters)
+
+    server.answers["ListTrainingJobs"] = answer
+
+
+@pytest.mark.parametrize(
+    ("failing_page", "error"),
+    [(0, AwsError("ThrottlingException")), (1, AwsError("ValidationException", "The token has expired."))],
+    ids=["throttled", "token refused"],
+)
 async def test_a_failed_look_is_repeated_from_where_it_began(
-    feed: StatusFeed, aws_server: AwsServer, failing_page: int
+    feed: StatusFeed, aws_server: AwsServer, failing_page: int, error: AwsError
 ) -> None:
-    jobs = Jobs(aws_server, [summary("a", T + 50)], [summary("b", T + 60)])
-    answer = jobs.answer
-
-    def fail_once(parameters: dict[str, Any]) -> dict[str, Any]:
-        if int(parameters.get("NextToken", 0)) == failing_page:
-            aws_server.answers["ListTrainingJobs"] = answer
-            raise AwsError("ThrottlingException")
-        return answer(parameters)
-
-    aws_server.answers["ListTrainingJobs"] = fail_once
+    fail(aws_server, Jobs(aws_server, [summary("a", T + 50)], [summary("b", T + 60)]), failing_page, error)
     feed.look_back_to(T - 1000)
-    with pytest.raises(Throttled):
+    with pytest.raises(Throttled if failing_page == 0 else AwsRefused):
         await feed.changes()
     assert set(await feed.changes()) == {"a", "b"}
     assert asked_since(aws_server)[-1] == T - 3600 - 1005
+    assert tokens(aws_server)[-2:] == [None, "1"]
+
+
+async def test_a_further_page_that_fails_is_asked_for_again_however_often_it_is_throttled(
+    feed: StatusFeed, aws_server: AwsServer, impatient: None
+) -> None:
+    """One other worker that uses the quota could let many pages begin anew for ever."""
+    jobs = Jobs(aws_server, [summary("a", T + 50)], [summary("b", T + 60)], [summary("c", T + 70)])
+    fail(
+        aws_server, jobs, 1, *[AwsError("ThrottlingException")] * 20, AwsError("InternalFailure", status=500)
+    )
+    assert set(await feed.changes()) == {"a", "b", "c"}
+    assert tokens(aws_server) == [None, *["1"] * 22, "2"]
+
+
+async def test_a_token_that_gets_no_answer_for_long_is_given_up(
+    feed: StatusFeed, aws_server: AwsServer, impatient: None
+) -> None:
+    jobs = Jobs(aws_server, [summary("a", T + 50)], [summary("b", T + 60)])
+    fail(aws_server, jobs, 1, *[AwsError("InternalFailure", status=500)] * 9)
+    with pytest.raises(Unreachable):
+        await feed.changes()
+    assert set(await feed.changes()) == {"a", "b"}
+    assert tokens(aws_server) == [None, *["1"] * 9, None, "1"]
 
 
 async def test_a_thousand_jobs_that_changed_in_one_second_are_listed_whole_and_not_for_ever(

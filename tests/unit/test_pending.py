@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -29,6 +31,27 @@ HOUR = 3600.0
 PENDING = JobFacts("InProgress", "Pending", created_at=NOW - HOUR)
 
 
+class SlowItems(FakeQueueItems):
+    """W&B takes a minute for each warning."""
+
+    async def warn(self, item_id: str, message: str, stage: str, files: Sequence[str] = ()) -> None:
+        await asyncio.sleep(60)
+        await super().warn(item_id, message, stage, files)
+
+
+class Overtaken(FakeSageMaker):
+    """Something happens while a DescribeTrainingJob is under way."""
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        super().__init__()
+        self._meanwhile = meanwhile
+
+    async def describe(self, name: str) -> JobFacts:
+        facts = await super().describe(name)
+        self._meanwhile()
+        return facts
+
+
 class Bench:
     """One launch, and a minute and a half of looking at it."""
 
@@ -40,7 +63,12 @@ class Bench:
         self.items = FakeQueueItems()
 
     async def look(
-        self, *others: LaunchRecord, start_timeout: float = 0.0, alert_after: float = 1e9, now: float = NOW
+        self,
+        *others: LaunchRecord,
+        start_timeout: float = 0.0,
+        alert_after: float = 1e9,
+        now: Callable[[], float] = lambda: NOW,
+        seconds: float = 95.0,
     ) -> None:
         self.held = HeldLaunches(self.ledger, WORKER, Metrics())
         for launch in (self.launch, *others):
@@ -56,10 +84,10 @@ class Bench:
             start_timeout=start_timeout,
             alert_after=alert_after,
             is_current=lambda: True,
-            now=lambda: now,
+            now=now,
         )
         running = asyncio.gather(pending.run(self._stop), refusals.run())
-        await asyncio.sleep(95)
+        await asyncio.sleep(seconds)
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await running
@@ -72,10 +100,15 @@ class Bench:
         return True
 
 
+def ticking() -> float:
+    """A clock that goes on with the loop's."""
+    return NOW + asyncio.get_running_loop().time()
+
+
 @pytest.mark.parametrize("noted", [NOW - HOUR, NOW + HOUR], ids=["an hour behind", "an hour ahead"])
 async def test_a_wrong_clock_of_the_submitter_stops_no_job_and_saves_none(noted: float) -> None:
     fresh = Bench(record(accepted_at=noted, facts=replace(PENDING, created_at=NOW)))
-    await fresh.look(start_timeout=1800, now=NOW + 60)
+    await fresh.look(start_timeout=1800, now=lambda: NOW + 60)
     assert fresh.reasons == []
     late = Bench(record(accepted_at=noted, facts=PENDING))
     await late.look(start_timeout=1800)
@@ -170,3 +203,49 @@ async def test_of_many_pending_jobs_some_are_told_a_round_and_stops_come_first(
     assert rest == [f"job-{n}" for n in range(6)], (
         "job-1, of which SageMaker knows nothing, holds up no other"
     )
+
+
+async def test_no_stop_waits_for_wandb() -> None:
+    long = replace(PENDING, created_at=NOW - HOUR / 2)
+    late = replace(PENDING, created_at=NOW - HOUR + 35)
+    launches = [record(f"launch-{n}", item_id=f"item-{n}", facts=long if n < 20 else late) for n in range(23)]
+    bench = Bench(launches[0])
+    bench.items = SlowItems()
+    bench.sagemaker.jobs = {launch.job_name: launch.facts for launch in launches}
+    await bench.look(*launches[1:], start_timeout=HOUR, alert_after=HOUR / 2, now=ticking)
+    assert len(bench.reasons) == 3, "all in the first round after their time"
+
+
+async def test_that_a_job_is_stopped_stands_on_its_queue_item_at_last() -> None:
+    bench = Bench(record(item_id="item-1", facts=replace(PENDING, created_at=NOW - HOUR + 35)))
+    bench.items = SlowItems()
+    await bench.look(start_timeout=HOUR, alert_after=HOUR / 2, now=ticking, seconds=160)
+    assert [message.partition(":")[0] for _, message, _ in bench.items.warned] == [
+        "LW-JOB-PENDING",
+        "LW-JOB-NOT-STARTED",
+    ]
+    assert bench.companion.alerts == [], "it was stopped before its wait could be told"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"facts": JobFacts("InProgress", "Training", created_at=NOW - HOUR, started_at=NOW)},
+        {"job_name": "job-1-2", "attempt": 2, "facts": replace(PENDING, created_at=NOW)},
+        {"stop_reason": "Stop was pressed."},
+    ],
+    ids=["started", "next attempt", "stopped"],
+)
+async def test_what_is_learned_while_sagemaker_is_asked_counts_more(changes: dict[str, Any]) -> None:
+    bench = Bench(record(facts=PENDING))
+
+    def meanwhile() -> None:
+        (held,) = bench.held
+        held.update(**changes)
+
+    bench.sagemaker = Overtaken(meanwhile)
+    bench.sagemaker.jobs["job-1"] = PENDING
+    await bench.look(start_timeout=1800)
+    (held,) = bench.held
+    assert bench.reasons == []
+    assert held.record == replace(bench.launch, **changes)

@@ -353,21 +353,6 @@ async def test_a_job_that_the_feed_is_silent_about_for_ten_minutes_is_looked_at(
     assert bench.sagemaker.described == ["job-1"]
 
 
-async def test_overdue_looks_are_made_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = Bench()
-    for number in range(12):
-        (await bench.hold(unlogged(f"launch-{number}"))).looked_at = time.monotonic() - 601
-    async with bench.running():
-        await until(lambda: bench.sagemaker.described)
-        looks = bench.feed.looks
-        await until(lambda: bench.feed.looks >= looks + 5)
-        assert len(bench.sagemaker.described) == 1
-        monkeypatch.setattr("worker.job_watch._ANYWAY_EVERY", 0.0)
-        await until(lambda: len(bench.sagemaker.described) == 12)
-        await asyncio.sleep(RESTING)
-    assert len(set(bench.sagemaker.described)) == len(bench.sagemaker.described) == 12
-
-
 async def test_of_many_changes_at_once_the_ends_are_looked_at_first() -> None:
     bench = Bench()
     for number in range(60):

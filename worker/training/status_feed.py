@@ -7,18 +7,23 @@ a change, and their filters are applied after paging, so every page is read (Sag
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from worker.aio import backoff
 from worker.clients.aws import call
-from worker.errors import WorkerError
+from worker.errors import Throttled, Unreachable, WorkerError
+from worker.ops.logging import get_logger
 from worker.training.status_news import Summary
 
 if TYPE_CHECKING:
     from types_aiobotocore_sagemaker import SageMakerClient
+    from types_aiobotocore_sagemaker.type_defs import ListTrainingJobsResponseTypeDef
 
     from worker.ops.rates import Rates
 
@@ -28,6 +33,10 @@ _LISTS_LAG = 30.0
 """Seconds by AWS's clock after which a change is in every list; a look does not go further back for it."""
 _CLOCKS_APART = 3600.0
 """Seconds by which the clock of the worker that noted a time may be ahead of SageMaker's."""
+_MAX_TRIES = 8
+"""Further tries of a page that gets no answer; about half a minute."""
+
+_log = get_logger()
 
 
 class StatusFeed:
@@ -71,9 +80,7 @@ class StatusFeed:
         request: dict[str, Any] = {"LastModifiedTimeAfter": after, "MaxResults": 100}
         found: dict[str, Summary] = {}
         while True:
-            page = await call(
-                "ListTrainingJobs", lambda: self._sagemaker.list_training_jobs(**request), self._rate
-            )
+            page = await self._page(request)
             for item in page["TrainingJobSummaries"]:
                 modified = item.get("LastModifiedTime") or item["CreationTime"]
                 summary = Summary(
@@ -93,3 +100,21 @@ class StatusFeed:
             newest -= time.monotonic() - began
         self._seen_until = max(seen_until, newest)
         return found
+
+    async def _page(self, request: Mapping[str, Any]) -> ListTrainingJobsResponseTypeDef:
+        """One page; a further one that fails is asked for again, since starting over might never come to the end of
+        many pages while others use the quota as well. What is refused (a token that has expired) starts over, and so
+        does what has no answer for long: that may be the token's fault, too."""
+        unanswered = 0
+        for tries in itertools.count():
+            try:
+                return await call(
+                    "ListTrainingJobs", lambda: self._sagemaker.list_training_jobs(**request), self._rate
+                )
+            except (Throttled, Unreachable) as error:
+                unanswered += isinstance(error, Unreachable)
+                if "NextToken" not in request or unanswered > _MAX_TRIES:
+                    raise
+                _log.warning("status_feed_failed", error=str(error))
+                await asyncio.sleep(error.retry_after or backoff(tries, base=0.5, cap=8))
+        raise AssertionError
