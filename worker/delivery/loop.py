@@ -23,7 +23,6 @@ from worker.errors import Again, WorkerError
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.training.cursor import LogEvent
 from worker.training.log_feed import LogFeed
-from worker.training.status import makes_new_streams
 from worker.training.stream_groups import stream_groups
 
 _POST_GAP = 0.5
@@ -74,7 +73,8 @@ class LogDelivery:
         """Go on with a job's log where the ledger says it stands."""
         now = time.monotonic()
         state = held.record.log
-        log = JobLog(held, dict(state.positions), deep_swept_at=now, news_at=now)
+        log = JobLog(held, dict(state.positions), deep_swept_at=now, news_at=now, changed_at=now)
+        log.seen_status = held.record.facts.secondary_status
         log.deep_swept_ms = log.newest_ingested
         if log.has_all_streams:  # its state tells when there are more; else look at once
             log.look_at = now + self._interval
@@ -83,9 +83,9 @@ class LogDelivery:
         self._wake.set()
 
     def job_changed(self, held: HeldLaunch) -> None:
-        """The job's state changed: restarted containers write to new streams."""
-        if (log := self._logs.get(held.launch_id)) and makes_new_streams(held.record.facts.secondary_status):
-            log.look_at = 0.0
+        """The job's state may have changed: containers that start print soon, restarted ones write to new streams."""
+        if log := self._logs.get(held.launch_id):
+            log.job_changed()
 
     def job_ended(self, held: HeldLaunch) -> None:
         """No container of this job runs any more: deliver what is left, then call `on_delivered`."""
