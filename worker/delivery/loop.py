@@ -18,7 +18,7 @@ from worker.delivery.posting import Posting
 from worker.delivery.read_trouble import ReadTrouble
 from worker.delivery.replays import replay_groups
 from worker.delivery.rounds import Paces, due, paces
-from worker.delivery.taking_in import take_in
+from worker.delivery.taking_in import make_room, take_in
 from worker.errors import Again, WorkerError
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.training.cursor import LogEvent
@@ -31,8 +31,6 @@ _GATHER = 0.1
 """Seconds between two rounds at the least, in which acknowledgements come in: jobs read together share calls."""
 _AT_ONCE = 3
 """Calls for groups of streams under way at a time; how many there are in a second is up to their rate."""
-_MAX_AHEAD = 40_000
-"""Events of all jobs that wait in memory for their turn at W&B; beyond, nothing more is read."""
 _LINES_A_TURN = 1000
 """Events assigned in one piece, if a log has not more of them ready: some milliseconds."""
 
@@ -183,7 +181,7 @@ class LogDelivery:
 
         async def read(group: Sequence[str]) -> Iterable[str]:
             async with at_once:
-                if sum(len(log.ahead) for log in self._logs.values()) >= _MAX_AHEAD:
+                if not make_room(self._logs.values(), time.monotonic()):
                     return group
                 return await self._read({stream: by_stream[stream] for stream in group})
 
