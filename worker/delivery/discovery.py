@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterable
 
 from worker.delivery.job_log import JobLog
+from worker.errors import Again
+from worker.ops.logging import get_logger
 from worker.training import cursor
 from worker.training.log_feed import LogFeed
 
@@ -19,6 +21,8 @@ _SILENT_SHARE = 0.5
 rest."""
 _SILENT_AFTER = 60.0
 """Seconds after a job's newest state in which its first lines are expected at any moment."""
+
+_log = get_logger()
 
 
 class StreamDiscovery:
@@ -35,7 +39,8 @@ class StreamDiscovery:
 
     async def look(self, logs: Iterable[JobLog]) -> tuple[bool, bool]:
         """Look where it is due, up to a bound; returns whether streams were found, and whether more looks are due.
-        Raises as the feed does, once all looks that had begun are done."""
+        Raises as the feed does, once all looks that had begun are done: what it refuses, and what fails for all. What
+        only failed for some is due again next time."""
         now = time.monotonic()
         open_logs = [log for log in logs if log.is_open]
         expecting = sum(log.expects_streams for log in open_logs)
@@ -45,11 +50,14 @@ class StreamDiscovery:
         due.sort(key=lambda log: (not self._is_awaited(log), bool(log.positions), log.looked_at))
         at_once = asyncio.Semaphore(_AT_ONCE)
         looks = [self._look(log, at_once) for log in due[:_IN_ONE_ROUND]]
-        found = await asyncio.gather(*looks, return_exceptions=True)
-        for result in found:
-            if isinstance(result, BaseException):
-                raise result
-        return any(found), len(due) > len(looks)
+        results = await asyncio.gather(*looks, return_exceptions=True)
+        failed = [result for result in results if isinstance(result, BaseException)]
+        for error in failed:
+            if len(failed) == len(looks) or not isinstance(error, Again):
+                raise error
+        if failed:
+            _log.warning("log_looks_failed", looks=len(looks), failed=len(failed), error=str(failed[0]))
+        return any(result is True for result in results), len(due) > len(looks)
 
     def _is_awaited(self, log: JobLog) -> bool:
         """Something waits for the next look: an end is not told before it."""

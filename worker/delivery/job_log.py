@@ -59,6 +59,10 @@ class JobLog:
     """When to read on."""
     posted_at: float = float("-inf")
     """When the newest batch was assigned."""
+    failed_reads: int = 0
+    """One after the other, while other logs could be read."""
+    failing_since: float = 0.0
+    """When the first of them failed."""
     reading: bool = False
     """A call for its streams is under way."""
     searching: bool = False

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-from worker.aio import Breather, backoff, wait_for_event
+from worker.aio import Breather, wait_for_event
 from worker.delivery.closing import Closing
 from worker.delivery.discovery import StreamDiscovery
 from worker.delivery.job_log import AssignedBatch, JobLog
@@ -19,7 +19,7 @@ from worker.delivery.read_trouble import ReadTrouble
 from worker.delivery.replays import replay_groups
 from worker.delivery.rounds import Paces, due, paces
 from worker.delivery.taking_in import make_room, take_in
-from worker.errors import Again, WorkerError
+from worker.errors import WorkerError
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.training.cursor import LogEvent
 from worker.training.log_feed import LogFeed
@@ -116,8 +116,7 @@ class LogDelivery:
             except WorkerError as error:  # also a refusal: one job's log must not end all others
                 self._trouble.give_up(error, failing_since, self._logs.values())
                 self._close((), on_delivered)
-                pause = (error.retry_after if isinstance(error, Again) else None) or backoff(tries, cap=30)
-                self._trouble.tell(error, pause)
+                pause = self._trouble.tell(error, tries)
                 await self._trouble.warn(error, list(self._logs.values()))
                 tries += 1
                 await asyncio.sleep(pause)
@@ -173,7 +172,7 @@ class LogDelivery:
 
     async def _read_all(self, logs: Sequence[JobLog]) -> set[str]:
         """Read behind the positions of these logs and hand on what is found; returns the streams that were not read to
-        their end."""
+        their end. What fails for some groups puts off their logs alone; raises it if it fails for all."""
         by_stream = {stream: log for log in logs for stream in log.positions}
         since = {stream: log.positions[stream].timestamp for stream, log in by_stream.items()}
         rates = {stream: rate for log in logs for stream, rate in log.rates.items()}
@@ -185,14 +184,24 @@ class LogDelivery:
                     return group
                 return await self._read({stream: by_stream[stream] for stream in group})
 
-        reads = [read(group) for group in stream_groups(since, rates) or [[]]]
+        groups = stream_groups(since, rates) or [[]]
         # None is cancelled for another one's trouble: what it has assigned already would never be posted.
-        results = await asyncio.gather(*reads, return_exceptions=True)
+        results = await asyncio.gather(*map(read, groups), return_exceptions=True)
+        failed = [result for result in results if isinstance(result, BaseException)]
         cut: set[str] = set()
-        for result in results:
-            if isinstance(result, BaseException):
+        put_off: set[JobLog] = set()
+        for group, result in zip(groups, results, strict=True):
+            if not isinstance(result, BaseException):
+                cut |= set(result)
+                continue
+            if len(failed) == len(groups) or not isinstance(result, WorkerError):
                 raise result
-            cut |= set(result)
+            own = {by_stream[stream] for stream in group}
+            self._trouble.put_off(result, own)
+            put_off |= own
+            cut |= set(group)
+        for log in set(logs) - put_off:
+            log.failed_reads = 0
         return cut
 
     async def _read(self, group: dict[str, JobLog]) -> Iterable[str]:
