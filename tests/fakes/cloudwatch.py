@@ -69,6 +69,10 @@ class FakeLogFeed(LogFeed):
     def calls_a_second(self) -> float:
         return 5.0
 
+    @property
+    def looks_a_second(self) -> float:
+        return 25.0
+
     def now_ms(self) -> int:
         return int(time.time() * 1000)
 

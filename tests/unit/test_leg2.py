@@ -58,7 +58,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         "submission",
         "telling",
         "retrying",
-        "delivery.loop",
+        "delivery.read_trouble",
         "delivery.posting",
         "ledger.adoption",
     ):

@@ -19,7 +19,7 @@ PATIENCE = 0.3
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("supervisor", "submission", "ledger.adoption", "delivery.loop", "persistence"):
+    for module in ("supervisor", "submission", "ledger.adoption", "delivery.read_trouble", "persistence"):
         monkeypatch.setattr(f"worker.{module}.backoff", lambda *_, **__: 0.002)
 
 

@@ -59,6 +59,10 @@ class JobLog:
     """When to read on."""
     posted_at: float = float("-inf")
     """When the newest batch was assigned."""
+    failed_reads: int = 0
+    """One after the other, while other logs could be read."""
+    failing_since: float = 0.0
+    """When the first of them failed."""
     reading: bool = False
     """A call for its streams is under way."""
     searching: bool = False
@@ -73,6 +77,10 @@ class JobLog:
     deep_swept_ms: int = 0
     """By AWS's clock, since the epoch: the windows of deep sweeps grow with what has gone by since."""
     news_at: float = 0.0
+    changed_at: float = 0.0
+    """When its job's newest state was first seen here."""
+    seen_status: str = ""
+    """That secondary state."""
     looked_at: float = 0.0
     """When the newest complete look for streams began."""
     swept_at: float = 0.0
@@ -132,6 +140,15 @@ class JobLog:
         if record.log_target == "files":  # no history either
             return ()
         return record.facts.transitions[record.log.statuses :]
+
+    def job_changed(self) -> None:
+        """Its job was described anew: look for streams soon if it is in a state that may bring some."""
+        status = self.held.record.facts.secondary_status
+        is_new = status != self.seen_status
+        if makes_new_streams(status) or (is_new and self.expects_streams):
+            self.look_at = 0.0
+        if is_new:
+            self.seen_status, self.changed_at = status, time.monotonic()
 
     def assign(self, events: Sequence[LogEvent]) -> AssignedBatch:
         """Give `events` the next console lines, and what they and the job's new states add to the history its next

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-from worker.aio import Breather, backoff, wait_for_event
+from worker.aio import Breather, wait_for_event
 from worker.delivery.closing import Closing
 from worker.delivery.discovery import StreamDiscovery
 from worker.delivery.job_log import AssignedBatch, JobLog
@@ -18,12 +18,11 @@ from worker.delivery.posting import Posting
 from worker.delivery.read_trouble import ReadTrouble
 from worker.delivery.replays import replay_groups
 from worker.delivery.rounds import Paces, due, paces
-from worker.delivery.taking_in import take_in
-from worker.errors import Again, WorkerError
+from worker.delivery.taking_in import make_room, take_in
+from worker.errors import WorkerError
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.training.cursor import LogEvent
 from worker.training.log_feed import LogFeed
-from worker.training.status import makes_new_streams
 from worker.training.stream_groups import stream_groups
 
 _POST_GAP = 0.5
@@ -32,8 +31,6 @@ _GATHER = 0.1
 """Seconds between two rounds at the least, in which acknowledgements come in: jobs read together share calls."""
 _AT_ONCE = 3
 """Calls for groups of streams under way at a time; how many there are in a second is up to their rate."""
-_MAX_AHEAD = 40_000
-"""Events of all jobs that wait in memory for their turn at W&B; beyond, nothing more is read."""
 _LINES_A_TURN = 1000
 """Events assigned in one piece, if a log has not more of them ready: some milliseconds."""
 
@@ -74,7 +71,8 @@ class LogDelivery:
         """Go on with a job's log where the ledger says it stands."""
         now = time.monotonic()
         state = held.record.log
-        log = JobLog(held, dict(state.positions), deep_swept_at=now, news_at=now)
+        log = JobLog(held, dict(state.positions), deep_swept_at=now, news_at=now, changed_at=now)
+        log.seen_status = held.record.facts.secondary_status
         log.deep_swept_ms = log.newest_ingested
         if log.has_all_streams:  # its state tells when there are more; else look at once
             log.look_at = now + self._interval
@@ -83,9 +81,9 @@ class LogDelivery:
         self._wake.set()
 
     def job_changed(self, held: HeldLaunch) -> None:
-        """The job's state changed: restarted containers write to new streams."""
-        if (log := self._logs.get(held.launch_id)) and makes_new_streams(held.record.facts.secondary_status):
-            log.look_at = 0.0
+        """The job's state may have changed: containers that start print soon, restarted ones write to new streams."""
+        if log := self._logs.get(held.launch_id):
+            log.job_changed()
 
     def job_ended(self, held: HeldLaunch) -> None:
         """No container of this job runs any more: deliver what is left, then call `on_delivered`."""
@@ -118,8 +116,7 @@ class LogDelivery:
             except WorkerError as error:  # also a refusal: one job's log must not end all others
                 self._trouble.give_up(error, failing_since, self._logs.values())
                 self._close((), on_delivered)
-                pause = (error.retry_after if isinstance(error, Again) else None) or backoff(tries, cap=30)
-                self._trouble.tell(error, pause)
+                pause = self._trouble.tell(error, tries)
                 await self._trouble.warn(error, list(self._logs.values()))
                 tries += 1
                 await asyncio.sleep(pause)
@@ -175,7 +172,7 @@ class LogDelivery:
 
     async def _read_all(self, logs: Sequence[JobLog]) -> set[str]:
         """Read behind the positions of these logs and hand on what is found; returns the streams that were not read to
-        their end."""
+        their end. What fails for some groups puts off their logs alone; raises it if it fails for all."""
         by_stream = {stream: log for log in logs for stream in log.positions}
         since = {stream: log.positions[stream].timestamp for stream, log in by_stream.items()}
         rates = {stream: rate for log in logs for stream, rate in log.rates.items()}
@@ -183,18 +180,28 @@ class LogDelivery:
 
         async def read(group: Sequence[str]) -> Iterable[str]:
             async with at_once:
-                if sum(len(log.ahead) for log in self._logs.values()) >= _MAX_AHEAD:
+                if not make_room(self._logs.values(), time.monotonic()):
                     return group
                 return await self._read({stream: by_stream[stream] for stream in group})
 
-        reads = [read(group) for group in stream_groups(since, rates) or [[]]]
+        groups = stream_groups(since, rates) or [[]]
         # None is cancelled for another one's trouble: what it has assigned already would never be posted.
-        results = await asyncio.gather(*reads, return_exceptions=True)
+        results = await asyncio.gather(*map(read, groups), return_exceptions=True)
+        failed = [result for result in results if isinstance(result, BaseException)]
         cut: set[str] = set()
-        for result in results:
-            if isinstance(result, BaseException):
+        put_off: set[JobLog] = set()
+        for group, result in zip(groups, results, strict=True):
+            if not isinstance(result, BaseException):
+                cut |= set(result)
+                continue
+            if len(failed) == len(groups) or not isinstance(result, WorkerError):
                 raise result
-            cut |= set(result)
+            own = {by_stream[stream] for stream in group}
+            self._trouble.put_off(result, own)
+            put_off |= own
+            cut |= set(group)
+        for log in set(logs) - put_off:
+            log.failed_reads = 0
         return cut
 
     async def _read(self, group: dict[str, JobLog]) -> Iterable[str]:

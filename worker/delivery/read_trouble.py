@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
+from worker.aio import backoff
 from worker.clients.aws import NotPermitted
 from worker.delivery.job_log import JobLog
-from worker.errors import WorkerError
+from worker.errors import Again, WorkerError
 from worker.ops.logging import get_logger
 from worker.ops.permissions import MissingPermissions
 from worker.persistence import Persistence
@@ -36,14 +37,26 @@ class ReadTrouble:
             self.has_read = True
             self._warned.clear()
 
-    def tell(self, error: WorkerError, pause: float) -> None:
-        """A read failed and is tried again in `pause` seconds."""
+    def tell(self, error: WorkerError, tries: int) -> float:
+        """A read failed, after `tries` others; returns the seconds until it is to be tried again."""
+        pause = (error.retry_after if isinstance(error, Again) else None) or backoff(tries, cap=30)
         if isinstance(error, NotPermitted):
             action = f"logs:{str(error).partition(':')[0]}"
             cost = "jobs run and end, without their log in W&B"
             self._permissions.tell(action, cost=cost, error=error)
         else:
             _log.warning("log_round_failed", error=str(error), again_in=round(pause, 1))
+        return pause
+
+    def put_off(self, error: WorkerError, logs: Collection[JobLog]) -> None:
+        """A call for these logs failed, and others did not: they are read again later, together, and nobody waits."""
+        pause = self.tell(error, max(log.failed_reads for log in logs))
+        now = time.monotonic()
+        for log in logs:
+            log.failing_since = log.failing_since if log.failed_reads else now
+            log.failed_reads += 1
+            log.due_at = now + pause
+            self.give_up(error, log.failing_since, [log])
 
     async def warn(self, error: WorkerError, logs: Iterable[JobLog]) -> None:
         """On the queue items of the jobs whose log the policy hides, some in each round."""

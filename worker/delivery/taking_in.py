@@ -1,9 +1,11 @@
-"""What a sweep tells about the streams that it was of: events that wait for their turn, pace, silence."""
+"""What a sweep tells about the streams that it was of: events that wait for their turn, pace, silence.
+
+Times are monotonic seconds."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from worker.delivery.job_log import JobLog
 from worker.training import cursor
@@ -11,6 +13,27 @@ from worker.training.log_feed import Sweep
 
 _SILENCE_MS = 120_000
 """A silent stream counts as read up to this long ago; what turns up behind that later is a late event."""
+_MAX_AHEAD = 40_000
+"""Events of all jobs that wait in memory for their turn at W&B; beyond, nothing more is read."""
+_STUCK_AFTER = 10.0
+"""Seconds without W&B's answer to a log's newest batch, after which what is read ahead of it makes room for others."""
+
+
+def make_room(logs: Collection[JobLog], now: float) -> bool:
+    """Whether more of `logs` may be read. When there is no room, those that W&B does not take (it may be a run that was
+    deleted) let go of what they hold: it stays in CloudWatch, and is read again once W&B has their batch."""
+    if _has_room(logs):
+        return True
+    for log in logs:
+        # Not one of this round: it would pass for read to its end.
+        if log.posting and not log.reading and now - log.posted_at >= _STUCK_AFTER:
+            log.ahead.clear()
+            log.due_at = 0.0
+    return _has_room(logs)
+
+
+def _has_room(logs: Collection[JobLog]) -> bool:
+    return sum(len(log.ahead) for log in logs) < _MAX_AHEAD
 
 
 def take_in(sweep: Sweep, group: Mapping[str, JobLog], asked_ms: int) -> None:

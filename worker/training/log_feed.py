@@ -111,6 +111,11 @@ class LogFeed:
         """Of FilterLogEvents, at the most."""
         return self._filter_rate.bound
 
+    @property
+    def looks_a_second(self) -> float:
+        """Of DescribeLogStreams, at the most."""
+        return self._describe_rate.bound
+
     def now_ms(self) -> int:
         """AWS's time, ms since the epoch."""
         return int(self._now() * 1000)

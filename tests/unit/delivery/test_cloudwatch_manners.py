@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from tests.fakes.aws_errors import AwsError
-from tests.fakes.cloudwatch_logs import CloudWatchLogs
+from tests.fakes.cloudwatch_logs import CloudWatchLogs, Request
 from tests.unit.delivery.harsh import HOUR, NOW, Clock, Delivering, aws_now, numbered
 from tests.unit.records import OTHER, record
-from worker.launch.record import LaunchState
+from worker.launch.record import JobFacts, LaunchState
 from worker.training.cursor import NOTHING_TAKEN
 
 pytestmark = [pytest.mark.looptime, pytest.mark.usefixtures("clock")]
@@ -288,6 +289,76 @@ async def test_a_console_that_cannot_be_compared_is_told(worker: Delivering, log
         await worker.end(held)
     assert sorted(worker.lines()) == sorted(numbered(200))
     assert "launch_log_unreconciled_total 1.0" in worker.metrics.text().decode()
+
+
+class SomeThrottled(CloudWatchLogs):
+    """AWS throttles the calls that name a certain stream, or its job."""
+
+    throttled = ""
+
+    def answer(self, operation: str, request: Request) -> dict[str, Any]:
+        streams = request.get("logStreamNames") or [request["logStreamNamePrefix"]]
+        if self.throttled in streams:
+            self.calls.append((operation, dict(request)))
+            raise AwsError("ThrottlingException", "Rate exceeded")
+        return super().answer(operation, request)
+
+
+async def test_a_group_that_is_throttled_delays_only_the_logs_of_its_own() -> None:
+    logs = SomeThrottled(aws_now)
+    worker = Delivering(logs)
+    streams = [f"job-{job}/algo-1-1700000000" for job in range(250)]
+    for job, stream in enumerate(streams):
+        logs.put(stream, "begun")
+        await worker.follow(f"launch-{job}")
+    held = [worker.delivery._logs[f"launch-{job}"].held for job in (0, 249)]
+    async with worker.running():
+        await asyncio.sleep(60)
+        logs.throttled = streams[249]
+        logs.put(streams[0], "last words")
+        logs.put(streams[249], "last words")
+        await asyncio.sleep(300)
+        await worker.end(held[0], limit=60)
+        worker.ended(held[1])
+        await asyncio.sleep(120)
+        assert worker.delivered == ["launch-0"]
+        logs.throttled = ""
+        await worker.end(held[1], limit=120)
+    assert worker.lines("launch-0") == worker.lines("launch-249") == ["begun", "last words"]
+
+
+async def test_a_group_that_fails_for_good_is_given_up_long_after_the_end_of_its_jobs() -> None:
+    logs = SomeThrottled(aws_now)
+    worker = Delivering(logs, give_up_after=HOUR)
+    for job in range(150):
+        logs.put(f"job-{job}/algo-1-1700000000", "begun")
+        await worker.follow(f"launch-{job}")
+    held = worker.delivery._logs["launch-99"].held
+    worker.delivery._interval = 30.0
+    async with worker.running():
+        await asyncio.sleep(120)
+        logs.throttled = "job-99/algo-1-1700000000"
+        await asyncio.sleep(2 * HOUR)
+        started = aws_now()
+        await worker.end(held, limit=2 * HOUR)
+        assert aws_now() - started >= HOUR
+    assert "hrottl" in held.record.log.undelivered
+
+
+async def test_a_look_that_is_throttled_delays_no_other() -> None:
+    logs = SomeThrottled(aws_now)
+    worker = Delivering(logs)
+    logs.throttled = "job-1/"
+    for job in (1, 2):
+        await worker.follow(f"launch-{job}", facts=JobFacts("InProgress", "Training"))
+    async with worker.running():
+        await asyncio.sleep(600)
+        for job in range(3, 9):
+            await worker.follow(f"launch-{job}")
+            logs.put(f"job-{job}/algo-1-1700000000", "begun")
+            await asyncio.sleep(6)
+            assert worker.lines(f"launch-{job}") == ["begun"]
+            await asyncio.sleep(24)
 
 
 async def test_a_log_that_could_never_be_read_holds_up_no_end(logs: CloudWatchLogs) -> None:

@@ -37,7 +37,7 @@ QUIET = 0.05
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits a second for another try here."""
-    for module in ("worker.persistence", posting, "worker.delivery.loop"):
+    for module in ("worker.persistence", posting, "worker.delivery.read_trouble"):
         target = f"{module}.backoff" if isinstance(module, str) else f"{module.__name__}.backoff"
         monkeypatch.setattr(target, lambda tries, cap: 0.002)
 

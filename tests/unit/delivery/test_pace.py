@@ -167,3 +167,38 @@ async def test_thousands_of_silent_jobs_leave_half_of_the_quota_and_hold_up_none
                 assert f"line {number - 5}" in worker.lines("launch-1")
         assert worker.calls_of("FilterLogEvents") - before <= 60 * 3.5, "of five a second"
         assert worker.lines("launch-4000") == ["it speaks"]
+
+
+async def test_an_end_does_not_wait_behind_hundreds_of_jobs_without_a_stream(
+    worker: Delivering, logs: CloudWatchLogs
+) -> None:
+    logs.put(ONE, "last words")
+    held = await worker.follow()
+    for job in range(2, 402):
+        await worker.follow(f"launch-{job}", facts=JobFacts("InProgress", "Downloading"))
+    async with worker.running():
+        await asyncio.sleep(60)
+        await worker.end(held, limit=60)
+    assert worker.lines() == ["last words"]
+
+
+async def test_a_thousand_jobs_without_a_stream_leave_half_of_the_looks_and_hold_up_no_first_line(
+    worker: Delivering, logs: CloudWatchLogs
+) -> None:
+    for job in range(1, 1001):
+        await worker.follow(f"launch-{job}", facts=JobFacts("InProgress", "Downloading"))
+    held = worker.delivery._logs["launch-1"].held
+    async with worker.running():
+        await asyncio.sleep(240)
+        before = worker.calls_of("DescribeLogStreams")
+        for _ in range(4):
+            for log in worker.delivery._logs.values():
+                worker.delivery.job_changed(log.held)  # described, and nothing new
+            await asyncio.sleep(30)
+        assert worker.calls_of("DescribeLogStreams") - before <= 120 * 15, "of 25 a second"
+        held.update(facts=JobFacts("InProgress", "Training"))
+        worker.delivery.job_changed(held)
+        await asyncio.sleep(20)
+        logs.put(ONE, "begun")
+        await asyncio.sleep(12)
+        assert worker.lines() == ["begun"]

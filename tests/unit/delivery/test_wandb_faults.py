@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from tests.fakes.cloudwatch_logs import CloudWatchLogs
+from tests.fakes.companion import FakeCompanion
 from tests.unit.delivery.harsh import Delivering, aws_now, numbered
 from tests.unit.records import OTHER
 from worker.clients.wandb_api import WandbRefused
+from worker.delivery import taking_in
 from worker.errors import Throttled, Unreachable, WorkerError
+from worker.launch.record import LaunchRecord
 from worker.persistence import GIVE_UP_AFTER
 
 pytestmark = [pytest.mark.looptime, pytest.mark.usefixtures("clock")]
@@ -143,3 +147,45 @@ async def test_files_that_wandb_refuses_for_good_do_not_hold_the_launch(logs: Cl
         await worker.end(held, limit=2 * QUARTER)
     assert worker.lines() == ["a"]
     assert "403" in held.record.log.undelivered
+
+
+class SomeRunsDeleted(FakeCompanion):
+    """W&B knows the companion runs of some launches no more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deleted: set[str] = set()
+
+    async def post_lines(self, record: LaunchRecord, *args: Any, **rows: Any) -> bool:
+        if record.launch_id in self.deleted:
+            raise REFUSALS[404]
+        return await super().post_lines(record, *args, **rows)
+
+
+async def test_jobs_whose_runs_were_deleted_do_not_stop_the_logs_of_others(
+    logs: CloudWatchLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(taking_in, "_MAX_AHEAD", 4_000)
+    companion = SomeRunsDeleted()
+    worker = Delivering(logs, companion)
+    held = {job: await worker.follow(f"launch-{job}", job_name=f"job-{job}") for job in (1, 2, 3)}
+    streams = {job: f"job-{job}/algo-1-1700000000" for job in (1, 2, 3)}
+    async with worker.running():
+        for stream in streams.values():
+            logs.put(stream, "begun")
+        await asyncio.sleep(20)
+        companion.deleted = {"launch-1", "launch-2"}
+        for job in (1, 2):
+            logs.put(streams[job], *numbered(8_000, "burst"))
+            await asyncio.sleep(60)
+        read = worker.metrics.log_events._value.get()
+        for number in range(30):
+            logs.put(streams[3], f"line {number}")
+            await asyncio.sleep(10)
+            assert worker.lines("launch-3") == ["begun", *numbered(number + 1)]
+        assert worker.metrics.log_events._value.get() - read == 30, "what nobody takes is not read again"
+        companion.deleted = set()
+        for job in (1, 2):
+            await worker.end(held[job])
+    for job in (1, 2):
+        assert worker.lines(f"launch-{job}") == ["begun", *numbered(8_000, "burst")]
