@@ -155,6 +155,7 @@ def test_only_what_has_no_narrower_resource_is_allowed_on_all_of_them() -> None:
     # None of them has a resource (service authorization reference).
     assert everywhere == {
         "sagemaker:ListTrainingJobs",
+        "sagemaker:Search",
         "ecr:GetAuthorizationToken",
         "cloudwatch:PutMetricData",
         "ec2:DeleteNetworkInterfacePermission",

@@ -73,7 +73,7 @@ class Rebuilding:
     ) -> None:
         """`wandb`: None offline. `wandb_key`: the workers' own, as far as one knows here. Raises `SettingsError`."""
         self._ledger = ledger
-        self._sagemaker = aws.sagemaker
+        self._aws = aws
         self._rate = Rate("Search", _SEARCHES, Metrics())
         self._run_claims = RunClaims(ledger, companion_project=settings.companion_project)
         self._retry_rules = retry_rules_of(settings)
@@ -145,7 +145,7 @@ class Rebuilding:
             "MaxResults": 100,
         }
         while True:
-            page = await call("Search", lambda: self._sagemaker.search(**request), self._rate)
+            page = await call("Search", lambda: self._aws.sagemaker.search(**request), self._rate)
             for result in page.get("Results", ()):
                 yield result["TrainingJob"]
             if not page.get("NextToken"):
