@@ -197,7 +197,8 @@ async def send(field: Field) -> None:
 
 async def look_at_dead_letters(field: Field) -> None:
     letters = DeadLetterQueue(field.aws.sqs, field.services.dlq_url)
-    await LaunchQueue(field.admin.sqs, field.facts).copy_to_dlq("{}", "launch", {})
+    for launch in ("one that is deleted", "one that is shown again"):
+        await LaunchQueue(field.admin.sqs, field.facts).copy_to_dlq("{}", launch, {})
     found = await letters.look()
     await letters.release(found.letters[1:])
     await letters.delete(found.letters[0])
