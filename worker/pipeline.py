@@ -26,6 +26,7 @@ from worker.launch.pasted import refuse_pasted_secrets
 from worker.launch.record import Failure, LaunchRecord, LaunchState
 from worker.launch.redaction import KnownSecrets, redact_text
 from worker.launch.retry import RetryRules
+from worker.ledger.giving_back import GivingBack
 from worker.ledger.held import HeldLaunch
 from worker.ledger.membership import MISSED_BEATS, Membership
 from worker.ledger.port import FINISHED_TTL, Ledger
@@ -82,6 +83,11 @@ class Pipeline:
         self._submit = submit
         self._is_held = is_held
         self._in_work: set[str] = set()
+        self._giving_back = GivingBack(ledger, facts.worker, in_work=self._in_work, is_held=is_held)
+
+    async def run(self) -> None:
+        """Until cancelled: give back the launches that could not be given back when they were let go."""
+        await self._giving_back.run()
 
     async def handle(self, message: SqsMessage) -> Outcome:
         """The whole of leg 1. Never raises but for cancellation; the outcome says what becomes of the message."""
@@ -117,11 +123,14 @@ class Pipeline:
             taken = await self._take(intent)
             return taken if isinstance(taken, Outcome) else await self._conclude(taken, parsed)
         except Again as error:
+            self._giving_back.owe(
+                identity
+            )  # written or claimed without an answer, it would be busy for all others
             return self._again(error, 1)  # not by SQS's count: being busy raises that, too
         except asyncio.CancelledError:
             # Left with this worker, the launch would be busy for all others for as long as it lives.
             if isinstance(taken, HeldLaunch) and not self._is_held(identity):
-                await self._give_back(taken)
+                await self._giving_back.give_back(taken.record)
             raise
 
     async def _conclude(self, held: HeldLaunch, parsed: LaunchMessage | BadMessage) -> Outcome:
@@ -233,7 +242,7 @@ class Pipeline:
         except Again as error:
             # Whoever gets the message next shall tell it, also while this worker lives.
             held.update(tries=held.record.tries + 1)
-            await self._give_back(held)
+            await self._giving_back.give_back(held.record)
             return self._again(error, held.record.tries)
         return Outcome(Verdict.NEVER, stage=failure.stage, code=failure.code, reason=failure.reason)
 
@@ -243,22 +252,13 @@ class Pipeline:
         if tries >= self._facts.max_attempts:
             reason = f"Gave up after {tries} tries (LAUNCH_MAX_ATTEMPTS): {self._told(error)}"
             return await self._refuse(held, Failure(Stage.AGENT, "LW-GAVE-UP", reason))
-        held.update(tries=tries, state=LaunchState.INTENT)
-        await self._give_back(held)
+        # As it stands: what may be `waiting` in the ledger stays so, for a duplicate's message may be deleted by now.
+        held.update(tries=tries)
+        await self._giving_back.give_back(held.record)
         outcome = self._again(error, tries)
         told = f"Try {tries} failed, next in {outcome.delay:.0f} s: {self._told(error)}"
         await self._refusals.warn(held.record.item_id, "launch_again", told, Stage.AGENT)
         return outcome
-
-    async def _give_back(self, held: HeldLaunch) -> None:
-        """Release the launch, so that whoever receives the message next may claim it."""
-        state = LaunchState.REFUSED if held.record.failure else LaunchState.INTENT
-        record = replace(held.record, owner="", state=state)
-        try:
-            async with asyncio.timeout(5):
-                await self._ledger.save([record], owner=self._facts.worker)
-        except (WorkerError, TimeoutError) as error:
-            _log.warning("launch_not_given_back", error=str(error))
 
     async def _save(self, held: HeldLaunch) -> None:
         lost = await self._ledger.save([held.record], owner=self._facts.worker)

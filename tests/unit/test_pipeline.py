@@ -710,6 +710,102 @@ async def test_a_cancellation_gives_the_launch_back(bench: Bench) -> None:
     assert (await second.handle(code())).verdict is Verdict.DONE
 
 
+class LosesAnswers(MemoryLedger):
+    """Takes a write in and is away before it has answered."""
+
+    def __init__(self, write: str) -> None:
+        super().__init__()
+        self.write = write
+        """`create`, `claim` or `save` (of a launch that is `waiting`)."""
+
+    async def create(self, record: LaunchRecord) -> LaunchRecord | None:
+        existing = await super().create(record)
+        self._lose("create", existing is None)
+        return existing
+
+    async def claim(self, seen: LaunchRecord, worker: str) -> LaunchRecord | None:
+        claimed = await super().claim(seen, worker)
+        self._lose("claim")
+        return claimed
+
+    async def save(self, records: Sequence[LaunchRecord], *, owner: str) -> frozenset[str]:
+        lost = await super().save(records, owner=owner)
+        self._lose("save", any(record.state is LaunchState.WAITING for record in records))
+        return lost
+
+    def _lose(self, write: str, is_it: bool = True) -> None:
+        if write == self.write and is_it:
+            self.write = ""
+            self.failing = Unreachable("the ledger is away")
+            raise self.failing
+
+
+@pytest.fixture
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.ledger.giving_back._LOOK_EVERY", 0.01)
+
+
+async def is_given_back(bench: Bench, worker: Worker) -> LaunchRecord:
+    """After a while, while the worker lives."""
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(worker.pipeline.run())
+        (identity,) = bench.ledger._records
+        await until(lambda: (found := bench.ledger._get(identity)) and not found.owner)
+        running.cancel()
+    return await bench.only_record()
+
+
+@pytest.mark.usefixtures("quick_looks")
+async def test_a_launch_whose_waiting_was_written_without_an_answer_is_submitted_by_somebody(
+    bench: Bench,
+) -> None:
+    """Each duplicate finds it `waiting`, and is deleted: nothing but the ledger brings it back."""
+    bench.ledger = LosesAnswers("save")
+    worker = bench.worker("w1")
+    assert (await worker.handle(message())).verdict is Verdict.AGAIN
+    bench.ledger.failing = None
+    for again in (worker, bench.worker("w2")):
+        assert (await again.handle(message())).verdict is Verdict.DONE
+    assert worker.submitted == []
+    record = await is_given_back(bench, worker)
+    assert record.state is LaunchState.WAITING
+    assert record.request is not None
+
+
+async def test_what_may_be_waiting_is_not_taken_back(bench: Bench) -> None:
+    """A duplicate that saw it may be deleted already."""
+
+    class Hiccup(LosesAnswers):
+        def _lose(self, write: str, is_it: bool = True) -> None:
+            try:
+                super()._lose(write, is_it)
+            finally:
+                self.failing = None
+
+    bench.ledger = Hiccup("save")
+    assert (await bench.worker("w1").handle(message())).verdict is Verdict.AGAIN
+    record = await bench.only_record()
+    assert (record.state, record.owner, record.tries) == (LaunchState.WAITING, "", 1)
+
+
+@pytest.mark.usefixtures("quick_looks")
+@pytest.mark.parametrize("write", ["create", "claim"])
+async def test_a_launch_that_was_taken_without_an_answer_is_not_busy_for_ever(
+    bench: Bench, write: str
+) -> None:
+    bench.ledger = LosesAnswers(write)
+    if write == "claim":
+        bench.building.errors = [Unreachable("the registry is away")]
+        await bench.worker("w0").handle(code())
+    worker = bench.worker("w1")
+    assert (await worker.handle(code())).verdict is Verdict.AGAIN
+    bench.ledger.failing = None
+    other = bench.worker("w2")
+    assert (await other.handle(code())).verdict is Verdict.BUSY
+    assert (await is_given_back(bench, worker)).state is LaunchState.INTENT
+    assert (await other.handle(code())).verdict is Verdict.DONE
+
+
 async def test_a_launch_taken_over_meanwhile_is_not_written(bench: Bench) -> None:
     first = bench.worker("w1")
     bench.building.gate.clear()
