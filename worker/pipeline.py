@@ -118,7 +118,7 @@ class Pipeline:
         self, message: SqsMessage, identity: str, parsed: LaunchMessage | BadMessage
     ) -> Outcome:
         intent = self._intent(message, identity, parsed)
-        taken: HeldLaunch | Outcome = HeldLaunch(intent)
+        taken: HeldLaunch | Outcome | None = None
         try:
             taken = await self._take(intent)
             return taken if isinstance(taken, Outcome) else await self._conclude(taken, parsed)
@@ -129,7 +129,9 @@ class Pipeline:
             return self._again(error, 1)  # not by SQS's count: being busy raises that, too
         except asyncio.CancelledError:
             # Left with this worker, the launch would be busy for all others for as long as it lives.
-            if isinstance(taken, HeldLaunch) and not self._is_held(identity):
+            if taken is None:
+                await self._giving_back.give_back_unclear(identity)
+            elif isinstance(taken, HeldLaunch) and not self._is_held(identity):
                 await self._giving_back.give_back(taken.record)
             raise
 

@@ -126,3 +126,11 @@ async def test_leg_1_may_begin_while_the_ledger_is_asked(bench: Bench) -> None:
         await until(lambda: bench.in_work)
         await some_looks()
     assert ledger.saves == []
+
+
+async def test_a_write_that_was_cut_off_may_come_late(bench: Bench) -> None:
+    """The ledger had the request and was slower than the cancellation."""
+    await bench.giving_back.give_back_unclear("launch-1")
+    await bench.ledger.create(INTENT)
+    async with running(bench.giving_back):
+        await until(lambda: bench.stored().owner == "")

@@ -710,6 +710,70 @@ async def test_a_cancellation_gives_the_launch_back(bench: Bench) -> None:
     assert (await second.handle(code())).verdict is Verdict.DONE
 
 
+class Gated(MemoryLedger):
+    """Creates wait at a gate, before or after they are written."""
+
+    written_first = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.at_gate = 0
+
+    async def create(self, record: LaunchRecord) -> LaunchRecord | None:
+        existing = await super().create(record) if self.written_first else None
+        self.at_gate += not self.gate.is_set()
+        await self.gate.wait()
+        return existing if self.written_first else await super().create(record)
+
+
+async def cancelled_at_its_intent(bench: Bench, worker: Worker) -> None:
+    ledger = bench.ledger
+    assert isinstance(ledger, Gated)
+    ledger.gate.clear()
+    async with asyncio.TaskGroup() as tasks:
+        working = tasks.create_task(worker.handle(message()))
+        await until(lambda: ledger.at_gate)
+        working.cancel()
+    assert working.cancelled()
+    ledger.gate.set()
+
+
+@pytest.mark.parametrize("state", [LaunchState.FINISHED, LaunchState.REFUSED])
+@pytest.mark.parametrize("written_first", [True, False])
+async def test_a_late_duplicate_that_is_cancelled_leaves_what_is_over_alone(
+    bench: Bench, state: LaunchState, written_first: bool
+) -> None:
+    """By its very owner, which has written it in the epoch of the intent."""
+    bench.ledger = Gated()
+    worker = bench.worker("w1")
+    await worker.handle(message())
+    worker.submitted.clear()
+    over = await bench.edit(state=state, reported=True, finished_at=1.0)
+    bench.ledger.written_first = written_first
+    await cancelled_at_its_intent(bench, worker)
+    assert await bench.only_record() == over
+    assert (await bench.worker("w2").handle(message())).verdict is Verdict.DONE
+
+
+async def test_a_duplicate_that_is_cancelled_leaves_what_leg_2_holds_alone(bench: Bench) -> None:
+    bench.ledger = Gated()
+    worker = bench.worker("w1")
+    await worker.handle(message())
+    before = await bench.only_record()
+    await cancelled_at_its_intent(bench, worker)
+    assert await bench.only_record() == before
+
+
+async def test_an_intent_that_was_written_while_it_was_cancelled_is_given_back(bench: Bench) -> None:
+    bench.ledger = Gated()
+    bench.ledger.written_first = True
+    await cancelled_at_its_intent(bench, bench.worker("w1"))
+    record = await bench.only_record()
+    assert (record.state, record.owner) == (LaunchState.INTENT, "")
+
+
 class LosesAnswers(MemoryLedger):
     """Takes a write in and is away before it has answered."""
 

@@ -40,7 +40,7 @@ class GivingBack:
             await asyncio.sleep(_LOOK_EVERY)
             for launch_id in self._owed - self._in_work:
                 self._owed.discard(launch_id)
-                if not await self._answered(launch_id, self._look(launch_id)):
+                if not await self._answered(launch_id, self._release_if_left(launch_id, self._in_work)):
                     break  # the ledger is away
 
     def owe(self, launch_id: str) -> None:
@@ -53,9 +53,15 @@ class GivingBack:
         if await self._answered(record.launch_id, self._release(record)):
             self._owed.discard(record.launch_id)
 
-    async def _look(self, launch_id: str) -> None:
+    async def give_back_unclear(self, launch_id: str) -> None:
+        """Release a launch that may be this worker's by a write that was cut off, as the ledger has it. It stays owed
+        for another look: that write may still be on its way."""
+        self._owed.add(launch_id)
+        await self._answered(launch_id, self._release_if_left(launch_id, set()))
+
+    async def _release_if_left(self, launch_id: str, in_work: Set[str]) -> None:
         record = await self._ledger.read(launch_id)
-        if launch_id in self._in_work:  # its message has come again: it is looked at once that is done with
+        if launch_id in in_work:  # its message has come again: it is looked at once that is done with
             self._owed.add(launch_id)
         elif record is not None and self._is_left(record):
             await self._release(record)
