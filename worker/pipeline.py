@@ -29,7 +29,7 @@ from worker.launch.retry import RetryRules
 from worker.ledger.giving_back import GivingBack
 from worker.ledger.held import HeldLaunch
 from worker.ledger.membership import MISSED_BEATS, Membership
-from worker.ledger.port import FINISHED_TTL, Ledger
+from worker.ledger.port import Ledger
 from worker.ops.logging import get_logger
 from worker.preparing import Preparing
 from worker.run_claims import RunClaims
@@ -232,8 +232,7 @@ class Pipeline:
         """Decide in the ledger first, tell W&B and the DLQ, then let the message go."""
         try:
             if held.record.failure is None:
-                ends = {"finished_at": time.time(), "expires_at": time.time() + FINISHED_TTL}
-                held.update(state=LaunchState.REFUSED, failure=failure, **ends)
+                failure = held.refuse(failure, time.time())
                 with effect("write_refused"):
                     await self._save(held)
                 _log.warning("launch_refused", stage=failure.stage, code=failure.code, reason=failure.reason)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.fakes.companion import FakeCompanion
 from tests.fakes.launch_queue import QUEUE_ARN, FakeLaunchQueue, FakeQueueItems, a_message
-from tests.fakes.ledger import MemoryLedger
+from tests.fakes.ledger import MemoryLedger, SizedLedger
 from tests.unit.launches import ACCOUNT, BASE_URL, BUILT, IMAGE, message, sagemaker_args
 from tests.unit.waiting import until
 from worker.building import Building, LaunchImage
@@ -609,6 +609,37 @@ async def test_a_refusal_whose_report_failed_is_finished_on_redelivery(bench: Be
     assert (second.verdict, second.code) == (Verdict.NEVER, "LW-BAD-MESSAGE")
     assert len(bench.queue.copied) == 1
     assert (await bench.only_record()).reported
+
+
+def too_large() -> dict[str, Any]:
+    """Its intent fits into DynamoDB, with a part of the message, and its request beside that does not."""
+    return message(sagemaker_args(HyperParameters={f"h{i:02}": "é" * 2400 for i in range(60)}), run_id="r1")
+
+
+async def test_a_launch_that_is_too_large_for_the_ledger_is_refused_and_leaves_its_run(bench: Bench) -> None:
+    bench.ledger = SizedLedger()
+    text = json.dumps(too_large(), ensure_ascii=False)
+    outcome = await bench.worker("w1").handle(text)
+    assert (outcome.verdict, outcome.code) == (Verdict.NEVER, "LW-LEDGER-ITEM-SIZE")
+    record = await bench.only_record()
+    assert (record.state, record.reported, record.owner) == (LaunchState.REFUSED, True, "")
+    ((body, _, attributes),) = bench.queue.copied
+    assert text.startswith(body)
+    assert attributes["truncated"]
+    corrected = {**message(run_id="r1"), "runQueueItemId": "item-2"}
+    assert (await bench.worker("w2").handle(corrected)).verdict is Verdict.DONE
+
+
+async def test_a_refusal_that_says_too_much_is_cut(bench: Bench) -> None:
+    bench.ledger = SizedLedger()
+    bench.building.errors = [Never("first " + "é" * 300_000 + " last", code="LW-X", stage=Stage.BUILD)]
+    outcome = await bench.worker("w1").handle(json.dumps(code(args=["é" * 90_000]), ensure_ascii=False))
+    assert (outcome.verdict, outcome.code) == (Verdict.NEVER, "LW-X")
+    record = await bench.only_record()
+    assert record.reported
+    assert record.failure is not None
+    assert record.failure.reason.startswith("first ")
+    assert record.failure.reason.endswith(" last")
 
 
 async def test_the_pause_for_a_ledger_that_is_away_does_not_grow_with_the_deliveries(bench: Bench) -> None:
