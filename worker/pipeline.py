@@ -221,10 +221,17 @@ class Pipeline:
                 return self._busy("this worker is submitting it")
         elif existing.owner and self._membership.is_alive(existing.owner):
             return self._busy(f"worker {existing.owner} is at work on it")
+        return await self._claim(existing)
+
+    async def _claim(self, existing: LaunchRecord) -> HeldLaunch | Outcome:
         with effect("claim_launch"):
             claimed = await self._ledger.claim(existing, self._facts.worker)
         if claimed is None:
             return self._busy("another worker was faster")
+        if claimed.state is not existing.state:
+            # Its owner woke up: what is leg 2's by now is not built again.
+            await self._giving_back.give_back(claimed)
+            return self._busy("it went on meanwhile")
         _log.info("launch_claimed", previous_owner=existing.owner, epoch=claimed.epoch)
         return HeldLaunch(claimed)
 

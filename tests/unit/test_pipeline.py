@@ -411,6 +411,29 @@ async def test_a_dead_workers_launch_is_claimed(bench: Bench) -> None:
     assert (record.owner, record.epoch, record.state) == ("w2", 2, LaunchState.WAITING)
 
 
+@pytest.mark.parametrize("state", [LaunchState.WAITING, LaunchState.ACCEPTED])
+async def test_a_launch_whose_owner_woke_up_before_it_was_claimed_is_left_to_leg_2(
+    bench: Bench, state: LaunchState
+) -> None:
+    """Built again, a failure would refuse a launch whose job runs."""
+
+    class WakesUp(MemoryLedger):
+        async def claim(self, seen: LaunchRecord, worker: str) -> LaunchRecord | None:
+            self._put(replace(seen, state=state))
+            return await super().claim(seen, worker)
+
+    bench.ledger = WakesUp()
+    bench.building.errors = [Unreachable("the registry is away")]
+    await bench.worker("w1").handle(code())
+    bench.building.asked = 0
+    second = bench.worker("w2")
+    assert (await second.handle(code())).verdict is Verdict.BUSY
+    record = await bench.only_record()
+    assert (record.state, record.owner, record.epoch) == (state, "", 2)
+    assert (bench.building.asked, second.submitted) == (0, [])
+    assert (await second.handle(code())).verdict is Verdict.DONE
+
+
 async def test_two_workers_that_claim_at_once_are_one(bench: Bench) -> None:
     await bench.worker("w1").handle(message())
     await bench.edit(state=LaunchState.INTENT, owner="")
