@@ -182,6 +182,8 @@ class Pipeline:
         if held.record.private_key:
             # The ledger holds no secret: the message, which has the key, stays leased until the job exists.
             await settled
+            if held.lost:  # whoever has it now needs the message
+                return self._busy("another worker took this launch over")
         return Outcome(Verdict.DONE)
 
     async def _make_ready(self, held: HeldLaunch, launch: Launch) -> None:

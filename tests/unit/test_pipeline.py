@@ -730,6 +730,19 @@ async def test_a_launch_with_its_own_key_keeps_its_message_until_the_job_exists(
     assert working.result().verdict is Verdict.DONE
 
 
+async def test_a_launch_with_its_own_key_that_another_worker_took_over_keeps_its_message(
+    bench: Bench,
+) -> None:
+    worker = bench.worker("w1")
+    async with asyncio.TaskGroup() as tasks:
+        working = tasks.create_task(worker.handle(message(_wandb_api_key=OWN_KEY)))
+        await until(lambda: worker.submitted)
+        (held,) = worker.submitted
+        held.lost = True
+        worker.waiting[held.launch_id].set_result(None)
+    assert working.result().verdict is Verdict.BUSY
+
+
 async def test_a_released_launch_with_its_own_key_is_taken_up_by_whoever_has_the_message(
     bench: Bench,
 ) -> None:
