@@ -45,6 +45,7 @@ class Service:
     """The wired worker."""
 
     receiver: Receiver
+    pipeline: Pipeline
     adoption: Adoption
     supervisor: Supervisor
     locks: BuildLocks
@@ -150,7 +151,7 @@ def wire(parts: Opened, *, mirror: bool = False) -> Service:
     receiver = _receiver(parts, pipeline, adoption)
     mirroring = mirror_of(parts) if mirror else None
     queue_watch = QueueWatch(parts.queue, metrics)
-    return Service(receiver, adoption, supervisor, locks, queue_watch, refusals, mirroring)
+    return Service(receiver, pipeline, adoption, supervisor, locks, queue_watch, refusals, mirroring)
 
 
 def _receiver(parts: Opened, pipeline: Pipeline, adoption: Adoption) -> Receiver:
@@ -174,6 +175,7 @@ async def _run(service: Service, stop: asyncio.Event, metrics: Metrics) -> None:
             root.create_task(service.mirror.run(stop), name="mirror")
         others = [
             root.create_task(service.supervisor.run(stop), name="supervisor"),
+            root.create_task(service.pipeline.run(), name="launches to give back"),
             root.create_task(service.locks.run(), name="build locks"),
             root.create_task(service.queue_watch.run(), name="queue depth"),
             root.create_task(service.refusals.run(), name="late warnings"),

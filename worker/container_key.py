@@ -7,13 +7,16 @@ from typing import Any
 from pydantic import SecretStr
 
 from worker.clients.api_key import ApiKey
-from worker.errors import Never, Stage
+from worker.errors import Never, Stage, shortened
 from worker.launch.record import LaunchRecord
 from worker.launch.redaction import is_secret_variable, redact_text
 from worker.ledger.held import HeldLaunch
 from worker.training.request import with_api_key
 from worker.training.retry import API_KEY_VARIABLE
 from worker.training.sagemaker import SageMaker
+
+_MAX_TOLD = 10_000
+"""Characters."""
 
 
 class ContainerKey:
@@ -40,11 +43,11 @@ class ContainerKey:
         return with_api_key(record.request, key) if key else dict(record.request)
 
     def without_secrets(self, held: HeldLaunch, text: str) -> str:
-        """AWS quotes the request it refuses, its Environment included."""
+        """AWS quotes the request it refuses, its Environment included, and the ledger keeps what is told: not all."""
         environment = (held.record.request or {}).get("Environment", {})
         keys = [key.get_secret_value() for key in (held.api_key,) if key] + [*self._api_key.secrets]
         hidden = [value for name, value in environment.items() if is_secret_variable(name)]
-        return redact_text(text, (*keys, *hidden))
+        return shortened(redact_text(text, (*keys, *hidden)), _MAX_TOLD)
 
     async def _own_key(self, record: LaunchRecord) -> SecretStr:
         """The ledger does not have it, but the job of the attempt before."""

@@ -88,13 +88,16 @@ class BadMessage(Never):
 
     def __init__(self, problems: tuple[Problem, ...], *, code: str = "LW-BAD-MESSAGE") -> None:
         self.problems = problems[:MAX_PROBLEMS]
-        super().__init__("\n".join(_shortened(str(problem)) for problem in self.problems), code=code)
+        super().__init__(
+            "\n".join(shortened(str(problem), _MAX_LINE) for problem in self.problems), code=code
+        )
 
 
-def _shortened(line: str) -> str:
-    """A path holds keys of the message, which may be of any length; what to do stands at the end."""
-    half = _MAX_LINE // 2
-    return line if len(line) <= _MAX_LINE else f"{line[:half]} … {line[-half:]}"
+def shortened(text: str, limit: int) -> str:
+    """About `limit` characters of it: what is quoted may be of any length, and what to do stands at the end. Secrets
+    have to be out of it already: half of one is not found any more."""
+    half = limit // 2
+    return text if len(text) <= limit else f"{text[:half]} … {text[-half:]}"
 
 
 class OwnershipLost(WorkerError):

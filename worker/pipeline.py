@@ -26,9 +26,10 @@ from worker.launch.pasted import refuse_pasted_secrets
 from worker.launch.record import Failure, LaunchRecord, LaunchState
 from worker.launch.redaction import KnownSecrets, redact_text
 from worker.launch.retry import RetryRules
+from worker.ledger.giving_back import GivingBack
 from worker.ledger.held import HeldLaunch
 from worker.ledger.membership import MISSED_BEATS, Membership
-from worker.ledger.port import FINISHED_TTL, Ledger
+from worker.ledger.port import Ledger
 from worker.ops.logging import get_logger
 from worker.preparing import Preparing
 from worker.run_claims import RunClaims
@@ -82,6 +83,11 @@ class Pipeline:
         self._submit = submit
         self._is_held = is_held
         self._in_work: set[str] = set()
+        self._giving_back = GivingBack(ledger, facts.worker, in_work=self._in_work, is_held=is_held)
+
+    async def run(self) -> None:
+        """Until cancelled: give back the launches that could not be given back when they were let go."""
+        await self._giving_back.run()
 
     async def handle(self, message: SqsMessage) -> Outcome:
         """The whole of leg 1. Never raises but for cancellation; the outcome says what becomes of the message."""
@@ -112,16 +118,21 @@ class Pipeline:
         self, message: SqsMessage, identity: str, parsed: LaunchMessage | BadMessage
     ) -> Outcome:
         intent = self._intent(message, identity, parsed)
-        taken: HeldLaunch | Outcome = HeldLaunch(intent)
+        taken: HeldLaunch | Outcome | None = None
         try:
             taken = await self._take(intent)
             return taken if isinstance(taken, Outcome) else await self._conclude(taken, parsed)
         except Again as error:
+            self._giving_back.owe(
+                identity
+            )  # written or claimed without an answer, it would be busy for all others
             return self._again(error, 1)  # not by SQS's count: being busy raises that, too
         except asyncio.CancelledError:
             # Left with this worker, the launch would be busy for all others for as long as it lives.
-            if isinstance(taken, HeldLaunch) and not self._is_held(identity):
-                await self._give_back(taken)
+            if taken is None:
+                await self._giving_back.give_back_unclear(identity)
+            elif isinstance(taken, HeldLaunch) and not self._is_held(identity):
+                await self._giving_back.give_back(taken.record)
             raise
 
     async def _conclude(self, held: HeldLaunch, parsed: LaunchMessage | BadMessage) -> Outcome:
@@ -171,6 +182,8 @@ class Pipeline:
         if held.record.private_key:
             # The ledger holds no secret: the message, which has the key, stays leased until the job exists.
             await settled
+            if held.lost:  # whoever has it now needs the message
+                return self._busy("another worker took this launch over")
         return Outcome(Verdict.DONE)
 
     async def _make_ready(self, held: HeldLaunch, launch: Launch) -> None:
@@ -210,10 +223,17 @@ class Pipeline:
                 return self._busy("this worker is submitting it")
         elif existing.owner and self._membership.is_alive(existing.owner):
             return self._busy(f"worker {existing.owner} is at work on it")
+        return await self._claim(existing)
+
+    async def _claim(self, existing: LaunchRecord) -> HeldLaunch | Outcome:
         with effect("claim_launch"):
             claimed = await self._ledger.claim(existing, self._facts.worker)
         if claimed is None:
             return self._busy("another worker was faster")
+        if claimed.state is not existing.state:
+            # Its owner woke up: what is leg 2's by now is not built again.
+            await self._giving_back.give_back(claimed)
+            return self._busy("it went on meanwhile")
         _log.info("launch_claimed", previous_owner=existing.owner, epoch=claimed.epoch)
         return HeldLaunch(claimed)
 
@@ -221,8 +241,7 @@ class Pipeline:
         """Decide in the ledger first, tell W&B and the DLQ, then let the message go."""
         try:
             if held.record.failure is None:
-                ends = {"finished_at": time.time(), "expires_at": time.time() + FINISHED_TTL}
-                held.update(state=LaunchState.REFUSED, failure=failure, **ends)
+                failure = held.refuse(failure, time.time())
                 with effect("write_refused"):
                     await self._save(held)
                 _log.warning("launch_refused", stage=failure.stage, code=failure.code, reason=failure.reason)
@@ -233,7 +252,7 @@ class Pipeline:
         except Again as error:
             # Whoever gets the message next shall tell it, also while this worker lives.
             held.update(tries=held.record.tries + 1)
-            await self._give_back(held)
+            await self._giving_back.give_back(held.record)
             return self._again(error, held.record.tries)
         return Outcome(Verdict.NEVER, stage=failure.stage, code=failure.code, reason=failure.reason)
 
@@ -243,22 +262,13 @@ class Pipeline:
         if tries >= self._facts.max_attempts:
             reason = f"Gave up after {tries} tries (LAUNCH_MAX_ATTEMPTS): {self._told(error)}"
             return await self._refuse(held, Failure(Stage.AGENT, "LW-GAVE-UP", reason))
-        held.update(tries=tries, state=LaunchState.INTENT)
-        await self._give_back(held)
+        # As it stands: what may be `waiting` in the ledger stays so, for a duplicate's message may be deleted by now.
+        held.update(tries=tries)
+        await self._giving_back.give_back(held.record)
         outcome = self._again(error, tries)
         told = f"Try {tries} failed, next in {outcome.delay:.0f} s: {self._told(error)}"
         await self._refusals.warn(held.record.item_id, "launch_again", told, Stage.AGENT)
         return outcome
-
-    async def _give_back(self, held: HeldLaunch) -> None:
-        """Release the launch, so that whoever receives the message next may claim it."""
-        state = LaunchState.REFUSED if held.record.failure else LaunchState.INTENT
-        record = replace(held.record, owner="", state=state)
-        try:
-            async with asyncio.timeout(5):
-                await self._ledger.save([record], owner=self._facts.worker)
-        except (WorkerError, TimeoutError) as error:
-            _log.warning("launch_not_given_back", error=str(error))
 
     async def _save(self, held: HeldLaunch) -> None:
         lost = await self._ledger.save([held.record], owner=self._facts.worker)

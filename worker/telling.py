@@ -9,9 +9,8 @@ from collections.abc import Callable
 from worker.aio import backoff, effect
 from worker.errors import Stage, WorkerError
 from worker.intake.refusal import Refusals
-from worker.launch.record import Failure, LaunchState
+from worker.launch.record import Failure
 from worker.ledger.held import HeldLaunch, HeldLaunches
-from worker.ledger.port import FINISHED_TTL
 from worker.ops.logging import get_logger
 
 _log = get_logger()
@@ -26,10 +25,7 @@ class RefusalTelling:
 
     def decide(self, held: HeldLaunch, failure: Failure) -> None:
         """In memory; `tell` makes it durable first."""
-        now = time.time()
-        held.update(
-            state=LaunchState.REFUSED, failure=failure, finished_at=now, expires_at=now + FINISHED_TTL
-        )
+        failure = held.refuse(failure, time.time())
         _log.warning(
             "launch_refused",
             launch_id=held.launch_id,

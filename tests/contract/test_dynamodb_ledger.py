@@ -28,7 +28,7 @@ from worker.ledger.dynamodb_items import (
     transactions,
 )
 from worker.ledger.dynamodb_lists import MAX_KEYS
-from worker.ledger.port import WorkerBeat
+from worker.ledger.port import RecordTooBig, WorkerBeat
 
 
 def a_record(launch_id: str = "aaaa", *, owner: str = "w1", message: str = "") -> LaunchRecord:
@@ -326,13 +326,13 @@ class TestSaving:
             await ledger.save([a_record("one"), a_record("two")], owner="w1")
 
     async def test_a_record_that_is_too_big_does_not_hold_up_the_others(self, ledger: DynamoDbLedger) -> None:
-        small, big = a_record("small"), a_record("big")
-        for record in (small, big):
+        small, big, theirs = a_record("small"), a_record("big"), a_record("theirs", owner="w2")
+        for record in (small, big, theirs):
             await ledger.create(record)
-        news = [replace(big, message="x" * 410_000), replace(small, tries=1)]
-        with pytest.raises(Never, match="launch big") as raised:
+        news = [replace(big, message="x" * 410_000), replace(small, tries=1), theirs]
+        with pytest.raises(RecordTooBig, match="launch big") as raised:
             await ledger.save(news, owner="w1")
-        assert raised.value.code == "LW-LEDGER-ITEM-SIZE"
+        assert (raised.value.code, raised.value.lost) == ("LW-LEDGER-ITEM-SIZE", frozenset({"theirs"}))
         assert await ledger.read("small") == news[1]
         assert await ledger.read("big") == big
 

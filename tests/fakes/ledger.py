@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from worker.launch.record import LaunchRecord, record_from_json, record_to_json
+from worker.ledger.dynamodb_items import MAX_ITEM_BYTES, Write, check_size
 from worker.ledger.port import StopRequest, WorkerBeat
 
 
@@ -121,6 +122,22 @@ class MemoryLedger:
 
     def _put(self, record: LaunchRecord) -> None:
         self._records[record.launch_id] = record_to_json(record)
+
+
+class SizedLedger(MemoryLedger):
+    """Takes records of the size that DynamoDB takes."""
+
+    async def create(self, record: LaunchRecord) -> LaunchRecord | None:
+        check_size(Write.of(record))
+        return await super().create(record)
+
+    async def save(self, records: Sequence[LaunchRecord], *, owner: str) -> frozenset[str]:
+        writes = [(record, Write.of(record)) for record in records]
+        fitting = [record for record, write in writes if write.size <= MAX_ITEM_BYTES]
+        lost = await super().save(fitting, owner=owner)
+        for _, write in writes:
+            check_size(write, lost)
+        return lost
 
 
 def _claim_key(record: LaunchRecord) -> tuple[str, int, bool]:

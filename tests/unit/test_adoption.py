@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from tests.fakes.ledger import MemoryLedger
+from tests.fakes.ledger import MemoryLedger, SizedLedger
 from tests.unit.waiting import until
 from worker.errors import Unreachable
 from worker.launch.record import JobFacts, LaunchRecord, LaunchState, RunRef
@@ -147,6 +147,28 @@ async def test_a_claim_without_an_answer_is_looked_up_again(failing_lists: int) 
     peer = Peer("w1", ledger)
     await while_running(peer, do=lambda: until(lambda: peer.adopted, limit=15))
     assert [(record.launch_id, record.owner, record.epoch) for record in peer.adopted] == [("a", "w1", 3)]
+
+
+async def test_one_record_that_cannot_be_written_does_not_stop_the_heart() -> None:
+    """After a gap all are written, to learn which of them peers have claimed."""
+    ledger = SizedLedger()
+    peer = Peer("w1", ledger)
+    for name in ("big", "theirs"):
+        await ledger.create(a_record(name, "w1"))
+        peer.held.add(HeldLaunch(a_record(name, "w1")))
+    next(each for each in peer.held if each.launch_id == "big").update(message="x" * 410_000)
+
+    async def gap() -> None:
+        await until(lambda: peer.adoption.beating)
+        assert await ledger.claim(a_record("theirs", "w1"), "w2") is not None
+        ledger.failing = Unreachable("away")
+        await asyncio.sleep(5 * HEARTBEAT)
+        assert not peer.adoption.is_current
+        ledger.failing = None
+        await until(lambda: peer.adoption.beating and peer.adoption.is_current)
+
+    await while_running(peer, do=gap)
+    assert [held.launch_id for held in peer.held] == ["big"]
 
 
 async def test_readiness_follows_the_heartbeat() -> None:

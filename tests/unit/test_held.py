@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from tests.fakes.ledger import MemoryLedger
+from tests.fakes.ledger import MemoryLedger, SizedLedger
 from tests.unit.records import OTHER, WORKER, record
 from worker.errors import Unreachable
 from worker.launch.record import LaunchRecord
 from worker.ledger.held import HeldLaunch, HeldLaunches
+from worker.ledger.port import RecordTooBig
 from worker.ops.metrics import Metrics
 
 
@@ -111,6 +112,32 @@ async def test_a_ledger_that_does_not_answer_proves_nothing(held: HeldLaunches, 
     ledger.failing = None
     await held.save([launch])
     assert "launch-1" in held
+
+
+TOO_BIG = "x" * 410_000
+
+
+async def test_one_that_is_too_big_keeps_no_other_from_being_written_or_lost() -> None:
+    ledger = SizedLedger()
+    held = HeldLaunches(ledger, WORKER, Metrics())
+    mine, big, theirs = await hold(held, ledger, "launch-1", "launch-2", "launch-3")
+    assert await ledger.claim(theirs.record, OTHER) is not None
+    mine.update(tries=1)
+    big.update(message=TOO_BIG)
+    with pytest.raises(RecordTooBig, match="launch-2"):
+        await held.save([mine, big, theirs])
+    assert await ledger.read("launch-1") == mine.record
+    assert (mine.lost, big.lost, theirs.lost) == (False, False, True)
+
+
+async def test_one_that_is_too_big_keeps_no_other_from_being_given_back() -> None:
+    ledger = SizedLedger()
+    held = HeldLaunches(ledger, WORKER, Metrics())
+    mine, big = await hold(held, ledger, "launch-1", "launch-2")
+    big.update(message=TOO_BIG)
+    await held.release()
+    assert await ledger.read("launch-1") == replace(mine.record, owner="")
+    assert len(held) == 0
 
 
 async def test_a_release_gives_back_what_is_held_as_it_stands(held: HeldLaunches, ledger: SlowLedger) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.fakes.companion import FakeCompanion
 from tests.fakes.launch_queue import QUEUE_ARN, FakeLaunchQueue, FakeQueueItems, a_message
-from tests.fakes.ledger import MemoryLedger
+from tests.fakes.ledger import MemoryLedger, SizedLedger
 from tests.unit.launches import ACCOUNT, BASE_URL, BUILT, IMAGE, message, sagemaker_args
 from tests.unit.waiting import until
 from worker.building import Building, LaunchImage
@@ -411,6 +411,29 @@ async def test_a_dead_workers_launch_is_claimed(bench: Bench) -> None:
     assert (record.owner, record.epoch, record.state) == ("w2", 2, LaunchState.WAITING)
 
 
+@pytest.mark.parametrize("state", [LaunchState.WAITING, LaunchState.ACCEPTED])
+async def test_a_launch_whose_owner_woke_up_before_it_was_claimed_is_left_to_leg_2(
+    bench: Bench, state: LaunchState
+) -> None:
+    """Built again, a failure would refuse a launch whose job runs."""
+
+    class WakesUp(MemoryLedger):
+        async def claim(self, seen: LaunchRecord, worker: str) -> LaunchRecord | None:
+            self._put(replace(seen, state=state))
+            return await super().claim(seen, worker)
+
+    bench.ledger = WakesUp()
+    bench.building.errors = [Unreachable("the registry is away")]
+    await bench.worker("w1").handle(code())
+    bench.building.asked = 0
+    second = bench.worker("w2")
+    assert (await second.handle(code())).verdict is Verdict.BUSY
+    record = await bench.only_record()
+    assert (record.state, record.owner, record.epoch) == (state, "", 2)
+    assert (bench.building.asked, second.submitted) == (0, [])
+    assert (await second.handle(code())).verdict is Verdict.DONE
+
+
 async def test_two_workers_that_claim_at_once_are_one(bench: Bench) -> None:
     await bench.worker("w1").handle(message())
     await bench.edit(state=LaunchState.INTENT, owner="")
@@ -611,6 +634,37 @@ async def test_a_refusal_whose_report_failed_is_finished_on_redelivery(bench: Be
     assert (await bench.only_record()).reported
 
 
+def too_large() -> dict[str, Any]:
+    """Its intent fits into DynamoDB, with a part of the message, and its request beside that does not."""
+    return message(sagemaker_args(HyperParameters={f"h{i:02}": "é" * 2400 for i in range(60)}), run_id="r1")
+
+
+async def test_a_launch_that_is_too_large_for_the_ledger_is_refused_and_leaves_its_run(bench: Bench) -> None:
+    bench.ledger = SizedLedger()
+    text = json.dumps(too_large(), ensure_ascii=False)
+    outcome = await bench.worker("w1").handle(text)
+    assert (outcome.verdict, outcome.code) == (Verdict.NEVER, "LW-LEDGER-ITEM-SIZE")
+    record = await bench.only_record()
+    assert (record.state, record.reported, record.owner) == (LaunchState.REFUSED, True, "")
+    ((body, _, attributes),) = bench.queue.copied
+    assert text.startswith(body)
+    assert attributes["truncated"]
+    corrected = {**message(run_id="r1"), "runQueueItemId": "item-2"}
+    assert (await bench.worker("w2").handle(corrected)).verdict is Verdict.DONE
+
+
+async def test_a_refusal_that_says_too_much_is_cut(bench: Bench) -> None:
+    bench.ledger = SizedLedger()
+    bench.building.errors = [Never("first " + "é" * 300_000 + " last", code="LW-X", stage=Stage.BUILD)]
+    outcome = await bench.worker("w1").handle(json.dumps(code(args=["é" * 90_000]), ensure_ascii=False))
+    assert (outcome.verdict, outcome.code) == (Verdict.NEVER, "LW-X")
+    record = await bench.only_record()
+    assert record.reported
+    assert record.failure is not None
+    assert record.failure.reason.startswith("first ")
+    assert record.failure.reason.endswith(" last")
+
+
 async def test_the_pause_for_a_ledger_that_is_away_does_not_grow_with_the_deliveries(bench: Bench) -> None:
     """Most of them found the launch busy; a quarter of an hour for the first cut connection would be wrong."""
     bench.ledger.failing = Unreachable("the ledger is away")
@@ -676,6 +730,19 @@ async def test_a_launch_with_its_own_key_keeps_its_message_until_the_job_exists(
     assert working.result().verdict is Verdict.DONE
 
 
+async def test_a_launch_with_its_own_key_that_another_worker_took_over_keeps_its_message(
+    bench: Bench,
+) -> None:
+    worker = bench.worker("w1")
+    async with asyncio.TaskGroup() as tasks:
+        working = tasks.create_task(worker.handle(message(_wandb_api_key=OWN_KEY)))
+        await until(lambda: worker.submitted)
+        (held,) = worker.submitted
+        held.lost = True
+        worker.waiting[held.launch_id].set_result(None)
+    assert working.result().verdict is Verdict.BUSY
+
+
 async def test_a_released_launch_with_its_own_key_is_taken_up_by_whoever_has_the_message(
     bench: Bench,
 ) -> None:
@@ -708,6 +775,166 @@ async def test_a_cancellation_gives_the_launch_back(bench: Bench) -> None:
     assert (record.state, record.owner, record.tries) == (LaunchState.INTENT, "", 0)
     bench.building.gate.set()
     assert (await second.handle(code())).verdict is Verdict.DONE
+
+
+class Gated(MemoryLedger):
+    """Creates wait at a gate, before or after they are written."""
+
+    written_first = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.at_gate = 0
+
+    async def create(self, record: LaunchRecord) -> LaunchRecord | None:
+        existing = await super().create(record) if self.written_first else None
+        self.at_gate += not self.gate.is_set()
+        await self.gate.wait()
+        return existing if self.written_first else await super().create(record)
+
+
+async def cancelled_at_its_intent(bench: Bench, worker: Worker) -> None:
+    ledger = bench.ledger
+    assert isinstance(ledger, Gated)
+    ledger.gate.clear()
+    async with asyncio.TaskGroup() as tasks:
+        working = tasks.create_task(worker.handle(message()))
+        await until(lambda: ledger.at_gate)
+        working.cancel()
+    assert working.cancelled()
+    ledger.gate.set()
+
+
+@pytest.mark.parametrize("state", [LaunchState.FINISHED, LaunchState.REFUSED])
+@pytest.mark.parametrize("written_first", [True, False])
+async def test_a_late_duplicate_that_is_cancelled_leaves_what_is_over_alone(
+    bench: Bench, state: LaunchState, written_first: bool
+) -> None:
+    """By its very owner, which has written it in the epoch of the intent."""
+    bench.ledger = Gated()
+    worker = bench.worker("w1")
+    await worker.handle(message())
+    worker.submitted.clear()
+    over = await bench.edit(state=state, reported=True, finished_at=1.0)
+    bench.ledger.written_first = written_first
+    await cancelled_at_its_intent(bench, worker)
+    assert await bench.only_record() == over
+    assert (await bench.worker("w2").handle(message())).verdict is Verdict.DONE
+
+
+async def test_a_duplicate_that_is_cancelled_leaves_what_leg_2_holds_alone(bench: Bench) -> None:
+    bench.ledger = Gated()
+    worker = bench.worker("w1")
+    await worker.handle(message())
+    before = await bench.only_record()
+    await cancelled_at_its_intent(bench, worker)
+    assert await bench.only_record() == before
+
+
+async def test_an_intent_that_was_written_while_it_was_cancelled_is_given_back(bench: Bench) -> None:
+    bench.ledger = Gated()
+    bench.ledger.written_first = True
+    await cancelled_at_its_intent(bench, bench.worker("w1"))
+    record = await bench.only_record()
+    assert (record.state, record.owner) == (LaunchState.INTENT, "")
+
+
+class LosesAnswers(MemoryLedger):
+    """Takes a write in and is away before it has answered."""
+
+    def __init__(self, write: str) -> None:
+        super().__init__()
+        self.write = write
+        """`create`, `claim` or `save` (of a launch that is `waiting`)."""
+
+    async def create(self, record: LaunchRecord) -> LaunchRecord | None:
+        existing = await super().create(record)
+        self._lose("create", existing is None)
+        return existing
+
+    async def claim(self, seen: LaunchRecord, worker: str) -> LaunchRecord | None:
+        claimed = await super().claim(seen, worker)
+        self._lose("claim")
+        return claimed
+
+    async def save(self, records: Sequence[LaunchRecord], *, owner: str) -> frozenset[str]:
+        lost = await super().save(records, owner=owner)
+        self._lose("save", any(record.state is LaunchState.WAITING for record in records))
+        return lost
+
+    def _lose(self, write: str, is_it: bool = True) -> None:
+        if write == self.write and is_it:
+            self.write = ""
+            self.failing = Unreachable("the ledger is away")
+            raise self.failing
+
+
+@pytest.fixture
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.ledger.giving_back._LOOK_EVERY", 0.01)
+
+
+async def is_given_back(bench: Bench, worker: Worker) -> LaunchRecord:
+    """After a while, while the worker lives."""
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(worker.pipeline.run())
+        (identity,) = bench.ledger._records
+        await until(lambda: (found := bench.ledger._get(identity)) and not found.owner)
+        running.cancel()
+    return await bench.only_record()
+
+
+@pytest.mark.usefixtures("quick_looks")
+async def test_a_launch_whose_waiting_was_written_without_an_answer_is_submitted_by_somebody(
+    bench: Bench,
+) -> None:
+    """Each duplicate finds it `waiting`, and is deleted: nothing but the ledger brings it back."""
+    bench.ledger = LosesAnswers("save")
+    worker = bench.worker("w1")
+    assert (await worker.handle(message())).verdict is Verdict.AGAIN
+    bench.ledger.failing = None
+    for again in (worker, bench.worker("w2")):
+        assert (await again.handle(message())).verdict is Verdict.DONE
+    assert worker.submitted == []
+    record = await is_given_back(bench, worker)
+    assert record.state is LaunchState.WAITING
+    assert record.request is not None
+
+
+async def test_what_may_be_waiting_is_not_taken_back(bench: Bench) -> None:
+    """A duplicate that saw it may be deleted already."""
+
+    class Hiccup(LosesAnswers):
+        def _lose(self, write: str, is_it: bool = True) -> None:
+            try:
+                super()._lose(write, is_it)
+            finally:
+                self.failing = None
+
+    bench.ledger = Hiccup("save")
+    assert (await bench.worker("w1").handle(message())).verdict is Verdict.AGAIN
+    record = await bench.only_record()
+    assert (record.state, record.owner, record.tries) == (LaunchState.WAITING, "", 1)
+
+
+@pytest.mark.usefixtures("quick_looks")
+@pytest.mark.parametrize("write", ["create", "claim"])
+async def test_a_launch_that_was_taken_without_an_answer_is_not_busy_for_ever(
+    bench: Bench, write: str
+) -> None:
+    bench.ledger = LosesAnswers(write)
+    if write == "claim":
+        bench.building.errors = [Unreachable("the registry is away")]
+        await bench.worker("w0").handle(code())
+    worker = bench.worker("w1")
+    assert (await worker.handle(code())).verdict is Verdict.AGAIN
+    bench.ledger.failing = None
+    other = bench.worker("w2")
+    assert (await other.handle(code())).verdict is Verdict.BUSY
+    assert (await is_given_back(bench, worker)).state is LaunchState.INTENT
+    assert (await other.handle(code())).verdict is Verdict.DONE
 
 
 async def test_a_launch_taken_over_meanwhile_is_not_written(bench: Bench) -> None:

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from tests.fakes.launch_queue import FakeLaunchQueue, FakeQueueItems
-from tests.fakes.ledger import MemoryLedger
+from tests.fakes.ledger import MemoryLedger, SizedLedger
 from tests.fakes.sagemaker import FakeSageMaker
 from tests.unit.records import OTHER, WORKER, waiting
 from worker.clients.api_key import ApiKey
@@ -611,6 +611,37 @@ async def test_a_secret_in_an_error_nobody_foresaw_is_not_logged() -> None:
     assert not any(entry.get("exc_info") for entry in logs), "a traceback is written with its text"
     for secret in ("correct horse", "own-key", WANDB_KEY):
         assert secret not in told
+
+
+def large(size: int) -> LaunchRecord:
+    """About so many bytes in the ledger."""
+    request = {"TrainingJobName": "job-1", "Environment": {"LAUNCH_ID": "launch-1"}}
+    values = {"h": "x" * (size - 100_000)}
+    return new(request={**request, "HyperParameters": values}, message="y" * 100_000)
+
+
+@pytest.mark.parametrize("size", [300_000, 406_000])
+async def test_a_refusal_that_quotes_a_large_request_fits_into_the_ledger(size: int) -> None:
+    bench = Bench(ledger=SizedLedger())
+    quoted = f"Value {'x' * 200_000} failed to satisfy the constraint"
+    bench.sagemaker.errors = [Never(quoted, code="LW-X")]
+    async with bench.running():
+        await (await bench.add(large(size)))[1]
+    stored = await bench.stored()
+    assert stored.reported
+    assert stored.failure is not None
+    assert stored.failure.reason.startswith("Value x")
+    assert stored.failure.reason.endswith("failed to satisfy the constraint")
+
+
+async def test_what_a_large_launch_waits_for_fits_into_the_ledger() -> None:
+    bench = Bench(ledger=SizedLedger())
+    bench.sagemaker.errors = [Unreachable(f"no answer but {'x' * 200_000}")]
+    async with bench.running():
+        await (await bench.add(large(380_000)))[1]
+    assert bench.accepted == ["launch-1"]
+    ((_, told, _),) = bench.items.warned
+    assert len(told) < 11_000
 
 
 async def test_trouble_of_an_unforeseen_kind_ends_neither_a_refusal_nor_the_loop() -> None:

@@ -50,7 +50,7 @@ class Refusals:
                 "code": failure.code,
                 "launchId": record.launch_id,
                 "attempt": str(record.attempt) if record.attempt > 1 else "",
-                "truncated": "true" if len(record.message) >= MAX_KEPT_BODY else "",
+                "truncated": "true" if record.message_cut or len(record.message) >= MAX_KEPT_BODY else "",
             },
         )
 

@@ -108,6 +108,8 @@ class LaunchRecord:
     """The launch agent's own run in W&B, whose files W&B shows with the item; empty: nobody mirrored it."""
     message: str = ""
     """The SQS body with secrets taken out, kept until SageMaker accepts the job (for the DLQ)."""
+    message_cut: bool = False
+    """`message` was cut further, so that the refusal fits into the ledger."""
     message_id: str = ""
     private_key: bool = False
     """The launch brought its own W&B key: it can be submitted only by whoever holds its SQS message."""

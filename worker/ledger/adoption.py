@@ -13,7 +13,7 @@ from worker.errors import WorkerError
 from worker.launch.record import LaunchRecord, LaunchState
 from worker.ledger.held import HeldLaunch, HeldLaunches
 from worker.ledger.membership import MISSED_BEATS, Membership
-from worker.ledger.port import Ledger
+from worker.ledger.port import Ledger, RecordTooBig
 from worker.ops.logging import get_logger
 from worker.ops.metrics import Metrics
 
@@ -94,7 +94,10 @@ class Adoption:
         if self._gap:
             # Frozen or cut off for so long that peers may have claimed our launches: the ledger knows.
             _log.warning("heartbeat_gap", launches=len(self._held))
-            await self._held.save(self._held)
+            try:
+                await self._held.save(self._held)
+            except RecordTooBig as error:  # all others are written, and no further try would write it
+                _log.error("record_too_big", error=str(error))
             self._gap = False
         self._beaten_at = asked_at
         if self._is_leaving():

@@ -141,14 +141,14 @@ class DynamoDbLedger:
         return record_of(answer["Attributes"])
 
     async def save(self, records: Sequence[LaunchRecord], *, owner: str) -> frozenset[str]:
-        """As the port says. Records too big for DynamoDB raise `Never` after all others have been written."""
+        """As the port says."""
         writes = {record.launch_id: Write.of(record) for record in records}
         fitting = [write for write in writes.values() if write.size <= MAX_ITEM_BYTES]
         lost: set[str] = set()
         for batch in transactions(fitting):
             lost |= await self._save_batch(batch, owner)
         for write in writes.values():
-            check_size(write)
+            check_size(write, lost)
         return frozenset(lost)
 
     async def open_records(self, owner: str) -> list[LaunchRecord]:

@@ -22,9 +22,8 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from worker.errors import Never
 from worker.launch.record import LaunchRecord, record_from_json, record_to_json
-from worker.ledger.port import STOP_TTL, StopRequest, WorkerBeat
+from worker.ledger.port import STOP_TTL, RecordTooBig, StopRequest, WorkerBeat
 
 INDEX = "holder-index"
 RELEASED = "-"
@@ -88,13 +87,13 @@ def item_bytes(item: Item) -> int:
     )
 
 
-def check_size(write: Write) -> None:
-    """Raise `Never` (`LW-LEDGER-ITEM-SIZE`) for what DynamoDB would refuse."""
+def check_size(write: Write, lost: Iterable[str] = ()) -> None:
+    """Raise `RecordTooBig` for what DynamoDB would refuse; `lost` goes along."""
     if write.size > MAX_ITEM_BYTES:
-        raise Never(
+        raise RecordTooBig(
             f"the ledger record of launch {write.launch_id} has {write.size} bytes, DynamoDB takes {MAX_ITEM_BYTES}; "
             "make the launch message smaller",
-            code="LW-LEDGER-ITEM-SIZE",
+            frozenset(lost),
         )
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from worker.launch.record import LaunchRecord
-from worker.ledger.port import Ledger
+from worker.launch.record import Failure, LaunchRecord
+from worker.launch.refused import refused
+from worker.ledger.port import FINISHED_TTL, Ledger, RecordTooBig
 from worker.ops.logging import get_logger
 from worker.ops.metrics import Metrics
 
@@ -50,6 +51,12 @@ class HeldLaunch:
     def update(self, **changes: object) -> None:
         """Replace fields of the record, in memory; `HeldLaunches.save` makes it durable."""
         self.record = replace(self.record, **changes)  # type: ignore[arg-type]
+
+    def refuse(self, failure: Failure, now: float) -> Failure:
+        """It can never become a job, in memory; returns the failure as the record has it. `now`: epoch seconds."""
+        self.record = refused(self.record, failure, now=now, kept_for=FINISHED_TTL)
+        assert self.record.failure is not None
+        return self.record.failure
 
 
 class HeldLaunches:
@@ -97,14 +104,21 @@ class HeldLaunches:
 
     async def save(self, launches: Iterable[HeldLaunch]) -> None:
         """Write the newest records of `launches`, together. Those that another worker took over are marked `lost`,
-        dropped and told to `when_lost`. Raises `Again` when the ledger does not answer: nothing is known then."""
+        dropped and told to `when_lost`. Raises `Again` when the ledger does not answer: nothing is known then; and
+        `RecordTooBig` once all others are written."""
         async with self._writing:
             wanted = {held.launch_id: held for held in launches if not held.lost}
             if not wanted:
                 return
-            gone = await self._ledger.save([held.record for held in wanted.values()], owner=self._worker)
+            too_big: RecordTooBig | None = None
+            try:
+                gone = await self._ledger.save([held.record for held in wanted.values()], owner=self._worker)
+            except RecordTooBig as error:
+                gone, too_big = error.lost, error
         for launch_id in gone:
             self._lose(wanted[launch_id])
+        if too_big is not None:
+            raise too_big
 
     async def advance(self, held: HeldLaunch, **changes: object) -> None:
         """Change a launch in the ledger first and then in memory, for a step that nobody may take before it is
@@ -120,12 +134,16 @@ class HeldLaunches:
         self._lose(held)
 
     async def release(self) -> None:
-        """Give every launch back, so that another worker may claim it at once."""
+        """Give every launch back, so that another worker may claim it at once. One that is too big to be written stays
+        this worker's in the ledger, until that counts as dead."""
         async with self._writing:
             leaving = list(self)
             records = [replace(held.record, owner="") for held in leaving if not held.lost]
-            if records:
-                await self._ledger.save(records, owner=self._worker)
+            try:
+                if records:
+                    await self._ledger.save(records, owner=self._worker)
+            except RecordTooBig as error:
+                _log.error("record_too_big", error=str(error))
         for held in leaving:  # and not what has come meanwhile
             self.drop(held)
 

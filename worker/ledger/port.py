@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from worker.errors import Never
 from worker.launch.record import LaunchRecord
 
 FINISHED_TTL = 30 * 24 * 3600.0
@@ -48,6 +49,15 @@ RUN_CLAIM_TTL = 365 * 24 * 3600.0
 """Seconds a claim of a run is kept: longer than the record of the launch that has it, whatever its attempts last."""
 
 
+class RecordTooBig(Never):
+    """The store takes no record of this size. All others of the same `save` have been written."""
+
+    def __init__(self, message: str, lost: frozenset[str] = frozenset()) -> None:
+        """`lost`: what `save` would have returned."""
+        super().__init__(message, code="LW-LEDGER-ITEM-SIZE")
+        self.lost = lost
+
+
 class Ledger(Protocol):
     """What must survive a worker. Raises `Unreachable` or `Throttled` when the store does not answer."""
 
@@ -69,7 +79,8 @@ class Ledger(Protocol):
         """Write records that `owner` holds, in as few transactions as the store allows.
 
         Each is written only if the stored record has this owner and the record's epoch; `record.owner` may be
-        empty to release it. Returns the launch ids that were *not* written because they are no longer ours."""
+        empty to release it. Returns the launch ids that were *not* written because they are no longer ours. Raises
+        `RecordTooBig` when all but the records that are too big for the store are written."""
         ...
 
     async def open_records(self, owner: str) -> list[LaunchRecord]:
