@@ -35,7 +35,8 @@ from worker.commands.terminal import (
     read_settings,
 )
 from worker.errors import Problem, SettingsError
-from worker.settings import partition_of
+from worker.settings import given_variables, partition_of
+from worker.unknown_variables import unknown_variables
 
 if TYPE_CHECKING:
     from worker.launch.redaction import KnownSecrets
@@ -293,6 +294,10 @@ def _service_settings(env_file: Path | None, config: Path | None) -> tuple[Setti
     if read.ignored:
         get_logger().warning(
             "launch_config_ignored", file=str(read.path), keys=list(read.ignored), why="no meaning here"
+        )
+    for unknown in unknown_variables(given_variables(env_file)):
+        get_logger().warning(
+            "setting_unknown", variable=unknown.name, why="no such setting", remedy=unknown.remedy
         )
     return settings, secrets
 

@@ -47,7 +47,8 @@ _PARTITIONS = {
 }
 _WANDB_FALLBACKS = {"entity": "WANDB_ENTITY", "max_jobs": "WANDB_LAUNCH_MAX_JOBS"}
 """Variables of W&B's agent that are taken where ours is not set (wandb/sdk/launch/_launch.py)."""
-MACRO_PREFIX = "LAUNCH_MACRO_"
+PREFIX = "LAUNCH_"
+MACRO_PREFIX = f"{PREFIX}MACRO_"
 KEY_SOURCE = (
     r"^(environment|netrc|secretsmanager:[\w/+=.@:-]+(#.+)?|ssm:[\w/.:-]+"
     r"|arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:\d{12}:secret:[\w/+=.@-]+(#.+)?"
@@ -105,7 +106,7 @@ class Settings(BaseSettings):
     """All settings of all commands; `.env.example` lists each with its default (a test keeps it complete)."""
 
     model_config = SettingsConfigDict(
-        env_prefix="LAUNCH_",
+        env_prefix=PREFIX,
         extra="ignore",
         frozen=True,
         env_ignore_empty=True,
@@ -406,6 +407,16 @@ class Settings(BaseSettings):
     """`LAUNCH_MACRO_NAME=value` → {"NAME": "value"}: the only environment a message's `${NAME}` can see."""
 
 
+def given_variables(env_file: Path | None, environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment, with `env_file` beneath it, without what is empty. Raises `SettingsError` for a file that
+    cannot be read."""
+    process = dict(os.environ if environ is None else environ)  # noqa: TID251  # the one place that reads it
+    values: Mapping[str, str | None] = {}
+    if env_file is not None and env_file.is_file():
+        values = _read_env_file(env_file)
+    return {variable: value for variable, value in {**values, **process}.items() if value}
+
+
 def load_settings(
     env_file: Path | None = Path(".env"),
     environ: Mapping[str, str] | None = None,
@@ -414,12 +425,7 @@ def load_settings(
 ) -> Settings:
     """Read the environment, with `env_file` beneath it, and beneath both the variables that `beneath` stands for
     (W&B's launch-config.yaml); raises `SettingsError` naming every wrong variable."""
-    process = dict(os.environ if environ is None else environ)  # noqa: TID251  # the one place that reads it
-    values: dict[str, Any] = {}
-    if env_file is not None and env_file.is_file():
-        values = {k: v for k, v in _read_env_file(env_file).items() if v is not None}
-    merged: dict[str, str] = {**values, **process}
-    given = {variable: value for variable, value in merged.items() if value != ""}
+    given = given_variables(env_file, environ)
     init: dict[str, Any] = {}
     for name, field in Settings.model_fields.items():
         variable = variable_name(name)

@@ -20,7 +20,8 @@ HEADER = """\
 Every setting is an environment variable, or a line of `.env` (`--env-file`); variables of the process win over the
 file, both over W&B's `launch-config.yaml` ([moving](migration.md)). An empty value means the default. Durations are
 seconds, or `25s`, `10m`, `12h`, `14d`; lists are comma separated. A wrong value ends the command with exit code 2 and
-names the variable; `launch-worker doctor` looks at what the values lead to.
+names the variable; a variable `LAUNCH_…` that is no setting is warned of (`LW-SETTING-UNKNOWN`).
+`launch-worker doctor` looks at what the values lead to.
 
 Variables `LAUNCH_MACRO_*` are what `${NAME}` in a message stands for, beside [W&B's own macros](messages.md).
 This page is rendered from `worker/settings.py`; a test keeps it current.

@@ -16,6 +16,8 @@ from rich.text import Text
 
 from worker.commands.terminal import AsJson, ConfigFile, EnvFile, exit_codes, read_file, read_settings
 from worker.errors import SettingsError
+from worker.settings import given_variables
+from worker.unknown_variables import UnknownVariable, unknown_variables
 
 if TYPE_CHECKING:
     from worker.doctor.check import Check
@@ -38,7 +40,7 @@ def doctor(
     Settings, credentials, clock, queue, ledger, registry, docker, each IAM action, roles, W&B; with --message also
     the image, the source, the quota and the output of a launch."""
     from worker.doctor.check import failed, failures
-    from worker.doctor.examination import all_well, examine
+    from worker.doctor.examination import all_well, examine, no_settings
 
     console = Console(highlight=False, soft_wrap=True)
 
@@ -48,17 +50,20 @@ def doctor(
 
     with exit_codes():
         body = read_file(message) if message else None
+        unknown: tuple[UnknownVariable, ...] = ()
         try:
+            unknown = unknown_variables(given_variables(env_file))
             settings, _ = read_settings(env_file, config)
         except SettingsError as error:
             checks = [
                 failed("settings", text, "see .env.example for each variable")
                 for text in str(error).split("\n")
             ] or failures("settings", error)
+            checks += no_settings(unknown)
             for check in checks:
                 tell(check)
         else:
-            checks = list(asyncio.run(examine(settings, body, tell)))
+            checks = list(asyncio.run(examine(settings, body, tell, unknown)))
         if as_json:
             typer.echo(json.dumps([_as_json(check) for check in checks], indent=2, ensure_ascii=False))
         raise typer.Exit(0 if all_well(checks) else 1)

@@ -18,6 +18,7 @@ from worker.launch.redaction import KnownSecrets
 from worker.settings import Settings
 from worker.training.log_feed import LOG_GROUP
 from worker.training.request import AccountFacts
+from worker.unknown_variables import UnknownVariable
 
 Tell = Callable[[Check], None]
 
@@ -30,10 +31,12 @@ class Examination:
     tell: Tell
     secrets: KnownSecrets
     found: list[Check]
+    unknown: Sequence[UnknownVariable] = ()
 
     async def run(self, message: str | None) -> Sequence[Check]:
         """All checks, in order; `message`: the body of a launch to check as well."""
-        self._add(ok("settings", f"deployment {self.settings.deployment!r}; all variables can be read"))
+        read = f"deployment {self.settings.deployment!r}; all variables can be read"
+        self._add(*no_settings(self.unknown) or (ok("settings", read),))
         async with contextlib.AsyncExitStack() as stack:
             opened = await self._open_aws(stack)
             if opened is None:
@@ -126,9 +129,19 @@ class Examination:
         return await guarded("W&B login", lambda: wandb.wandb_checks(self.settings, region, self.secrets))
 
 
-async def examine(settings: Settings, message: str | None, tell: Tell) -> Sequence[Check]:
-    """Look at everything; `tell` gets each finding as it comes."""
-    return await Examination(settings, tell, KnownSecrets(), []).run(message)
+async def examine(
+    settings: Settings, message: str | None, tell: Tell, unknown: Sequence[UnknownVariable] = ()
+) -> Sequence[Check]:
+    """Look at everything; `tell` gets each finding as it comes. `unknown`: variables that are no settings."""
+    return await Examination(settings, tell, KnownSecrets(), [], unknown).run(message)
+
+
+def no_settings(unknown: Sequence[UnknownVariable]) -> list[Check]:
+    """Variables that are set and mean nothing: what they were to do is not done."""
+    return [
+        failed("settings", f"{variable.name}: there is no such setting, it is not in force", variable.remedy)
+        for variable in unknown
+    ]
 
 
 def all_well(checks: Sequence[Check]) -> bool:
