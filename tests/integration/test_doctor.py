@@ -415,3 +415,25 @@ async def test_a_service_that_fails_is_no_fault_of_the_launch(
     checks = await clinic.examine(monkeypatch)
     assert crosses(checks) == []
     assert [check.verdict for check in checks if check.name == "quota"] == [Verdict.SKIPPED]
+
+
+async def test_a_message_that_is_no_text_is_one_finding_as_broken_json_is(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in clinic.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "bin.json").write_bytes(b'{"a": "\xff"}')
+    (tmp_path / "broken.json").write_text('{"a": ')
+    found = []
+    for file in ("bin.json", "broken.json"):
+        told = await asyncio.to_thread(CliRunner().invoke, app, ["doctor", "--message", file, "--json"])
+        assert (told.exit_code, told.stderr) == (1, "")
+        found.append(json.loads(told.stdout))
+    of_bytes, of_text = found
+    assert [check["name"] for check in of_bytes] == [check["name"] for check in of_text]
+    crosses = [(check["name"], check["remedy"]) for check in of_bytes if check["verdict"] == "failed"]
+    assert crosses == [("message", "save the file as UTF-8")]
+    (role,) = [check["detail"] for check in of_bytes if check["name"] == "execution role"]
+    assert role == "none is named: correct the message, or a full ARN in LAUNCH_ALLOWED_ROLES"

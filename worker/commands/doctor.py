@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from worker.commands.terminal import AsJson, ConfigFile, EnvFile, exit_codes, read_file, read_settings
-from worker.errors import SettingsError
+from worker.errors import BadMessage, SettingsError
 from worker.settings import given_variables
 from worker.unknown_variables import UnknownVariable, unknown_variables
 
@@ -49,7 +49,7 @@ def doctor(
             console.print(line(check))
 
     with exit_codes():
-        body = read_file(message) if message else None
+        body = _body(message) if message else None
         unknown: tuple[UnknownVariable, ...] = ()
         try:
             unknown = unknown_variables(given_variables(env_file))
@@ -80,6 +80,14 @@ def line(check: Check) -> Text:
     if check.remedy:
         text.append(f"\n  {'':<{_NAME_WIDTH}} → {check.remedy}", "yellow")
     return text
+
+
+def _body(file: str) -> str | BadMessage:
+    """The text of a message; of a file that is no text what is wrong, which is one finding among the others."""
+    try:
+        return read_file(file)
+    except BadMessage as error:
+        return error
 
 
 def _as_json(check: Check) -> dict[str, str]:

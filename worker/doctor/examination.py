@@ -13,7 +13,7 @@ from worker.clients.aws import AwsClients, AwsRefused, Caller, aws_clients, call
 from worker.clients.aws_role import TargetRole, with_role
 from worker.doctor import account, images, launch, ledger, permissions, queue, roles, wandb
 from worker.doctor.check import Check, Verdict, failed, failures, guarded, ok, skipped
-from worker.errors import Unreachable, WorkerError
+from worker.errors import BadMessage, Unreachable, WorkerError
 from worker.launch.redaction import KnownSecrets
 from worker.settings import Settings
 from worker.training.log_feed import LOG_GROUP
@@ -33,16 +33,21 @@ class Examination:
     found: list[Check]
     unknown: Sequence[UnknownVariable] = ()
 
-    async def run(self, message: str | None) -> Sequence[Check]:
-        """All checks, in order; `message`: the body of a launch to check as well."""
+    async def run(self, message: str | BadMessage | None) -> Sequence[Check]:
+        """All checks, in order; `message`: the body of a launch to check as well, or why its file has none."""
         read = f"deployment {self.settings.deployment!r}; all variables can be read"
         self._add(*no_settings(self.unknown) or (ok("settings", read),))
         async with contextlib.AsyncExitStack() as stack:
+            self._add(*queue.required_checks(self.settings))
             opened = await self._open_aws(stack)
-            if opened is None:
-                told = ("message",) if message is not None else ()
-                for name in ("queue", "ledger", "registry", "IAM", "log group", *told):
-                    self._add(skipped(name, "AWS does not let this worker in, or does not answer"))
+            if isinstance(opened, str):
+                for name in ("queue", "ledger", "registry", "IAM", "log group"):
+                    if name != "queue" or self.settings.queue_url:
+                        self._add(skipped(name, opened))
+                if isinstance(message, BadMessage):
+                    self._add(*failures("message", message))
+                elif message is not None:
+                    self._add(skipped("message", opened))
                 self._add(*await guarded("docker", lambda: images.docker_checks(self.settings)))
                 self._add(*await self._wandb(""))
             else:
@@ -54,26 +59,26 @@ class Examination:
             self.found.append(check)
             self.tell(check)
 
-    async def _open_aws(self, stack: contextlib.AsyncExitStack) -> tuple[AwsClients, Caller] | None:
-        """Credentials, Region, clock; None: nothing of AWS can be asked."""
+    async def _open_aws(self, stack: contextlib.AsyncExitStack) -> tuple[AwsClients, Caller] | str:
+        """Credentials, Region, clock; a sentence: why nothing of AWS can be asked."""
         settings, enter = self.settings, stack.enter_async_context
         try:
             aws = await enter(aws_clients(settings.aws_region))
         except WorkerError as error:
             self._add(*failures("region", error))
-            return None
+            return f"not looked at: {str(error).partition('; ')[0]}"
         try:
             caller = await caller_identity(aws.sts)
         except Unreachable as error:
             self._add(account.clock_check(aws.clock.ahead))
             remedy = f"check AWS_REGION ({aws.region}), AWS_ENDPOINT_URL, the network, and proxies"
             self._add(failed("credentials", str(error), remedy))
-            return None
+            return "not looked at: AWS does not answer"
         except WorkerError as error:
             self._add(account.clock_check(aws.clock.ahead))
             remedy = "give the task, pod or instance a role (docs/iam.md), or set AWS_PROFILE"
             self._add(failed("credentials", str(error), remedy))
-            return None
+            return "not looked at: AWS does not let this worker in"
         self._add(account.credentials_check(caller, settings), account.region_check(aws, settings))
         self._add(account.clock_check(aws.clock.ahead))
         if settings.assume_role:
@@ -86,7 +91,7 @@ class Examination:
                 self._add(ok("assumed role", role.arn))
         return aws, caller
 
-    async def _in_aws(self, aws: AwsClients, caller: Caller, message: str | None) -> None:
+    async def _in_aws(self, aws: AwsClients, caller: Caller, message: str | BadMessage | None) -> None:
         settings = self.settings
         facts = AccountFacts(
             settings.assume_role.split(":")[4] if settings.assume_role else caller.account,
@@ -105,7 +110,10 @@ class Examination:
         )
         self._add(*await guarded("IAM", lambda: permissions.permission_checks(aws, settings, caller, wanted)))
         self._add(
-            *await guarded("execution role", lambda: roles.role_checks(named, caller.account, aws.region))
+            *await guarded(
+                "execution role",
+                lambda: roles.role_checks(named, caller.account, aws.region, given=message is not None),
+            )
         )
         self._add(*await guarded("log group", lambda: _log_group(aws)))
         self._add(*await self._wandb(aws.region))
@@ -118,8 +126,10 @@ class Examination:
                 skipped("quota", "give --message FILE to have a launch checked: quota, image, source, output")
             )
 
-    def _read(self, body: str, facts: AccountFacts) -> launch.Asked | None:
+    def _read(self, body: str | BadMessage, facts: AccountFacts) -> launch.Asked | None:
         try:
+            if isinstance(body, BadMessage):
+                raise body
             return launch.read_message(body, self.settings, facts)
         except WorkerError as error:
             self._add(*failures("message", error))
@@ -130,7 +140,7 @@ class Examination:
 
 
 async def examine(
-    settings: Settings, message: str | None, tell: Tell, unknown: Sequence[UnknownVariable] = ()
+    settings: Settings, message: str | BadMessage | None, tell: Tell, unknown: Sequence[UnknownVariable] = ()
 ) -> Sequence[Check]:
     """Look at everything; `tell` gets each finding as it comes. `unknown`: variables that are no settings."""
     return await Examination(settings, tell, KnownSecrets(), [], unknown).run(message)

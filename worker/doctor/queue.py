@@ -33,12 +33,19 @@ _NAMES: tuple[QueueAttributeNameType, ...] = (
 )
 
 
+def required_checks(settings: Settings) -> Sequence[Check]:
+    """What can be told without AWS: no command of a worker starts without a queue."""
+    if settings.queue_url:
+        return []
+    return [
+        failed("queue", "LAUNCH_QUEUE_URL: not set", "give the URL of the SQS queue with launch messages")
+    ]
+
+
 async def queue_checks(aws: AwsClients, settings: Settings) -> Sequence[Check]:
-    """Attributes, visibility, redrive policy, dead-letter queue."""
+    """Attributes, visibility, redrive policy, dead-letter queue. Nothing without a queue: `required_checks` tells."""
     if not settings.queue_url:
-        return [
-            failed("queue", "LAUNCH_QUEUE_URL: not set", "give the URL of the SQS queue with launch messages")
-        ]
+        return []
     try:
         found = await _attributes(aws, settings.queue_url)
     except AwsRefused as error:

@@ -13,12 +13,11 @@ from worker.doctor.check import Check, failed, ok, skipped
 _SERVICE = "sagemaker.amazonaws.com"
 
 
-async def role_checks(roles: Sequence[str], account: str, region: str) -> Sequence[Check]:
-    """Trust of each role; `account`: the one whose IAM can be asked."""
+async def role_checks(roles: Sequence[str], account: str, region: str, *, given: bool) -> Sequence[Check]:
+    """Trust of each role; `account`: the one whose IAM can be asked; `given`: there is a message, if a bad one."""
     if not roles:
-        return [
-            skipped("execution role", "none is named: give --message, or a full ARN in LAUNCH_ALLOWED_ROLES")
-        ]
+        wanted = "correct the message" if given else "give --message"
+        return [skipped("execution role", f"none is named: {wanted}, or a full ARN in LAUNCH_ALLOWED_ROLES")]
     return [await _role(arn, account, region) for arn in roles]
 
 
