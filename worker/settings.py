@@ -27,6 +27,10 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
 _ECR_ARN = re.compile(
     r"arn:(?P<partition>aws[a-z-]*):ecr:(?P<region>[a-z0-9-]+):(?P<account>\d{12}):repository/(?P<name>.+)"
 )
+_REGISTRY = re.compile(
+    r"(?:\d{12}\.dkr[.-]ecr(?:-fips)?\.[a-z0-9.-]+(?::443)?|localhost|(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]):\d{1,5})/.+"
+)
+"""Hosts of private ECR registries, and what has a port, as a local stack and emulators of ECR have."""
 # As in botocore's partitions.json.
 _ECR_DOMAINS = {
     "aws-cn": "amazonaws.com.cn",
@@ -58,10 +62,15 @@ KEY_SOURCE = (
 
 
 def parse_duration(value: object) -> object:
-    """`25s`, `10m`, `12h`, `14d` or a number → seconds; anything else is left for pydantic to refuse."""
-    if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
+    """`25s`, `10m`, `12h`, `14d` or a number → seconds. Raises `ValueError` for other text."""
+    if not isinstance(value, str):
+        return value
+    if match := _DURATION.fullmatch(value.strip()):
         return float(match[1]) * _UNITS[match[2]]
-    return value
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError("is no duration; write seconds, or 25s, 10m, 12h, 14d") from None
 
 
 def split_list(value: object) -> object:
@@ -89,6 +98,15 @@ def parse_registry(value: object) -> object:
     if match := _ECR_ARN.fullmatch(value.strip()):
         return repository_uri(match["account"], match["region"], match["name"], match["partition"])
     return value.strip().removeprefix("https://").rstrip("/")
+
+
+def _ecr_repository(uri: str) -> str:
+    """Images are pushed where SageMaker pulls them from, or to the registry of a local stack."""
+    if uri and not _REGISTRY.fullmatch(uri):
+        raise ValueError(
+            "is no ECR repository; write ACCOUNT.dkr.ecr.REGION.amazonaws.com/NAME or the repository's ARN"
+        )
+    return uri
 
 
 def _known_alerts(kinds: tuple[str, ...]) -> tuple[str, ...]:
@@ -127,7 +145,8 @@ class Settings(BaseSettings):
 
     queue_url: str = Field(
         "",
-        description="SQS queue with launch messages; standard or FIFO. Required by `run` and `enqueue`.",
+        description="SQS queue with launch messages; standard or FIFO. Required by `run`, `mirror`, `enqueue` and "
+        "`dlq`, and by `retry` of a refused launch.",
     )
     dlq_url: str = Field(
         "",
@@ -145,7 +164,7 @@ class Settings(BaseSettings):
     builder: Literal["docker", "buildkit", "none"] = Field(
         "docker", description="`docker` (classic API), `buildkit`, or `none`: only ready images."
     )
-    registry: Annotated[str, BeforeValidator(parse_registry)] = Field(
+    registry: Annotated[str, BeforeValidator(parse_registry), AfterValidator(_ecr_repository)] = Field(
         "", description="ECR repository to push built images to, by its URI or ARN."
     )
     create_repository: bool = Field(False, description="Create the ECR repository when it is missing.")
@@ -477,6 +496,7 @@ def variable_name(field_name: str) -> str:
 def _explain(problem: Mapping[str, Any]) -> str:
     name = str(problem["loc"][0])
     variable = name if name.isupper() else f"LAUNCH_{name.upper()}"
+    what = problem["msg"].removeprefix("Value error, ")
     if "API_KEY" in variable:  # what was put there may be the key itself
-        return f"{variable}: {problem['msg']}"
-    return f"{variable}: {problem['msg']} (got {problem['input']!r})"
+        return f"{variable}: {what}"
+    return f"{variable}: {what} (got {problem['input']!r})"

@@ -48,6 +48,13 @@ def test_what_is_not_a_duration_is_refused_by_name(text: str) -> None:
         read(LAUNCH_MAX_WAIT=text)
 
 
+def test_a_wrong_duration_is_told_how_one_is_written() -> None:
+    with pytest.raises(SettingsError) as raised:
+        read(LAUNCH_HEARTBEAT="10x")
+    told = "LAUNCH_HEARTBEAT: is no duration; write seconds, or 25s, 10m, 12h, 14d (got '10x')"
+    assert str(raised.value) == told
+
+
 def test_numbers_pass_through_the_duration_parser() -> None:
     assert parse_duration(2.5) == 2.5
 
@@ -154,6 +161,42 @@ def test_a_registry_may_be_given_as_its_arn() -> None:
     assert [read(LAUNCH_REGISTRY=given).registry for given in (arn, uri, f"https://{uri}/")] == [uri] * 3
     china = read(LAUNCH_REGISTRY="arn:aws-cn:ecr:cn-north-1:123456789012:repository/t").registry
     assert china == "123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn/t"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "123456789012.dkr-ecr.us-east-1.on.aws/train",
+        "123456789012.dkr.ecr-fips.us-gov-west-1.amazonaws.com/acme/train",
+        "127.0.0.1:5566/launch-dev",
+        "[::1]:5566/launch-dev",
+        "localhost/launch-dev",
+        "000000000000.dkr.ecr.us-east-1.localhost.localstack.cloud:4566/launch-dev",
+    ],
+)
+def test_registries_that_are_ecr_or_of_a_local_stack(given: str) -> None:
+    assert read(LAUNCH_REGISTRY=given).registry == given
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "foo",
+        "acme/train",
+        "ghcr.io/acme/train",
+        "docker.io/acme/train",
+        "public.ecr.aws/acme/train",
+        "123456789012.dkr.ecr.us-east-1.amazonaws.com",
+        "127.0.0.1:5566",
+        "arn:aws:ecr:us-east-1:123456789012:train",
+        "arn:aws:s3:::bucket/train",
+    ],
+)
+def test_a_registry_that_sagemaker_cannot_pull_from_is_refused(given: str) -> None:
+    with pytest.raises(
+        SettingsError, match=r"^LAUNCH_REGISTRY: is no ECR repository; write ACCOUNT\.dkr\.ecr"
+    ):
+        read(LAUNCH_REGISTRY=given)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import SecretStr
 from pydantic_core import PydanticUndefined
 
-from tests.unit.test_env_example import GROUPS
-from worker.settings import Settings, variable_name
+from tests.unit.test_env_example import GROUPS, shown_default
+from worker.settings import Settings, load_settings, variable_name
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -35,18 +35,21 @@ def default_of(name: str) -> str:
         return ""
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
-    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{shown_default(name)}`"
 
 
 def limits_of(name: str) -> str:
     """What pydantic checks beside the type."""
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    found: list[str] = []
+    found: dict[str, float] = {}
     for rule in Settings.model_fields[name].metadata:
-        found += [f"{sign} {getattr(rule, key):g}" for key, sign in signs.items() if hasattr(rule, key)]
-    if any(limit.startswith(">") for limit in found):
-        found = [limit for limit in found if not limit.startswith("≥")]
-    return ", ".join(dict.fromkeys(found))
+        for key, sign in signs.items():
+            if hasattr(rule, key):
+                narrower = max if sign in "≥>" else min
+                found[sign] = narrower(getattr(rule, key), found.get(sign, getattr(rule, key)))
+    if ">" in found:
+        found.pop("≥", None)
+    return ", ".join(f"{sign} {limit:g}" for sign, limit in sorted(found.items(), key=lambda one: one[1]))
 
 
 def render() -> str:
@@ -77,6 +80,17 @@ def description_of(name: str) -> str:
 
 def test_the_page_is_what_the_settings_say() -> None:
     assert PAGE.read_text() == render(), "python -m tests.unit.test_settings_page > docs/settings.md"
+
+
+def test_the_defaults_of_the_page_can_be_pasted() -> None:
+    shown = {variable_name(name): default_of(name).strip("`") for names in GROUPS.values() for name in names}
+    assert load_settings(None, shown) == load_settings(None, {})
+
+
+def test_a_setting_has_one_limit_on_each_side() -> None:
+    assert limits_of("lease") == "≥ 2, ≤ 43200"
+    assert limits_of("receive_wait") == "≥ 0, ≤ 20"
+    assert limits_of("heartbeat") == "> 0"
 
 
 def test_every_setting_is_on_the_page() -> None:
