@@ -169,7 +169,7 @@ ROUNDS: list[tuple[dict[str, str], dict[str, str]]] = [
         {
             "region": "add us-east-1",
             "queue": "give the URL",
-            "ledger": "create",
+            "ledger": "create it with: aws dynamodb create-table --table-name gone ",
             "registry": "create-repository",
             "W&B login": "WANDB_API_KEY",
         },
@@ -185,7 +185,7 @@ ROUNDS: list[tuple[dict[str, str], dict[str, str]]] = [
         {
             "region": "AWS_REGION=eu-west-1",
             "queue": "correct LAUNCH_QUEUE_URL",
-            "ledger": "add it",
+            "ledger": "add it, or set LAUNCH_LEDGER=dynamodb://bare-launches and create it with: aws dynamodb",
             "docker": "start docker",
             "W&B login": "WANDB_BASE_URL",
         },
@@ -406,6 +406,28 @@ async def test_the_command_tells_crosses_by_its_exit_code_and_remedies_to_people
     assert told.exit_code == 1
     (at,) = [number for number, line in enumerate(told.stdout.splitlines()) if line.startswith("✗ image")]
     assert told.stdout.splitlines()[at + 1].strip().startswith("→ ")
+
+
+async def test_a_message_without_an_id_is_not_promised_a_name(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    for identity in ({"launchId": "mine"}, {}):
+        body = {k: v for k, v in clinic.body.items() if k not in ("launchId", "runQueueItemId")}
+        clinic.body = {**body, **identity}
+        checks = await clinic.examine(monkeypatch)
+        told.append(only([check for check in checks if check.name == "message"]).detail)
+    assert told[0].startswith("becomes the training job ")
+    assert told[1].endswith("it has no launchId: a new id each time it is sent")
+
+
+async def test_a_queue_that_is_not_there_is_told_with_the_region(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clinic.environment["LAUNCH_QUEUE_URL"] = "https://sqs.eu-west-1.amazonaws.com/123456789012/gone"
+    found = {check.name: check for check in crosses(await clinic.examine(monkeypatch, with_message=False))}
+    assert found.keys() == {"region", "queue"}
+    assert found["queue"].detail.endswith("(asked in us-east-1)")
 
 
 async def test_a_service_that_fails_is_no_fault_of_the_launch(

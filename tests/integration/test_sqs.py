@@ -219,6 +219,12 @@ async def test_a_wrong_queue_url_is_a_wrong_setting_and_trouble_is_not(
     )
     with pytest.raises(SettingsError, match=r"LAUNCH_QUEUE_URL.*no such queue"):
         await queue_facts(aws.sqs, FACTS.url, "")
+    aws_server.fail_next(
+        "GetQueueAttributes", AwsError("AWS.SimpleQueueService.NonExistentQueue", "no such queue")
+    )
+    there = "https://sqs.eu-west-1.amazonaws.com/123456789012/launches"
+    with pytest.raises(SettingsError, match=r"the queue is in eu-west-1, .*: set AWS_REGION=eu-west-1, or"):
+        await queue_facts(aws.sqs, there, "")
     aws_server.fail_next("GetQueueAttributes", AwsError("InternalError", status=500))
     with pytest.raises(Unreachable):
         await queue_facts(aws.sqs, FACTS.url, "")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from urllib.parse import urlsplit
 
 from worker.clients.aws import AwsClients, Caller
 from worker.doctor.check import Check, failed, ok, skipped
 from worker.images.reference import parse_ecr_host, parse_reference
+from worker.intake.sqs import region_of_queue
 from worker.settings import Settings
 
 CLOCK_LIMIT = 60.0
@@ -24,7 +24,7 @@ def credentials_check(caller: Caller, settings: Settings) -> Check:
 def region_check(aws: AwsClients, settings: Settings) -> Check:
     """Queue and registry lie where the worker's clients look, and jobs may run there."""
     region = aws.region
-    queue_region = _region_of_queue(settings.queue_url)
+    queue_region = region_of_queue(settings.queue_url)
     if queue_region and queue_region != region:
         return failed(
             "region",
@@ -64,12 +64,6 @@ def clock_check(ahead: float) -> Check:
 def full_role_arns(settings: Settings) -> Sequence[str]:
     """Role ARNs of jobs that the settings name in full, not as globs."""
     return [arn for arn in settings.allowed_roles if not set("*?[") & set(arn)]
-
-
-def _region_of_queue(url: str) -> str:
-    """Of `https://sqs.REGION.amazonaws.com/…`; empty for any other endpoint."""
-    labels = (urlsplit(url).hostname or "").split(".")
-    return labels[1] if len(labels) > 3 and labels[0] == "sqs" and "amazonaws" in labels else ""
 
 
 def _region_of_registry(uri: str) -> str:

@@ -37,6 +37,15 @@ class Asked:
 
     launch: Launch
     request: Mapping[str, Any]
+    has_id: bool
+    """Sent again, it is the same launch: it names its id, or the item of W&B's queue."""
+
+    @property
+    def job(self) -> str:
+        """The training job that it becomes; `enqueue` gives a message without an id a new one each time."""
+        if self.has_id:
+            return f"becomes the training job {self.request['TrainingJobName']}"
+        return "becomes a training job; it has no launchId: a new id each time it is sent"
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -46,7 +55,8 @@ class Asked:
 
 def read_message(body: str, settings: Settings, account: AccountFacts) -> Asked:
     """The message as a worker would take it. Raises `BadMessage` with all that is wrong with it, or `Never`."""
-    launch = interpret(parse_message(body), launch_id="doctor", default_log_target=settings.log_target)
+    message = parse_message(body)
+    launch = interpret(message, launch_id="doctor", default_log_target=settings.log_target)
     image = None
     if isinstance(launch.source, CodeSource | JobSource):
         if isinstance(launch.source, CodeSource) and not builds(settings):
@@ -56,14 +66,14 @@ def read_message(body: str, settings: Settings, account: AccountFacts) -> Asked:
             )
         image = f"{settings.registry or 'image-of-the-job'}:{_IS_CODE}"
     planned = planned_request(body, settings, account=account, image=image)
-    return Asked(launch, planned.request)
+    return Asked(launch, planned.request, bool(message.launch_id or message.item_id))
 
 
 async def launch_checks(
     asked: Asked, aws: AwsClients, settings: Settings, api_key: ApiKey | None, work_dir: Path
 ) -> list[Check]:
     """Source or image, quota, output."""
-    found: list[Check] = [ok("message", f"becomes the training job {asked.request['TrainingJobName']}")]
+    found: list[Check] = [ok("message", asked.job)]
     for name, examine in (
         ("image", partial(_image, asked, aws, settings)),
         ("source", partial(_source, asked, aws, settings, api_key, work_dir)),

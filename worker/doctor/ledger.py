@@ -10,6 +10,7 @@ from typing import Any
 
 from worker.clients.aws import AwsClients, AwsRefused, NotPermitted, call
 from worker.doctor.check import Check, failed, ok, skipped
+from worker.ledger.dynamodb_errors import creation_of
 from worker.ledger.dynamodb_items import INDEX
 from worker.ledger.opening import open_ledger
 from worker.settings import Settings
@@ -18,7 +19,6 @@ _SQLITE, _DYNAMODB = "sqlite:///", "dynamodb://"
 _IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 _REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.s3fs"})
 _NOT_SHOWN = "seen with dynamodb:DescribeTable and dynamodb:DescribeTimeToLive, which no worker needs"
-_CREATE = "create it with the `aws dynamodb create-table` that the worker names when it starts without one"
 
 
 async def ledger_checks(aws: AwsClients, settings: Settings) -> Sequence[Check]:
@@ -43,7 +43,9 @@ async def _table(aws: AwsClients, settings: Settings) -> list[Check]:
     try:
         answer = await call("DescribeTable", lambda: aws.dynamodb.describe_table(TableName=table))
     except AwsRefused as error:
-        return [failed("ledger", f"DynamoDB has no table {table!r} here: {error.aws_code}", _CREATE)]
+        return [
+            failed("ledger", f"DynamoDB has no table {table!r} here: {error.aws_code}", creation_of(table))
+        ]
     except NotPermitted:
         return [await _answers(aws, settings, "any number of hosts"), skipped("ledger expiry", _NOT_SHOWN)]
     description: Mapping[str, Any] = answer["Table"]
@@ -76,11 +78,22 @@ def _wrong_shape(table: str, description: Mapping[str, Any]) -> Check | None:
     keys = [(key["AttributeName"], key["KeyType"]) for key in description.get("KeySchema", ())]
     if keys != [("pk", "HASH")]:
         return failed(
-            "ledger", f"the key of table {table!r} is {keys}, not pk", f"take another table; {_CREATE}"
+            "ledger",
+            f"the key of table {table!r} is {keys}, not pk",
+            _another(table),
         )
     if _index(description) is None:
-        return failed("ledger", f"table {table!r} has no index {INDEX!r}", f"add it; {_CREATE}")
+        return failed(
+            "ledger",
+            f"table {table!r} has no index {INDEX!r}",
+            f"add it, or {_another(table)}",
+        )
     return None
+
+
+def _another(table: str) -> str:
+    other = f"{table}-launches"
+    return f"set LAUNCH_LEDGER=dynamodb://{other} and {creation_of(other)}"
 
 
 def _price_of_index(description: Mapping[str, Any]) -> str:

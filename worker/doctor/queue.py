@@ -52,7 +52,7 @@ async def queue_checks(aws: AwsClients, settings: Settings) -> Sequence[Check]:
         return [
             failed(
                 "queue",
-                f"{settings.queue_url}: {error.aws_message}",
+                f"{settings.queue_url}: {error.aws_message} (asked in {aws.region})",
                 "correct LAUNCH_QUEUE_URL and AWS_REGION, or create the queue",
             )
         ]

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from worker.aio import effect
 from worker.clients.aws import AwsRefused, call
@@ -213,13 +214,29 @@ async def queue_facts(client: SQSClient, url: str, dlq_url: str) -> QueueFacts:
             ),
         )
     except AwsRefused as error:
-        raise SettingsError(f"LAUNCH_QUEUE_URL: {url}: {error.aws_message}") from error
+        elsewhere = in_other_region(url, client.meta.region_name)
+        told = f"{elsewhere}; {error.aws_message}" if elsewhere else error.aws_message
+        raise SettingsError(f"LAUNCH_QUEUE_URL: {url}: {told}") from error
     attributes: Mapping[str, str] = answer["Attributes"]  # type: ignore[assignment]
     if not dlq_url and (policy := attributes.get("RedrivePolicy")):
         dlq_name = json.loads(policy)["deadLetterTargetArn"].rpartition(":")[2]
         dlq_url = (await call("GetQueueUrl", lambda: client.get_queue_url(QueueName=dlq_name)))["QueueUrl"]
     largest = int(attributes.get("MaximumMessageSize", MAX_MESSAGE_BYTES))
     return QueueFacts(url, attributes["QueueArn"], url.endswith(".fifo"), dlq_url, largest)
+
+
+def region_of_queue(url: str) -> str:
+    """Of `https://sqs.REGION.amazonaws.com/…`; empty for any other endpoint."""
+    labels = (urlsplit(url).hostname or "").split(".")
+    return labels[1] if len(labels) > 3 and labels[0] == "sqs" and "amazonaws" in labels else ""
+
+
+def in_other_region(url: str, region: str) -> str:
+    """That the queue is elsewhere, and what to do: SQS itself says only that there is no such queue. Else empty."""
+    there = region_of_queue(url)
+    if not there or there == region:
+        return ""
+    return f"the queue is in {there}, the worker in {region}: set AWS_REGION={there}, or name a queue in {region}"
 
 
 def _message(raw: Mapping[str, Any]) -> SqsMessage:

@@ -60,13 +60,14 @@ def _translate_client_error(operation: str, table: str, error: ClientError) -> E
     if code in _CONFLICT_CODES:
         return Throttled(f"{operation}: another transaction holds the item")
     if code == "ResourceNotFoundException":
-        return SettingsError(f"LAUNCH_LEDGER: DynamoDB has no table {table!r} here; {_creation(table)}")
+        return SettingsError(f"LAUNCH_LEDGER: DynamoDB has no table {table!r} here; {creation_of(table)}")
     if code == "ValidationException" and operation == "Query":  # its parameters are constant
-        return SettingsError(f"LAUNCH_LEDGER: table {table!r} has no index {INDEX!r}; {_creation(table)}")
+        return SettingsError(f"LAUNCH_LEDGER: table {table!r} has no index {INDEX!r}; {creation_of(table)}")
     return translate(operation, error)
 
 
-def _creation(table: str) -> str:
+def creation_of(table: str) -> str:
+    """How to make a table of the right shape."""
     return (
         f"create it with: aws dynamodb create-table --table-name {table} --billing-mode PAY_PER_REQUEST "
         "--attribute-definitions AttributeName=pk,AttributeType=S AttributeName=holder,AttributeType=S "
