@@ -162,28 +162,37 @@ def enqueue(
 
     AWS's limits and the policy are what `validate` checks, and the worker again."""
     from worker.launch.record import LaunchRecord
-    from worker.operating.sender import Sent, end_of, with_identity
+    from worker.operating.sender import Sent, end_of, next_step, with_identity
     from worker.operating.sender import enqueue as send
 
     def on_sent(sent: Sent) -> None:
         _warn(sent.warnings)
+        added = sent.given_id if body != given else ""
         if as_json:
-            typer.echo(
-                json.dumps({"launchId": sent.launch_id, "messageId": sent.message_id, "run": sent.run})
-            )
+            told = {"launchId": sent.launch_id, "messageId": sent.message_id, "run": sent.run}
+            typer.echo(json.dumps({**told, "addedLaunchId": added} if added else told))
         else:
-            typer.echo(f"sent launch {sent.launch_id} (run {sent.run}, SQS message {sent.message_id})")
+            also = f", launchId {added} was added" if added else ""
+            typer.echo(f"sent launch {sent.launch_id} (run {sent.run}, SQS message {sent.message_id}{also})")
 
     def on_state(record: LaunchRecord) -> None:
         if not as_json:
             detail = f" {record.facts.secondary_status}" if record.facts.secondary_status else ""
             typer.echo(f"{record.state}{detail} {record.job_name}".rstrip())
 
+    def on_silence() -> None:
+        _note(
+            f"nothing of this launch in {settings.ledger} yet; is it the workers' LAUNCH_LEDGER, and does a worker run?"
+            " `launch-worker workers` shows"
+        )
+
     with exit_codes():
         settings, read = read_settings(env_file, config)
         _tell_ignored(read)
-        body = with_identity(read_file(file))
-        record = asyncio.run(send(body, settings, on_sent=on_sent, on_state=on_state if wait else None))
+        given = read_file(file)
+        body = with_identity(given)
+        following = on_state if wait else None
+        record = asyncio.run(send(body, settings, on_sent=on_sent, on_state=following, on_silence=on_silence))
         if record is not None:
             words, success = end_of(record)
             if as_json:
@@ -191,6 +200,8 @@ def enqueue(
                 typer.echo(json.dumps(end))
             else:
                 typer.echo(words)
+            if not success:
+                _note(next_step(record))
             raise typer.Exit(0 if success else 1)
 
 
@@ -273,6 +284,10 @@ def _need_folders(*files: Path | None) -> None:
     for file in files:
         if file is not None and (file.is_dir() or not file.parent.is_dir()):
             raise SettingsError(f"{file}: cannot be written there; name a file in a folder that exists")
+
+
+def _note(text: str) -> None:
+    errors.print(text, markup=False)
 
 
 def _warn(warnings: Iterable[Problem]) -> None:

@@ -352,7 +352,11 @@ async def test_enqueue_gives_an_identity_to_what_has_none(queue: AwsServer, else
         assert result.exit_code == 0, result.output
     first, second = (json.loads(sent["MessageBody"]) for sent in queue.requests("SendMessage"))
     assert first["launchId"] != second["launchId"]
-    assert json.loads(result.stdout)["launchId"] == launch_of(second).launch_id
+    told = json.loads(result.stdout)
+    assert (told["launchId"], told["addedLaunchId"]) == (launch_of(second).launch_id, second["launchId"])
+    result = await asyncio.to_thread(invoke, "enqueue", bare)
+    added = json.loads(queue.requests("SendMessage")[-1]["MessageBody"])["launchId"]
+    assert f"launchId {added} was added" in result.stdout
     item = written(elsewhere, message())
     assert (await asyncio.to_thread(invoke, "enqueue", item)).stderr == ""
     odd = written(elsewhere, {**message(), "options": {"colour": 1}})
@@ -393,11 +397,48 @@ async def test_waiting_ends_with_the_launch_and_its_exit_code(
         await ledger.create(end)
     file = written(elsewhere, message())
     result = await asyncio.to_thread(invoke, "enqueue", file, "--wait")
-    assert (result.exit_code, result.stderr) == (code, "")
+    assert result.exit_code == code
+    step = "dlq show" if end.failure else "logs"
+    assert (f"`launch-worker {step} {end.launch_id}`" in result.stderr) == (code == 1)
     assert told in result.stdout.splitlines()[-1]
     last = (await asyncio.to_thread(invoke, "enqueue", file, "--wait", "--json")).stdout.splitlines()[-1]
     assert (json.loads(last)["success"], json.loads(last)["job"]) == (code == 0, "job-1")
     assert len(queue.requests("SendMessage")) == 2
+
+
+async def test_what_cannot_be_followed_is_not_sent(
+    queue: AwsServer, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = AwsError("ResourceNotFoundException", "no such table")
+    queue.fail_next("GetItem", gone)
+    file = written(elsewhere, message())
+    for ledger in ("dynamodb://nope", "nowhere"):
+        monkeypatch.setenv("LAUNCH_LEDGER", ledger)
+        result = await asyncio.to_thread(invoke, "enqueue", file, "--wait")
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr.startswith("LW-SETTINGS")
+    assert queue.requests("SendMessage") == []
+
+
+async def test_waiting_for_what_nobody_takes_up_says_so_once(
+    queue: AwsServer, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.operating.sender._LOOK_EVERY", 0.01)
+    monkeypatch.setattr("worker.operating.sender._SILENT_AFTER", 0.05)
+    address = f"sqlite:///{elsewhere / 'ledger.db'}"
+    monkeypatch.setenv("LAUNCH_LEDGER", address)
+    waiting = asyncio.ensure_future(
+        asyncio.to_thread(invoke, "enqueue", written(elsewhere, message()), "--wait")
+    )
+    await asyncio.sleep(1.0)
+    assert not waiting.done()
+    async with open_sqlite_ledger(elsewhere / "ledger.db") as ledger:
+        await ledger.create(replace(FINISHED, facts=JobFacts("Completed", "Completed")))
+    result = await waiting
+    assert result.exit_code == 0
+    (told,) = result.stderr.splitlines()
+    assert told.startswith(f"nothing of this launch in {address} yet")
+    assert "`launch-worker workers`" in told
 
 
 async def test_a_queue_that_cannot_be_reached_is_told_in_a_line(queue: AwsServer, elsewhere: Path) -> None:

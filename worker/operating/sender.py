@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import math
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ from worker.launch.pasted import refuse_pasted_secrets
 from worker.launch.record import LaunchRecord, LaunchState
 from worker.launch.redaction import HIDDEN, KnownSecrets, redact_request
 from worker.ledger.opening import open_ledger
+from worker.ledger.port import Ledger
 from worker.settings import Settings
 from worker.sources.location import ACCEPTED, parse_location
 from worker.training.allowed import policy_of
@@ -28,6 +32,8 @@ from worker.training.request import AccountFacts, with_api_key
 from worker.training.status import ending_of
 
 _LOOK_EVERY = 1.0
+_SILENT_AFTER = 10.0
+"""Seconds without a record of the launch after which whoever waits is told; a worker takes a message in one or two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,8 @@ class Sent:
     launch_id: str
     message_id: str
     run: str
+    given_id: str = ""
+    """The message's own `launchId`; empty: it is named by its queue item."""
     warnings: tuple[Problem, ...] = ()
 
 
@@ -108,28 +116,50 @@ async def enqueue(
     *,
     on_sent: Callable[[Sent], None],
     on_state: Callable[[LaunchRecord], None] | None = None,
+    on_silence: Callable[[], None] = lambda: None,
 ) -> LaunchRecord | None:
-    """Send a valid message; with `on_state` follow the launch in the ledger and return its last record."""
+    """Send a valid message; with `on_state` follow the launch in the ledger and return its last record. `on_silence` is
+    called once if the ledger does not know the launch after some seconds.
+
+    Raises what AWS and a ledger that cannot be read raise; nothing is sent then."""
     if not settings.queue_url:
         raise SettingsError("LAUNCH_QUEUE_URL: not set; give the URL of the SQS queue with launch messages")
     message = parse_message(body)
-    async with aws_clients(settings.aws_region) as aws:
+    async with contextlib.AsyncExitStack() as stack:
+        aws = await stack.enter_async_context(aws_clients(settings.aws_region))
         queue = LaunchQueue(aws.sqs, await queue_facts(aws.sqs, settings.queue_url, settings.dlq_url))
         launch = _launch(message, settings, queue_arn=queue.facts.arn, message_id="")
+        ledger: Ledger | None = None
+        if on_state is not None:
+            ledger = await stack.enter_async_context(open_ledger(settings.ledger, aws.dynamodb))
+            await ledger.read(launch.launch_id)  # what cannot be followed is not sent: the launch would run
         message_id = await queue.send(body, launch.launch_id, group=launch.queue)
         run = f"{launch.run.entity}/{launch.run.project}/{launch.run.run_id}"
-        on_sent(Sent(launch.launch_id, message_id, run, launch.warnings))
-        if on_state is None:
+        on_sent(Sent(launch.launch_id, message_id, run, message.launch_id, launch.warnings))
+        if ledger is None or on_state is None:
             return None
-        async with open_ledger(settings.ledger, aws.dynamodb) as ledger:
-            last: LaunchRecord | None = None
-            while last is None or last.state.is_open:
-                record = await ledger.read(launch.launch_id)
-                if record is not None and _differs(record, last):
-                    on_state(record)
-                    last = record
-                await asyncio.sleep(_LOOK_EVERY)
-            return last
+        return await _followed(ledger, launch.launch_id, on_state=on_state, on_silence=on_silence)
+
+
+async def _followed(
+    ledger: Ledger,
+    launch_id: str,
+    *,
+    on_state: Callable[[LaunchRecord], None],
+    on_silence: Callable[[], None],
+) -> LaunchRecord:
+    last: LaunchRecord | None = None
+    silent_at = time.monotonic() + _SILENT_AFTER
+    while last is None or last.state.is_open:
+        record = await ledger.read(launch_id)
+        if record is not None and _differs(record, last):
+            on_state(record)
+            last = record
+        if last is None and time.monotonic() >= silent_at:
+            on_silence()
+            silent_at = math.inf
+        await asyncio.sleep(_LOOK_EVERY)
+    return last
 
 
 def end_of(record: LaunchRecord) -> tuple[str, bool]:
@@ -139,6 +169,13 @@ def end_of(record: LaunchRecord) -> tuple[str, bool]:
         return f"refused ({record.failure.code}): {record.failure.reason}", False
     end = ending_of(record)
     return f"{end.end}: {end.reason}", end.exit_code == 0
+
+
+def next_step(record: LaunchRecord) -> str:
+    """What shows why a launch has failed."""
+    if record.state is LaunchState.REFUSED:
+        return f"its message and the whole reason: `launch-worker dlq show {record.launch_id}`"
+    return f"its log: `launch-worker logs {record.launch_id}`"
 
 
 def _launch(message: LaunchMessage, settings: Settings, *, queue_arn: str, message_id: str) -> Launch:
