@@ -6,7 +6,7 @@ import contextlib
 import json
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,7 @@ class Bench:
             run=RunRef("acme", "vision", "run-1"),
             failure=Failure("agent", code, "not allowed"),
             message_id="m-1",
+            given_id=json.loads(text).get("launchId", ""),
             reported=True,
             attempt=attempt,
             finished_at=1.0,
@@ -159,7 +160,7 @@ async def test_a_launch_goes_back_as_a_new_attempt(bench: Bench) -> None:
     given = body("again")
     identity = await bench.refuse(given)
     async with bench.letters() as letters, letters.looking() as found:
-        sent = await letters.send_back(matching(found.letters, identity[:8]))
+        sent = await letters.send_back(matching(found.letters, identity[:8], deployment="default"))
     assert (sent.launch_id, sent.attempt) == (identity, 2)
     assert [json.loads(text) for text in await bench.sent()] == [given]
     record = await bench.record(identity)
@@ -229,6 +230,62 @@ async def test_a_corrected_message_takes_the_place_of_the_letters(bench: Bench) 
     assert "0" * 40 not in (await bench.record(identity)).message
 
 
+def nameless(given: dict[str, Any]) -> str:
+    return json.dumps({name: value for name, value in given.items() if name != "launchId"})
+
+
+async def test_a_corrected_message_without_a_name_is_that_of_the_letter(bench: Bench) -> None:
+    """`enqueue` has named it; the file at hand has no name."""
+    given = body("named by enqueue")
+    identity = await bench.refuse(given)
+    async with bench.letters() as letters, letters.looking() as found:
+        sent = await letters.send_back(found.letters, nameless(given))
+    assert (sent.launch_id, sent.attempt) == (identity, 2)
+    assert [json.loads(text) for text in await bench.sent()] == [given]
+
+
+async def test_after_its_letter_is_gone_the_ledger_knows_its_name(bench: Bench) -> None:
+    given = body("purged")
+    identity = await bench.refuse(given)
+    assert (await run("purge", "purged"))[0] == 0, "by the message's own launchId"
+    async with open_sending_again(bench.settings) as sending:
+        sent = await sending.retry("purged", nameless(given))
+    assert (sent.launch_id, sent.attempt) == (identity, 2)
+    assert [json.loads(text) for text in await bench.sent()] == [given]
+    assert (await bench.record(identity)).given_id == "purged"
+
+
+async def test_a_letter_knows_the_name_that_the_ledger_has_not_kept(bench: Bench) -> None:
+    given = body("of before")
+    identity = await bench.refuse(given)
+    async with open_sqlite_ledger(bench.folder / "ledger.db") as ledger:
+        claimed = await ledger.claim(await bench.record(identity), "w")
+        assert claimed is not None
+        await ledger.save([replace(claimed, given_id="", owner="")], owner="w")
+    async with bench.letters() as letters, letters.looking() as found:
+        assert (await letters.send_back(found.letters, nameless(given))).launch_id == identity
+
+
+async def test_a_corrected_message_of_a_queue_item_is_given_its_item(bench: Bench) -> None:
+    item = {**message(), "runQueueItemId": "item-9", "entity": "acme"}
+    identity = launch_id(("https://api.wandb.ai", "acme", "item-9"))
+    refused = LaunchRecord(
+        launch_id=identity,
+        state=LaunchState.REFUSED,
+        run=RunRef("acme", "vision", "run-1"),
+        item_id="item-9",
+        queue_entity="acme",
+        failure=Failure("agent", "LW-POLICY", "not allowed"),
+        reported=True,
+    )
+    async with open_sqlite_ledger(bench.folder / "ledger.db") as ledger:
+        await ledger.create(refused)
+    bare = {name: value for name, value in item.items() if name not in ("runQueueItemId", "entity")}
+    async with open_sending_again(bench.settings) as sending:
+        assert (await sending.retry(identity, json.dumps(bare))).launch_id == identity
+    assert [json.loads(text) for text in await bench.sent()] == [item]
+
+
 async def test_with_another_ledger_nothing_is_sent(bench: Bench) -> None:
     await bench.refuse(body("elsewhere"))
     (bench.folder / "ledger.db").rename(bench.folder / "other.db")
@@ -240,11 +297,10 @@ async def test_with_another_ledger_nothing_is_sent(bench: Bench) -> None:
 @both_kinds
 async def test_a_message_that_sqs_moved_becomes_a_launch_of_its_own(bench: Bench) -> None:
     facts = await queue_facts(bench.sqs, bench.queue_url, "")
-    nameless = {k: v for k, v in body().items() if k != "launchId"}
     extra: dict[str, Any] = (
         {"MessageGroupId": "g", "MessageDeduplicationId": "d"} if facts.dlq_url.endswith(".fifo") else {}
     )
-    await bench.sqs.send_message(QueueUrl=facts.dlq_url, MessageBody=json.dumps(nameless), **extra)
+    await bench.sqs.send_message(QueueUrl=facts.dlq_url, MessageBody=nameless(body()), **extra)
     async with bench.letters() as letters, letters.looking() as found:
         (letter,) = found.letters
         assert (letter.code, letter.launch_id) == ("", "")
@@ -339,8 +395,10 @@ async def test_the_commands(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> No
     assert out.count("\n    not allowed\n") == 2
     code, out, _ = await run("show", identity[:6])
     assert (code, "not allowed" in out, '"launchId": "first"' in out) == (0, True, True)
-    code, _, err = await run("show", "nothing")
-    assert (code, "dlq list" in err) == (1, True)
+    assert (await run("show", "first"))[:2] == (code, out), "by the message's own launchId"
+    for command in ("show", "purge", "retry"):
+        code, _, err = await run(command, "nothing")
+        assert (code, err.split(":")[0], "dlq list" in err) == (1, "LW-NO-SUCH-LETTER", True)
     code, out, err = await run("retry", "--all")
     assert (code, f"sent back launch {identity} as attempt 2" in out, "--message FILE" in err) == (
         1,
@@ -355,6 +413,8 @@ async def test_the_commands(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> No
     code, out, _ = await run("purge", gone)
     assert (code, "deleted 1" in out) == (0, True)
     for wrong in (("retry",), ("retry", "x", "--all"), ("retry", "--all", "--message", "whole.json")):
-        assert (await run(*wrong))[0] == 2
+        code, _, err = await run(*wrong)
+        assert (code, err.split(":")[0]) == (2, "LW-USAGE")
+    assert "not both" in (await run("retry", "x", "--all"))[2]
     monkeypatch.setenv("LAUNCH_QUEUE_URL", "")
     assert (await run("list"))[0] == 2

@@ -78,7 +78,7 @@ REQUIRED: Mapping[str, st.SearchStrategy[Any]] = {
     "run": st.builds(RunRef, TEXT, TEXT, TEXT),
 }
 OPTIONAL: Mapping[str, st.SearchStrategy[Any]] = {
-    **dict.fromkeys(("owner", "item_id", "queue", "queue_entity", "message", "message_id"), TEXT),
+    **dict.fromkeys(("owner", "item_id", "queue", "queue_entity", "message", "message_id", "given_id"), TEXT),
     **dict.fromkeys(
         (
             "name",

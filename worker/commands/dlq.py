@@ -13,8 +13,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from worker.commands.terminal import AsJson, ConfigFile, EnvFile, exit_codes, read_file, read_settings
-from worker.errors import SettingsError, WorkerError
+from worker.commands.terminal import (
+    AsJson,
+    ConfigFile,
+    EnvFile,
+    WrongUse,
+    exit_codes,
+    read_file,
+    read_settings,
+)
+from worker.errors import WorkerError
 from worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,9 +35,8 @@ dlq = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-LetterId = Annotated[
-    str, typer.Argument(metavar="ID", help="Launch id or SQS message id, or at least its first 4 characters.")
-]
+_ID_HELP = "Launch id or SQS message id, or at least its first 4 characters; or the message's own launchId."
+LetterId = Annotated[str, typer.Argument(metavar="ID", help=_ID_HELP)]
 
 
 @dlq.command("list")
@@ -55,8 +62,9 @@ def show(
     from worker.operating.dead_letters import matching
 
     with exit_codes():
-        found = asyncio.run(_look(read_settings(env_file, config)[0]))
-        for letter in matching(found.letters, letter_id, hidden=found.more):
+        settings = read_settings(env_file, config)[0]
+        found = asyncio.run(_look(settings))
+        for letter in matching(found.letters, letter_id, deployment=settings.deployment, hidden=found.more):
             if as_json:
                 typer.echo(json.dumps({**_summary(letter), "message": letter.body}))
                 continue
@@ -69,7 +77,7 @@ def show(
 def retry(
     letter_id: Annotated[
         str,
-        typer.Argument(metavar="ID", help="Launch id or SQS message id, or at least its first 4 characters."),
+        typer.Argument(metavar="ID", help=_ID_HELP),
     ] = "",
     *,
     everything: Annotated[bool, typer.Option("--all", help="All of them, each as it is.")] = False,
@@ -86,13 +94,13 @@ def retry(
     """Send a refused launch back to its queue once what was wrong is mended: the same launch, a new attempt.
 
     Its letter is deleted after that. A message whose secrets were taken out, or that was cut, has to be given whole
-    with --message; it keeps its launchId or runQueueItemId. A failed queue item stays failed in W&B; the run itself
-    shows what becomes of it."""
+    with --message; it keeps its launchId or runQueueItemId, or names neither. A failed queue item stays failed in W&B;
+    the run itself shows what becomes of it."""
     with exit_codes():
         if bool(letter_id) == everything:
-            raise SettingsError("dlq retry: give an ID, or --all")
+            raise WrongUse(f"dlq retry: give an ID, or --all{', not both' if everything else ''}")
         if everything and message:
-            raise SettingsError("dlq retry: --message is for one launch, not for --all")
+            raise WrongUse("dlq retry: --message is for one launch, not for --all")
         corrected = read_file(message) if message else None
         failed = asyncio.run(
             _retry(read_settings(env_file, config)[0], letter_id, corrected, as_json=as_json)
@@ -120,9 +128,10 @@ async def _retry(settings: Settings, wanted: str, corrected: str | None, *, as_j
 
     failed = 0
     async with open_dead_letters(settings) as letters, letters.looking() as found:
-        for launch in (
-            [matching(found.letters, wanted, hidden=found.more)] if wanted else by_launch(found.letters)
-        ):
+        launches = by_launch(found.letters)
+        if wanted:
+            launches = [matching(found.letters, wanted, deployment=settings.deployment, hidden=found.more)]
+        for launch in launches:
             try:
                 sent = await letters.send_back(launch, corrected)
             except WorkerError as error:
@@ -147,7 +156,7 @@ async def _purge(settings: Settings, wanted: str) -> None:
     from worker.operating.dead_letters import matching, open_dead_letters
 
     async with open_dead_letters(settings) as letters, letters.looking() as found:
-        chosen = matching(found.letters, wanted, hidden=found.more)
+        chosen = matching(found.letters, wanted, deployment=settings.deployment, hidden=found.more)
         await letters.delete(chosen)
         typer.echo(f"deleted {len(chosen)} letter(s) of {chosen[0].launch_id or chosen[0].message_id}")
 

@@ -29,7 +29,8 @@ MessageFile = Annotated[
 JobName = Annotated[
     str,
     typer.Argument(
-        metavar="JOB", help="Launch id (or its beginning), run id, training job, or the run's name."
+        metavar="JOB",
+        help="Launch id (or its beginning), the message's launchId, run id, training job, or the run's name.",
     ),
 ]
 ConfigFile = Annotated[
@@ -42,6 +43,12 @@ ConfigFile = Annotated[
 ]
 EnvFile = Annotated[Path | None, typer.Option(help="File with settings; the environment wins over it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+class WrongUse(WorkerError):
+    """Arguments that Typer takes and that mean nothing; exit code 2. The message says what to write instead."""
+
+    code = WRONG_USE
 
 
 class Commands(TyperGroup):
@@ -103,14 +110,14 @@ def _must_be_a_file(env_file: Path) -> None:
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
     """Errors as sentences on standard error, each line with its code but for the problems of a message, which have
-    their JSON paths: 1 failed, 2 bad settings."""
+    their JSON paths: 1 failed, 2 wrong use or bad settings."""
     try:
         yield
     except BadMessage as error:
         for problem in error.problems:
             errors.print(str(problem), markup=False)
         raise typer.Exit(1) from error
-    except SettingsError as error:
+    except (SettingsError, WrongUse) as error:
         for line in str(error).splitlines():
             errors.print(f"{error.code}: {line}", markup=False)
         raise typer.Exit(2) from error

@@ -30,8 +30,17 @@ def identity_parts(
     if message.item_id:
         return (normalise_base_url(base_url), message.entity or message.run_spec.entity, message.item_id)
     if message.launch_id:
-        return ("direct", deployment, message.launch_id)
+        return _of_given(deployment, message.launch_id)
     return ("sqs", queue_arn, message_id)
+
+
+def id_of_given(deployment: str, given: str) -> str:
+    """The launch id of a direct launch whose message has the `launchId` `given`."""
+    return launch_id(_of_given(deployment, given))
+
+
+def _of_given(deployment: str, given: str) -> tuple[str, ...]:
+    return ("direct", deployment, given)
 
 
 def normalise_base_url(base_url: str) -> str:

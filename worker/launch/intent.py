@@ -51,14 +51,14 @@ def intent_record(
     if isinstance(parsed, BadMessage):
         hidden = tuple(secrets)
         run, item_id = RunRef("", "", launch_id[:10]), item_id_of(body)
-        queue = queue_entity = agent_run = ""
+        queue = queue_entity = agent_run = given_id = ""
     else:
         spec = parsed.run_spec
         own = spec.wandb_api_key.get_secret_value() if spec.wandb_api_key else ""
         hidden = (*secrets, own)
         names = (spec.entity, spec.project.lower(), spec.run_id or launch_id[:10])
         run = RunRef(*(hide_secrets(name, hidden) for name in names))
-        item_id = parsed.item_id
+        item_id, given_id = parsed.item_id, parsed.launch_id
         queue, queue_entity, agent_run = parsed.queue, parsed.entity, parsed.agent_run
     kept = redact_body(body, hidden)[:MAX_KEPT_BODY]
     return LaunchRecord(
@@ -73,6 +73,7 @@ def intent_record(
         # Lone surrogates, which UTF-8 and so ledger and queues cannot hold, go.
         message=kept.encode("utf-8", "replace").decode(),
         message_id=message_id,
+        given_id=hide_secrets(given_id, hidden),
         created_at=now,
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from uuid import uuid4
 
@@ -17,7 +17,7 @@ from worker.clients.aws import aws_clients
 from worker.errors import SettingsError, WorkerError
 from worker.intake.dead_letter_queue import DeadLetter, DeadLetterQueue, Letters
 from worker.intake.sqs import LaunchQueue, queue_facts
-from worker.launch.identity import identity_parts, launch_id
+from worker.launch.identity import id_of_given, identity_parts, launch_id
 from worker.launch.intent import intent_record
 from worker.launch.message import LaunchMessage, interpret, parse_message
 from worker.launch.record import LaunchRecord, LaunchState
@@ -33,6 +33,12 @@ class CannotSendBack(WorkerError):
     """This letter cannot go back as it is; the message says why and what to do."""
 
     code = "LW-CANNOT-SEND-BACK"
+
+
+class NoSuchLetter(WorkerError):
+    """No dead letter has that name, or the letters of several launches have."""
+
+    code = "LW-NO-SUCH-LETTER"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +88,8 @@ class DeadLetters:
     async def send_again(self, letter: DeadLetter, corrected: str | None = None) -> SentBack:
         """The same, and the letter stays. Raises as `send_back`."""
         body = _whole_body(letter) if corrected is None else corrected
-        message = parse_message(body)
         record = await self._ledger.read(letter.launch_id) if letter.launch_id else None
+        body, message = _with_name_of(letter, record, body)
         identity = self._identity(message)
         if identity != letter.launch_id:
             body, message = self._with_identity(letter, record, body, message)
@@ -162,8 +168,9 @@ class DeadLetters:
         )
         if not was_of_sqs:
             raise CannotSendBack(
-                f"this is not the message of launch {letter.launch_id}: keep its launchId, runQueueItemId and entity"
-                " (and run this command with the workers' LAUNCH_DEPLOYMENT and WANDB_BASE_URL)"
+                f"this is not the message of launch {letter.launch_id}: keep its launchId, runQueueItemId and entity,"
+                " or leave launchId and runQueueItemId out (and run this command with the workers' LAUNCH_DEPLOYMENT"
+                " and WANDB_BASE_URL)"
             )
         if message.launch_id or message.item_id:
             return body, message
@@ -171,15 +178,18 @@ class DeadLetters:
         return named, parse_message(named)
 
 
-def matching(letters: Sequence[DeadLetter], wanted: str, *, hidden: int = 0) -> list[DeadLetter]:
-    """The letters of one launch, by launch id, SQS message id or the beginning of either. `hidden`: how many more
-    there are that somebody else looks at.
+def matching(
+    letters: Sequence[DeadLetter], wanted: str, *, deployment: str, hidden: int = 0
+) -> list[DeadLetter]:
+    """The letters of one launch, by launch id, SQS message id or the beginning of either, or by the message's own
+    `launchId`. `hidden`: how many more there are that somebody else looks at.
 
-    Raises `CannotSendBack` when there is none or more than one."""
+    Raises `NoSuchLetter` when there is none or more than one."""
     found = [
         letter
         for letter in letters
         if wanted in (letter.launch_id, letter.message_id)
+        or letter.launch_id == id_of_given(deployment, wanted)
         or (
             len(wanted) >= _SHORTEST_PREFIX
             and (letter.launch_id.startswith(wanted) or letter.message_id.startswith(wanted))
@@ -190,9 +200,9 @@ def matching(letters: Sequence[DeadLetter], wanted: str, *, hidden: int = 0) -> 
         again = (
             f"; about {hidden} more are hidden at this moment, look again in two minutes" if hidden else ""
         )
-        raise CannotSendBack(f"no dead letter {wanted}; `launch-worker dlq list` shows what is there{again}")
+        raise NoSuchLetter(f"no dead letter {wanted}; `launch-worker dlq list` shows what is there{again}")
     if len(groups) > 1:
-        raise CannotSendBack(f"{wanted} is the beginning of {len(groups)} letters; write more of it")
+        raise NoSuchLetter(f"{wanted} is the beginning of {len(groups)} letters; write more of it")
     return groups[0]
 
 
@@ -229,6 +239,42 @@ async def open_dead_letters(settings: Settings) -> AsyncIterator[DeadLetters]:
         async with open_ledger(settings.ledger, aws.dynamodb) as ledger:
             queue = LaunchQueue(aws.sqs, facts)
             yield DeadLetters(queue, DeadLetterQueue(aws.sqs, facts.dlq_url), ledger, settings)
+
+
+def _with_name_of(letter: DeadLetter, record: LaunchRecord | None, body: str) -> tuple[str, LaunchMessage]:
+    """A message that names no launch is that of the letter's, whose name `enqueue` may have added to it."""
+    message = parse_message(body)
+    if message.launch_id or message.item_id:
+        return body, message
+    names = (_names_in_ledger(record) if record else {}) or _names_in(letter.body)
+    if not names:
+        return body, message
+    named = json.dumps({**json.loads(body), **names})
+    return named, parse_message(named)
+
+
+def _names_in_ledger(record: LaunchRecord) -> dict[str, str]:
+    if record.item_id:
+        return {
+            "runQueueItemId": record.item_id,
+            **({"entity": record.queue_entity} if record.queue_entity else {}),
+        }
+    return {"launchId": record.given_id} if record.given_id else {}
+
+
+def _names_in(body: str) -> dict[str, str]:
+    """As a letter of a launch that the ledger has forgotten has them."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    given: Mapping[str, object] = value if isinstance(value, dict) else {}
+    names = {
+        name: text
+        for name in ("runQueueItemId", "entity", "launchId")
+        if isinstance(text := given.get(name), str)
+    }
+    return names if names.keys() - {"entity"} else {}
 
 
 def _whole_body(letter: DeadLetter) -> str:

@@ -21,7 +21,7 @@ from worker.intake.dead_letter_queue import DeadLetter
 from worker.launch.log_state import LogState
 from worker.launch.record import LaunchRecord, LaunchState, PastAttempt
 from worker.ledger.port import Ledger
-from worker.operating.dead_letters import CannotSendBack, SentBack, matching, open_dead_letters
+from worker.operating.dead_letters import NoSuchLetter, SentBack, matching, open_dead_letters
 from worker.operating.overview import Overview, end_words, open_ledger_and_aws
 from worker.ops.metrics import Metrics
 from worker.ops.rates import Rates
@@ -138,8 +138,8 @@ class SendingAgain:
         """None: there is no message to send."""
         async with open_dead_letters(self._settings) as letters, letters.looking() as found:
             try:
-                own = matching(found.letters, record.launch_id)
-            except CannotSendBack as error:
+                own = matching(found.letters, record.launch_id, deployment=self._settings.deployment)
+            except NoSuchLetter as error:
                 if corrected is not None:
                     return await letters.send_again(_letter_of(record), corrected)
                 if found.more and record.state is LaunchState.REFUSED:
