@@ -29,6 +29,7 @@ from worker.commands.terminal import (
     ConfigFile,
     EnvFile,
     MessageFile,
+    WrongUse,
     errors,
     exit_codes,
     read_file,
@@ -137,7 +138,7 @@ def validate(
 
     with exit_codes():
         if account and not re.fullmatch(r"\d{12}", account, re.ASCII):
-            raise SettingsError(f"--account: {account!r} is not an AWS account; give its 12 digits")
+            raise WrongUse(f"--account: {account!r} is not an AWS account; give its 12 digits")
         settings, read = read_settings(env_file, config)
         _tell_ignored(read)
         region = region or settings.aws_region or "us-east-1"

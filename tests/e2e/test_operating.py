@@ -94,8 +94,9 @@ async def test_see_ask_and_stop(shared_bench: Bench) -> None:
     assert row["state"] == "finished"
     assert ("stopped by this worker" in row["end"], row["waitsFor"]) == (True, "")
     assert await answer(bench, "jobs") == []
-    code, out, _ = await command(bench, "stop", case.launch_id)
-    assert (code, "it is over already" in out) == (1, True)
+    code, out, err = await command(bench, "stop", case.launch_id)
+    assert (code, out, err.split(":")[0]) == (1, "", "LW-ALREADY-OVER")
+    assert "is over already: " in err
 
 
 async def test_a_failed_launch_is_sent_again_as_the_same_launch(bench: Bench) -> None:

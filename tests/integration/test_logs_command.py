@@ -40,4 +40,5 @@ async def test_a_host_that_has_no_log_is_told_and_which_there_are(
     assert told["algo-2"].exit_code == 0, told["algo-2"].output
     assert told["algo-2"].stdout.endswith("Z algo-2 I am algo-2\n")
     assert (told["algo-3"].exit_code, told["algo-3"].stdout) == (2, "")
+    assert told["algo-3"].stderr.startswith("LW-USAGE: --host: ")
     assert "there are algo-1, algo-2" in told["algo-3"].stderr

@@ -13,8 +13,10 @@ from tests.fakes.aws_server import AwsServer
 from tests.fakes.ledger import MemoryLedger
 from tests.unit.records import OTHER, WORKER, record
 from worker.clients.aws import AwsClients
+from worker.launch.identity import id_of_given
+from worker.launch.record import JobFacts, LaunchState
 from worker.ledger.port import WorkerBeat
-from worker.operating.overview import Overview, Stopping
+from worker.operating.overview import AlreadyOver, NoSuchLaunch, Overview, Stopping
 from worker.settings import load_settings
 
 LOOK = 0.3
@@ -63,6 +65,25 @@ async def test_another_worker_that_lives_is_not_the_owner(
     assert "its next owner" in stopping.note
     assert f"{WORKER} gives no heartbeat" in stopping.note
     assert aws_server.requests("StopTrainingJob") == []
+
+
+async def test_a_launch_is_found_by_the_id_that_its_message_gave(aws: AwsClients) -> None:
+    ledger = MemoryLedger()
+    launch = record(id_of_given("blue", "nightly-2026-11-23"))
+    await ledger.create(launch)
+    theirs = Overview(ledger, aws, load_settings(None, {"LAUNCH_DEPLOYMENT": "blue"}))
+    assert await theirs.find("nightly-2026-11-23") == launch
+    with pytest.raises(NoSuchLaunch):
+        await Overview(ledger, aws, load_settings(None, {})).find("nightly-2026-11-23")
+
+
+async def test_what_is_over_cannot_be_stopped(aws: AwsClients) -> None:
+    ledger = MemoryLedger()
+    over = record(state=LaunchState.FINISHED, facts=JobFacts("Completed", "Completed"))
+    await ledger.create(over)
+    with pytest.raises(AlreadyOver, match=r"is over already: .*completed"):
+        await Overview(ledger, aws, load_settings(None, {})).stop(over, "wrong data", look=LOOK)
+    assert await ledger.stop_requests() == []
 
 
 async def test_a_released_launch_is_its_next_owners(aws: AwsClients) -> None:

@@ -556,6 +556,37 @@ def test_wrong_use_is_told_with_its_code_and_where_help_is(arguments: tuple[str,
 
 
 @pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("jobs", "--state", "bogus"), "--state: there is no state bogus; there are intent, "),
+        (("jobs", "--watch", "--json"), "jobs: --watch is for people"),
+        (("logs", "x", "--since", "yesterday"), "--since: 'yesterday' is neither a duration"),
+        (("dlq", "retry", "x", "--all"), "dlq retry: give an ID, or --all, not both"),
+        (("dlq", "retry"), "dlq retry: give an ID, or --all"),
+        (("validate", "-", "--account", "12"), "--account: '12' is not an AWS account"),
+    ],
+)
+def test_a_value_that_means_nothing_is_wrong_use(arguments: tuple[str, ...], told: str) -> None:
+    result = invoke(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"LW-USAGE: {told}")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("jobs",), ("workers",), ("logs", "x"), ("stop", "x"), ("retry", "x"), ("rebuild", "--dry-run")],
+    ids=" ".join,
+)
+def test_commands_that_only_read_make_no_ledger(arguments: tuple[str, ...], elsewhere: Path) -> None:
+    result = invoke(*arguments, env={"AWS_REGION": "us-east-1", "LAUNCH_LEDGER": "sqlite:///none.db"})
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(
+        f"LW-SETTINGS: LAUNCH_LEDGER: there is no ledger at {elsewhere / 'none.db'}; "
+    )
+    assert not (elsewhere / "none.db").exists()
+
+
+@pytest.mark.parametrize(
     ("words", "offered"), [("re", ["retry"]), ("dlq ", ["list", "purge"]), ("do", ["doctor"])]
 )
 def test_a_shell_completes_commands(words: str, offered: list[str]) -> None:

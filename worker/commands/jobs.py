@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import getpass
 import json
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,8 +23,16 @@ from rich.table import Table
 from rich.text import Text
 
 from worker.commands.jobs_table import jobs_table
-from worker.commands.terminal import AsJson, ConfigFile, EnvFile, JobName, exit_codes, read_settings
-from worker.errors import SettingsError
+from worker.commands.states import ENDED, chosen_states
+from worker.commands.terminal import (
+    AsJson,
+    ConfigFile,
+    EnvFile,
+    JobName,
+    WrongUse,
+    exit_codes,
+    read_settings,
+)
 from worker.settings import Settings, parse_duration
 
 if TYPE_CHECKING:
@@ -31,8 +40,6 @@ if TYPE_CHECKING:
     from worker.launch.record import LaunchRecord
     from worker.operating.overview import WorkerLine
 
-_ENDED = frozenset({"finished", "refused", "completed", "failed", "stopped"})
-"""States that only launches have that are over."""
 _WATCH_EVERY = 2.0
 _HOST_COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_red", "bright_cyan", "bright_magenta")
 _UNFOLDED = 10_000
@@ -54,7 +61,7 @@ def jobs(
         list[str] | None,
         typer.Option(
             "--state",
-            help="Only these: intent, waiting, accepted, finished, refused, or a job's own, as InProgress.",
+            help="These, with commas: intent, waiting, accepted, finished, refused, or a job's own, as InProgress.",
         ),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay and show what changes.")] = False,
@@ -65,11 +72,12 @@ def jobs(
     """List launches: state, instance, age, what each waits for, delivered lines, and which worker has it."""
     with exit_codes():
         if watch and as_json:
-            raise SettingsError("jobs: --watch is for people, --json for programs; take one of them")
-        over = everything or bool(_ENDED & {state.lower() for state in states or ()})
+            raise WrongUse("jobs: --watch is for people, --json for programs; take one of them")
+        wanted = chosen_states(states or ())
+        over = everything or bool(ENDED & wanted)
         settings = read_settings(env_file, config)[0]
         with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(_jobs(settings, over=over, states=states or [], watch=watch, as_json=as_json))
+            asyncio.run(_jobs(settings, over=over, states=wanted, watch=watch, as_json=as_json))
 
 
 def logs(
@@ -102,7 +110,7 @@ def stop(
     """Stop a launch through the worker that has it, which keeps the reason; without a living one SageMaker is asked."""
     with exit_codes():
         settings = read_settings(env_file, config)[0]
-        told = f"{getpass.getuser()} stopped it with launch-worker stop{': ' + reason if reason else ''}."
+        told = f"{who_calls()} stopped it with launch-worker stop{': ' + reason if reason else ''}."
         asyncio.run(_stop(settings, job, told, as_json=as_json))
 
 
@@ -117,7 +125,17 @@ def workers(
         asyncio.run(_workers(read_settings(env_file, config)[0], wait=not now, as_json=as_json))
 
 
-async def _jobs(settings: Settings, *, over: bool, states: Sequence[str], watch: bool, as_json: bool) -> None:
+def who_calls() -> str:
+    """Who calls; a container's user may have a number and no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
+
+
+async def _jobs(
+    settings: Settings, *, over: bool, states: Collection[str], watch: bool, as_json: bool
+) -> None:
     from worker.operating.overview import described, open_overview
     from worker.resources import read_prices
 
@@ -177,7 +195,7 @@ async def _logs(
             async for line in reader.lines(name):
                 show.line(line)
         if host and reader.hosts and host not in reader.hosts:
-            raise SettingsError(f"--host: {host!r} has no log; there are {', '.join(sorted(reader.hosts))}")
+            raise WrongUse(f"--host: {host!r} has no log; there are {', '.join(sorted(reader.hosts))}")
 
 
 async def _stop(settings: Settings, job: str, reason: str, *, as_json: bool) -> None:
@@ -191,7 +209,6 @@ async def _stop(settings: Settings, job: str, reason: str, *, as_json: bool) -> 
         typer.echo(json.dumps({**told, "note": stopping.note}))
     else:
         typer.echo(f"{record.job_name or record.launch_id}: {stopping.note}")
-    raise typer.Exit(0 if record.is_open else 1)
 
 
 async def _workers(settings: Settings, *, wait: bool, as_json: bool) -> None:
@@ -224,14 +241,14 @@ def workers_table(found: Sequence[WorkerLine]) -> Table:
 
 
 def moment(text: str, now: float) -> float:
-    """`10m` before `now`, or an ISO time (UTC where it names no zone), as epoch seconds. Raises `SettingsError`."""
+    """`10m` before `now`, or an ISO time (UTC where it names no zone), as epoch seconds. Raises `WrongUse`."""
     seconds = parse_duration(text)
     if isinstance(seconds, float):
         return now - seconds
     try:
         when = datetime.fromisoformat(text)
     except ValueError as error:
-        raise SettingsError(f"--since: {text!r} is neither a duration as 10m nor an ISO time") from error
+        raise WrongUse(f"--since: {text!r} is neither a duration as 10m nor an ISO time") from error
     return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
 
 

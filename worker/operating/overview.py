@@ -7,13 +7,15 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from worker.clients.aws import AwsClients, aws_clients
 from worker.clients.aws_role import TargetRole, with_role
-from worker.errors import WorkerError
+from worker.errors import SettingsError, WorkerError
+from worker.launch.identity import id_of_given
 from worker.launch.record import LaunchRecord, LaunchState
-from worker.ledger.opening import open_ledger
+from worker.ledger.opening import SQLITE, open_ledger
 from worker.ledger.port import Ledger, StopRequest, WorkerBeat
 from worker.ops.metrics import Metrics
 from worker.ops.rates import Rates
@@ -29,6 +31,12 @@ class NoSuchLaunch(WorkerError):
     """Nothing in the ledger has that name, or more than one thing has."""
 
     code = "LW-NO-SUCH-LAUNCH"
+
+
+class AlreadyOver(WorkerError):
+    """The launch that is to be stopped has ended."""
+
+    code = "LW-ALREADY-OVER"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +75,11 @@ class Overview:
         return sorted(kept, key=lambda record: (record.created_at, record.launch_id))
 
     async def find(self, name: str) -> LaunchRecord:
-        """A launch by its id, run id, training job or name, or by the beginning of its id. Raises `NoSuchLaunch`."""
-        if record := await self._ledger.read(name):
-            return record
+        """A launch by its id or the `launchId` of its message, by run id, training job or name, or by the beginning of
+        its id. Raises `NoSuchLaunch`."""
+        for identity in (name, id_of_given(self._settings.deployment, name)):
+            if record := await self._ledger.read(identity):
+                return record
         records = await self._ledger.records(over=True)
         exact = [r for r in records if name in _names(r)]
         begun = [r for r in records if len(name) >= SHORTEST_PREFIX and r.launch_id.startswith(name)]
@@ -105,9 +115,10 @@ class Overview:
     async def stop(self, record: LaunchRecord, reason: str, *, look: float) -> Stopping:
         """Leave the wish for the launch's owner, who keeps the reason; where no worker lives, ask SageMaker from here.
 
-        `look`: seconds that a living worker takes to beat. Raises what SageMaker and the ledger raise."""
+        `look`: seconds that a living worker takes to beat. Raises `AlreadyOver`, and what SageMaker and
+        the ledger raise."""
         if not record.is_open:
-            return Stopping(record, False, f"it is over already: {end_words(record)}")
+            raise AlreadyOver(f"{record.job_name or record.launch_id} is over already: {end_words(record)}")
         await self._ledger.ask_stop(StopRequest(record.launch_id, reason, time.time()))
         before = {beat.worker: beat for beat in await self._ledger.beats()}
         alive = await self._changed(before, look, until=record.owner)
@@ -143,14 +154,19 @@ class Overview:
 
 @contextlib.asynccontextmanager
 async def open_overview(settings: Settings) -> AsyncIterator[tuple[Overview, AwsClients]]:
-    """Open ledger and clients; SageMaker and logs as LAUNCH_ASSUME_ROLE says. Raises `SettingsError`."""
+    """Open ledger and clients; SageMaker and logs as LAUNCH_ASSUME_ROLE says. Raises `SettingsError`, also for a ledger
+    that is not there: one made here would be empty, and hide that it is not the workers' one."""
     async with open_ledger_and_aws(settings) as (ledger, aws):
         yield Overview(ledger, aws, settings), aws
 
 
 @contextlib.asynccontextmanager
-async def open_ledger_and_aws(settings: Settings) -> AsyncIterator[tuple[Ledger, AwsClients]]:
-    """The same without the view. Raises `SettingsError`."""
+async def open_ledger_and_aws(
+    settings: Settings, *, create: bool = False
+) -> AsyncIterator[tuple[Ledger, AwsClients]]:
+    """The same without the view. `create`: a ledger that is not there is made. Raises `SettingsError`."""
+    if not create:
+        _must_exist(settings.ledger)
     async with contextlib.AsyncExitStack() as stack:
         aws = await stack.enter_async_context(aws_clients(settings.aws_region))
         if settings.assume_role:
@@ -158,6 +174,16 @@ async def open_ledger_and_aws(settings: Settings) -> AsyncIterator[tuple[Ledger,
             aws = await stack.enter_async_context(with_role(aws, role))
         ledger = await stack.enter_async_context(open_ledger(settings.ledger, aws.dynamodb))
         yield ledger, aws
+
+
+def _must_exist(ledger: str) -> None:
+    """A table is never made here; a SQLite file would be."""
+    path = Path(ledger.removeprefix(SQLITE))
+    if ledger.startswith(SQLITE) and not path.exists():
+        raise SettingsError(
+            f"LAUNCH_LEDGER: there is no ledger at {path.absolute()}; give the workers' one (a worker makes it when it"
+            " starts)"
+        )
 
 
 def end_words(record: LaunchRecord) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from tests.unit.records import record, waiting
+from worker.commands.jobs import who_calls
 from worker.commands.jobs_table import jobs_table
 from worker.launch.record import JobFacts, LaunchRecord, PastAttempt
 from worker.operating.overview import described
@@ -74,3 +78,17 @@ def test_in_a_narrow_terminal_no_word_is_torn_apart() -> None:
         "ml.p4d.24xlarge",
         "2h05m",
     } <= words
+
+
+def test_a_user_without_a_name_is_told_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under a number of its own."""
+
+    def nobody(uid: int) -> Any:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    assert who_calls() == f"uid {os.getuid()}"
+    monkeypatch.setenv("LOGNAME", "anna")
+    assert who_calls() == "anna"
