@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import botocore.session
 import pytest
+from botocore.model import StringShape
 
 from worker.commands.states import ENDED, JOB_STATES, chosen_states
 from worker.commands.terminal import WrongUse
@@ -23,9 +24,8 @@ def test_an_unknown_state_is_refused_with_those_that_there_are(given: str) -> No
 
 def test_a_jobs_states_are_sagemakers() -> None:
     model = botocore.session.get_session().get_service_model("sagemaker")
-    theirs = {
-        name for shape in ("TrainingJobStatus", "SecondaryStatus") for name in model.shape_for(shape).enum
-    }
+    shapes = [model.shape_for(name) for name in ("TrainingJobStatus", "SecondaryStatus")]
+    theirs = {name for shape in shapes if isinstance(shape, StringShape) for name in shape.enum}
     assert set(JOB_STATES) == theirs
     known = {state.lower() for state in (*JOB_STATES, *LaunchState)}
     assert known >= ENDED
