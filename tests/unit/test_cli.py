@@ -574,7 +574,13 @@ def test_a_value_that_means_nothing_is_wrong_use(arguments: tuple[str, ...], tol
 
 @pytest.mark.parametrize(
     "arguments",
-    [("jobs",), ("workers",), ("logs", "x"), ("stop", "x"), ("retry", "x"), ("rebuild", "--dry-run")],
+    [
+        ("jobs",),
+        ("workers",),
+        ("logs", "x"),
+        ("stop", "x"),
+        ("retry", "x"),
+    ],
     ids=" ".join,
 )
 def test_commands_that_only_read_make_no_ledger(arguments: tuple[str, ...], elsewhere: Path) -> None:

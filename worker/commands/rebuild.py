@@ -44,7 +44,7 @@ def rebuild(
 async def _rebuild(settings: Settings, *, dry_run: bool) -> list[FoundJob]:
     from worker.operating.rebuilding import open_rebuilding
 
-    async with open_rebuilding(settings, create=not dry_run) as rebuilding:
+    async with open_rebuilding(settings) as rebuilding:
         return await rebuilding.rebuild(dry_run=dry_run)
 
 

@@ -14,6 +14,8 @@ from worker.launch.redaction import hide_secrets, redact_body
 MAX_KEPT_BODY = 100_000
 """Characters of the message that the ledger keeps while it may still be refused and copied to the DLQ."""
 _MAX_ITEM_ID = 256
+_MAX_GIVEN_ID = 1024
+"""Characters of a `launchId` that the ledger keeps; of a longer one it keeps none, so that a record always fits."""
 
 
 def read_message(body: str) -> LaunchMessage | BadMessage:
@@ -73,7 +75,7 @@ def intent_record(
         # Lone surrogates, which UTF-8 and so ledger and queues cannot hold, go.
         message=kept.encode("utf-8", "replace").decode(),
         message_id=message_id,
-        given_id=hide_secrets(given_id, hidden),
+        given_id=hide_secrets(given_id, hidden) if len(given_id) <= _MAX_GIVEN_ID else "",
         created_at=now,
     )
 

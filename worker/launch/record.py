@@ -112,8 +112,8 @@ class LaunchRecord:
     """`message` was cut further, so that the refusal fits into the ledger."""
     message_id: str = ""
     given_id: str = ""
-    """The message's own `launchId`, of which `launch_id` is made; empty: it had none. It outlives the message, so that
-    a corrected one can be given it again."""
+    """The message's own `launchId`, of which `launch_id` is made; empty: none, or a huge one. It outlives the
+    message, so that a corrected one can be given it again."""
     private_key: bool = False
     """The launch brought its own W&B key: it can be submitted only by whoever holds its SQS message."""
     name: str = ""

@@ -181,8 +181,8 @@ def _must_exist(ledger: str) -> None:
     path = Path(ledger.removeprefix(SQLITE))
     if ledger.startswith(SQLITE) and not path.exists():
         raise SettingsError(
-            f"LAUNCH_LEDGER: there is no ledger at {path.absolute()}; give the workers' one (a worker makes it when it"
-            " starts)"
+            f"LAUNCH_LEDGER: there is no ledger at {path.absolute()}; give the workers' one, which a worker makes"
+            " when it starts (for one that was lost: `launch-worker rebuild`)"
         )
 
 

@@ -154,10 +154,10 @@ class Rebuilding:
 
 
 @contextlib.asynccontextmanager
-async def open_rebuilding(settings: Settings, *, create: bool) -> AsyncIterator[Rebuilding]:
-    """Open ledger and clients. `create`: a ledger that is not there is made. Raises `SettingsError`."""
+async def open_rebuilding(settings: Settings) -> AsyncIterator[Rebuilding]:
+    """Open ledger and clients; a SQLite file that was lost is made anew. Raises `SettingsError`."""
     async with contextlib.AsyncExitStack() as stack:
-        ledger, aws = await stack.enter_async_context(open_ledger_and_aws(settings, create=create))
+        ledger, aws = await stack.enter_async_context(open_ledger_and_aws(settings, create=True))
         key = await key_places(settings, aws.region).read()
         wandb = None
         if key and settings.wandb_mode == "online":
