@@ -32,6 +32,7 @@ from worker.commands.terminal import (
     WrongUse,
     errors,
     exit_codes,
+    note,
     read_file,
     read_settings,
 )
@@ -182,7 +183,7 @@ def enqueue(
             typer.echo(f"{record.state}{detail} {record.job_name}".rstrip())
 
     def on_silence() -> None:
-        _note(
+        note(
             f"nothing of this launch in {settings.ledger} yet; is it the workers' LAUNCH_LEDGER, and does a worker run?"
             " `launch-worker workers` shows"
         )
@@ -202,7 +203,7 @@ def enqueue(
             else:
                 typer.echo(words)
             if not success:
-                _note(next_step(record))
+                note(next_step(record))
             raise typer.Exit(0 if success else 1)
 
 
@@ -285,10 +286,6 @@ def _need_folders(*files: Path | None) -> None:
     for file in files:
         if file is not None and (file.is_dir() or not file.parent.is_dir()):
             raise SettingsError(f"{file}: cannot be written there; name a file in a folder that exists")
-
-
-def _note(text: str) -> None:
-    errors.print(text, markup=False)
 
 
 def _warn(warnings: Iterable[Problem]) -> None:

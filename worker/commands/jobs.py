@@ -242,9 +242,10 @@ def workers_table(found: Sequence[WorkerLine]) -> Table:
 
 def moment(text: str, now: float) -> float:
     """`10m` before `now`, or an ISO time (UTC where it names no zone), as epoch seconds. Raises `WrongUse`."""
-    seconds = parse_duration(text)
-    if isinstance(seconds, float):
-        return now - seconds
+    with contextlib.suppress(ValueError):
+        seconds = parse_duration(text)
+        if isinstance(seconds, float):
+            return now - seconds
     try:
         when = datetime.fromisoformat(text)
     except ValueError as error:

@@ -45,6 +45,11 @@ EnvFile = Annotated[Path | None, typer.Option(help="File with settings; the envi
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
+def note(text: str) -> None:
+    """A line for people on standard error that is no error."""
+    errors.print(text, markup=False)
+
+
 class WrongUse(WorkerError):
     """Arguments that Typer takes and that mean nothing; exit code 2. The message says what to write instead."""
 

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from tests.unit.records import record, waiting
-from worker.commands.jobs import who_calls
+from worker.commands.jobs import moment, who_calls
 from worker.commands.jobs_table import jobs_table
 from worker.launch.record import JobFacts, LaunchRecord, PastAttempt
 from worker.operating.overview import described
@@ -92,3 +92,8 @@ def test_a_user_without_a_name_is_told_by_its_number(monkeypatch: pytest.MonkeyP
     assert who_calls() == f"uid {os.getuid()}"
     monkeypatch.setenv("LOGNAME", "anna")
     assert who_calls() == "anna"
+
+
+def test_since_is_a_duration_or_an_iso_time() -> None:
+    assert moment("10m", NOW) == NOW - 600
+    assert moment("1970-01-01T00:01:00", NOW) == moment("1970-01-01T01:01:00+01:00", NOW) == 60
