@@ -36,11 +36,11 @@ $(LOCALSTACK_STAMP): constraints-localstack.txt | system
 system:
 	@deploy/local/setup system
 
-demo: $(STAMP) ## See it work: local stack, one launch from queue to finished log
+demo: $(STAMP) ## See it work: local stack, two launches from queue to finished log
 	@$(WITH_DOCKERD) $(BIN)/launch-worker demo
 
-dev: $(STAMP) ## Run the local stack until Ctrl+C; writes dev.env and launch.json to use it
-	@$(WITH_DOCKERD) $(BIN)/launch-worker dev --env-file dev.env --message launch.json
+dev: $(STAMP) ## Run the local stack until Ctrl+C, writes dev.env and launch.json: ARGS="--aws-port 4577"
+	@$(WITH_DOCKERD) $(BIN)/launch-worker dev --env-file dev.env --message launch.json $(ARGS)
 
 check: $(STAMP) ## Lint, format check, types, import direction
 	$(BIN)/ruff check
@@ -81,7 +81,9 @@ $(BENCH_STAMP): $(STAMP)
 	@deploy/local/setup bench
 	@touch $@
 
-clean: ## Remove .venv, caches and local state
+# Not .env, which is the user's, and not launch-ledger.db: it may be the only record of jobs that run.
+clean: ## Remove .venv, caches, .state, and dev's files dev.env, launch.json; .env and *.db stay
 	rm -rf .venv .venv-localstack .state build dist *.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -f dev.env launch.json
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -66,6 +66,23 @@ async def test_everything_a_worker_needs_is_there() -> None:
         assert len(settings.wandb_api_key.get_secret_value()) == 40
 
 
+async def test_doctor_reads_the_quotas_of_the_stack() -> None:
+    async with (
+        running_stack(executor="process") as services,
+        services.aws.session().client("service-quotas", endpoint_url=services.aws_endpoint) as client,
+    ):
+        services.sagemaker.jobs.instance_quotas |= {"ml.g5.xlarge": 4, "ml.g5.xlarge spot": 2}
+        found: dict[str, float] = {}
+        async for page in client.get_paginator("list_service_quotas").paginate(ServiceCode="sagemaker"):
+            assert len(page["Quotas"]) <= 100
+            found |= {quota["QuotaName"]: quota["Value"] for quota in page["Quotas"]}
+        with pytest.raises(client.exceptions.NoSuchResourceException):
+            await client.list_service_quotas(ServiceCode="ec2")
+    assert found["ml.m5.large for training job usage"] == 20
+    assert found["ml.g5.xlarge for training job usage"] == 4
+    assert found["ml.g5.xlarge for spot training job usage"] == 2
+
+
 async def test_another_process_finds_it_by_its_environment() -> None:
     async with running_stack(executor="process") as services:
         process = await asyncio.create_subprocess_exec(

@@ -45,6 +45,7 @@ class Receiver:
         self._slot_freed = asyncio.Event()
         self._in_work: set[asyncio.Task[None]] = set()
         self._stopped_at = 0.0
+        self._poll_ends: float | None = None
         self._wait = wait
         self._grace = grace
         self._metrics = metrics
@@ -67,7 +68,9 @@ class Receiver:
 
     async def _note_stop(self, stop: asyncio.Event) -> None:
         await stop.wait()
-        self._stopped_at = time.monotonic()
+        self._stopped_at = now = time.monotonic()
+        if self._poll_ends is not None:
+            _log.info("last_receive", seconds_left=round(max(0.0, self._poll_ends - now), 1))
 
     async def _receive_until(self, stop: asyncio.Event, work: asyncio.TaskGroup) -> None:
         failures = 0
@@ -81,12 +84,13 @@ class Receiver:
                 self._give_slots(wanted)
                 break
             asked_at = time.monotonic()
+            self._poll_ends = asked_at + self._wait
             try:
                 # A long poll under way at a stop is left to end: cancelled, it could take a message along.
                 messages = await self._queue.receive(wanted, wait=self._wait, visibility=self._leases.length)
-                self.receiving, failures = True, 0
+                self.receiving, failures, self._poll_ends = True, 0, None
             except WorkerError as error:
-                self.receiving = False
+                self.receiving, self._poll_ends = False, None
                 messages = []
                 _log.warning("receive_failed", error=str(error))
                 await wait_for_event(stop, backoff(failures, cap=30))

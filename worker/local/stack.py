@@ -21,6 +21,7 @@ from worker.local.executor_docker import DockerExecutor, DockerNotRunning, docke
 from worker.local.executor_process import ProcessExecutor
 from worker.local.iam import aws_like_iam
 from worker.local.logs import aws_like_logs
+from worker.local.quotas import aws_like_quotas
 from worker.local.registry_process import RegistryNotRunning
 from worker.local.sagemaker import JobLogs, LocalSageMaker, running_sagemaker
 from worker.local.wandb_double import WandbDouble, running_wandb_double
@@ -141,6 +142,7 @@ async def running_stack(
         sagemaker = await stack.enter_async_context(
             running_sagemaker(chosen, region=REGION, stop_grace=stop_grace, logs=logs)
         )
+        stack.enter_context(aws_like_quotas(sagemaker.jobs))
         urls = await _create_resources(aws, with_repository=ecr is not None)
         yield LocalServices(
             aws=aws,

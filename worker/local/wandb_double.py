@@ -1,6 +1,7 @@
 """A W&B server double that real, unmodified wandb clients accept (held to wandb 0.31 by a contract test).
 
-It keeps everything in memory, answers GraphQL by operation name and stores what `file_stream` posts.
+It keeps everything in memory, answers GraphQL by operation name and stores what `file_stream` posts. A browser sees
+projects and runs where W&B's app has them (`wandb_pages`).
 
 Control endpoints, all JSON:
   GET  /_double/state    everything (`?console=0` leaves the log lines out)
@@ -33,6 +34,7 @@ from aiohttp import web
 from worker.local.ports import listening_socket
 from worker.local.wandb_artifacts import ArtifactOperations
 from worker.local.wandb_file_stream import client_of, take_post, writer_of
+from worker.local.wandb_pages import Pages
 from worker.local.wandb_queues import AgentOperations, QueueOperations
 from worker.local.wandb_records import Json, OperationRefused, RunKey
 from worker.local.wandb_runs import AccountOperations, RunOperations
@@ -106,6 +108,7 @@ class WandbDouble(WandbState):
                 web.get("/_storage/{key:.+}", self._get_storage),
                 web.get("/_double/{what}", self._read_control),
                 web.post("/_double/{what}", self._write_control),
+                *Pages(self).routes(),
             ]
         )
         return app

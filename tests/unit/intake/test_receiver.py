@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.fakes.launch_queue import FakeLaunchQueue, a_message
 from tests.unit.waiting import until
@@ -81,6 +82,27 @@ def bench_of(
         queue=queue, leases=leases, handle=handler, slots=slots, wait=wait, grace=grace, metrics=metrics
     )
     return Bench(queue, leases, metrics, handler, receiver)
+
+
+async def test_a_stop_says_how_long_the_last_receive_may_take() -> None:
+    bench = bench_of(wait=0.4)
+    with capture_logs() as logs:
+        async with bench.running():
+            await until(bench.ready)
+    (told,) = [line for line in logs if line["event"] == "last_receive"]
+    assert 0 <= told["seconds_left"] <= 0.4
+
+
+async def test_a_stop_between_receives_promises_no_wait() -> None:
+    bench = bench_of(slots=1, is_open=False)
+    bench.queue.put(a_message("m"))
+    with capture_logs() as logs:
+        async with bench.running():
+            await until(lambda: bench.handler.started)
+            bench.stop.set()
+            await asyncio.sleep(0)
+            bench.handler.gate.set()
+    assert "last_receive" not in [line["event"] for line in logs]
 
 
 async def test_done_deletes() -> None:
