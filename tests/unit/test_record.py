@@ -100,7 +100,7 @@ OPTIONAL: Mapping[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(
         ("epoch", "attempt", "tries", "instance_count", "opened", "delivered", "end_told", "priority"), COUNTS
     ),
-    **dict.fromkeys(("private_key", "reported", "stopped_before"), st.booleans()),
+    **dict.fromkeys(("private_key", "reported", "stopped_before", "message_cut"), st.booleans()),
     **dict.fromkeys(
         ("not_before", "created_at", "waiting_at", "waited", "accepted_at", "finished_at", "expires_at"),
         TIMES,
