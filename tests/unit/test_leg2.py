@@ -57,12 +57,12 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         "job_watch",
         "submission",
         "telling",
-        "retrying",
         "delivery.read_trouble",
         "delivery.posting",
         "ledger.adoption",
     ):
         monkeypatch.setattr(f"worker.{module}.backoff", lambda *_, **__: 0.002)
+    monkeypatch.setattr("worker.retrying.backoff", lambda _, *, base, **__: base)  # `pause` of a `Worker`
 
 
 class EveryJob(StatusFeed):
