@@ -10,15 +10,29 @@ import pytest_asyncio
 from tests.e2e.audit import audit
 from tests.e2e.bench import Bench, LedgerKind
 from tests.e2e.conftest import Stack
-from tests.e2e.launches import numbered
+from tests.e2e.launches import LaunchCase, numbered
 from tests.e2e.together import Outcomes, Scenarios, run_together
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="package")]
 _LEDGERS: tuple[LedgerKind, ...] = ("sqlite", "dynamodb")
 
 
+def until_stopped(bench: Bench, *, hosts: int = 1) -> LaunchCase:
+    """A job that prints for a while and lives until it is stopped, however slow the machine makes its worker."""
+    tail = "trap exit TERM; sleep 600 & wait"
+    return bench.launch(numbered(40), pause=0.4, tail=tail, hosts=hosts, max_runtime=900)
+
+
+async def stopped(bench: Bench, *cases: LaunchCase) -> None:
+    """Stop jobs that have printed everything, and audit them."""
+    for case in cases:
+        await bench.lines_in_wandb(case, len(case.printed) * case.hosts)
+        await bench.clients.sagemaker.stop_training_job(TrainingJobName=case.job_name)
+    await audit(bench, *cases, end="stopped from outside", exit_code=1)
+
+
 async def killed_in_the_middle_of_a_log(bench: Bench) -> None:
-    cases = [bench.launch(numbered(50), pause=0.4, hosts=2), bench.launch(numbered(50), pause=0.4)]
+    cases = [until_stopped(bench, hosts=2), until_stopped(bench)]
     first = await bench.started()
     await bench.send(*cases)
     second = await bench.start()
@@ -26,12 +40,12 @@ async def killed_in_the_middle_of_a_log(bench: Bench) -> None:
         await bench.lines_in_wandb(case, 4)
     await second.wait_for("worker_started")
     await first.kill()
-    await audit(bench, *cases)
+    await stopped(bench, *cases)
     assert {event["launch_id"] for event in second.events("job_finished")} == {c.launch_id for c in cases}
 
 
 async def frozen_and_woken_after_its_jobs_were_claimed(bench: Bench) -> None:
-    cases = [bench.launch(numbered(50), pause=0.4) for _ in range(2)]
+    cases = [until_stopped(bench) for _ in range(2)]
     first = await bench.started()
     await bench.send(*cases)
     for case in cases:
@@ -44,7 +58,7 @@ async def frozen_and_woken_after_its_jobs_were_claimed(bench: Bench) -> None:
     first.wake()
     for case in cases:
         await first.wait_for("launch_taken_over", launch_id=case.launch_id)
-    await audit(bench, *cases)
+    await stopped(bench, *cases)
     assert first.events("job_finished") == []
     # The woken worker is as good as new: it alone gets the next launch.
     second.send_signal(signal.SIGTERM)
