@@ -47,6 +47,11 @@ def arguments(code: str) -> list[str]:
     return ['eval "$(printf %s "$@")"', "sh", *parts]
 
 
+def until_stopped(then: str = "exit") -> str:
+    """Shell code that lives until SIGTERM, and does `then`."""
+    return f"trap {shlex.quote(then)} TERM; sleep 600 & wait"
+
+
 def numbered(count: int, what: str = "step") -> list[str]:
     return [f"{what} {number} on {{host}}" for number in range(count)]
 

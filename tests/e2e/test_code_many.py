@@ -44,11 +44,11 @@ async def test_hundred_launches_of_five_sources(bench: Bench) -> None:
             for uri in [await code.upload(silent(number)) for number in range(5)]
             for _ in range(20)
         ]
-        worker = await bench.start(slots="40", max_jobs=AT_ONCE)
+        # On a busy machine three seconds pass without a renewal, and a build whose lease is lost is made again.
+        worker = await bench.start(slots="40", max_jobs=AT_ONCE, lease="60")
         await asyncio.gather(*(bench.send(case) for case in cases))
         await all_completed(code, *cases, images=5)
-        # One may be made again where docker lost a layer meanwhile.
-        assert len({event["tag"] for event in worker.events("build_started")}) == 5
+        assert code.builds == 5
         assert Counter(event["built"] for event in worker.events("image_ready")) == {True: 5, False: 95}
 
 

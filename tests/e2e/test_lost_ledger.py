@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.audit import audit
 from tests.e2e.bench import Bench
-from tests.e2e.launches import numbered
+from tests.e2e.launches import numbered, until_stopped
 from tests.e2e.test_operating import answer, command
 from worker.ledger.dynamodb import create_table_request
 from worker.ledger.opening import SQLITE
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="package")]
 async def test_running_jobs_are_found_by_their_tags(shared_bench: Bench) -> None:
     bench = shared_bench
     worker = await bench.started()
-    tail = "trap 'echo stopped; exit' TERM; sleep 600 & wait"
+    tail = until_stopped("echo stopped; exit")
     cases = [bench.launch(numbered(2), tail=tail, hosts=hosts, max_runtime=900) for hosts in (1, 2)]
     await bench.send(*cases)
     for case in cases:

@@ -10,17 +10,16 @@ import pytest_asyncio
 from tests.e2e.audit import audit
 from tests.e2e.bench import Bench, LedgerKind
 from tests.e2e.conftest import Stack
-from tests.e2e.launches import LaunchCase, numbered
+from tests.e2e.launches import LaunchCase, numbered, until_stopped
 from tests.e2e.together import Outcomes, Scenarios, run_together
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="package")]
 _LEDGERS: tuple[LedgerKind, ...] = ("sqlite", "dynamodb")
 
 
-def until_stopped(bench: Bench, *, hosts: int = 1) -> LaunchCase:
+def long_job(bench: Bench, *, hosts: int = 1) -> LaunchCase:
     """A job that prints for a while and lives until it is stopped, however slow the machine makes its worker."""
-    tail = "trap exit TERM; sleep 600 & wait"
-    return bench.launch(numbered(40), pause=0.4, tail=tail, hosts=hosts, max_runtime=900)
+    return bench.launch(numbered(40), pause=0.4, tail=until_stopped(), hosts=hosts, max_runtime=900)
 
 
 async def stopped(bench: Bench, *cases: LaunchCase) -> None:
@@ -32,7 +31,7 @@ async def stopped(bench: Bench, *cases: LaunchCase) -> None:
 
 
 async def killed_in_the_middle_of_a_log(bench: Bench) -> None:
-    cases = [until_stopped(bench, hosts=2), until_stopped(bench)]
+    cases = [long_job(bench, hosts=2), long_job(bench)]
     first = await bench.started()
     await bench.send(*cases)
     second = await bench.start()
@@ -45,7 +44,7 @@ async def killed_in_the_middle_of_a_log(bench: Bench) -> None:
 
 
 async def frozen_and_woken_after_its_jobs_were_claimed(bench: Bench) -> None:
-    cases = [until_stopped(bench) for _ in range(2)]
+    cases = [long_job(bench) for _ in range(2)]
     first = await bench.started()
     await bench.send(*cases)
     for case in cases:
