@@ -7,7 +7,6 @@ import contextlib
 import functools
 import socket
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 from worker import __version__
 from worker.clients.aws import aws_clients
@@ -20,7 +19,7 @@ from worker.intake.mirror import Mirror, MirrorFacts
 from worker.intake.sqs import LaunchQueue, queue_facts
 from worker.intake.wandb_queue import QueueItems
 from worker.launch.redaction import KnownSecrets
-from worker.ledger.opening import SQLITE, check_ledger, open_ledger
+from worker.ledger.opening import check_ledger, open_ledger, sees_ledger
 from worker.ledger.waiting import count_waiting
 from worker.ops.health import serving_health
 from worker.ops.logging import get_logger
@@ -137,11 +136,6 @@ def make_mirror(
         backlog=Backlog(queue, counting),
         metrics=metrics,
     )
-
-
-def sees_ledger(address: str) -> bool:
-    """A ledger that is made by looking at it would be an empty one."""
-    return not address.startswith(SQLITE) or Path(address.removeprefix(SQLITE)).is_file()
 
 
 def _offline() -> SettingsError:

@@ -194,7 +194,7 @@ class Submission:
         held.request = record.request
         held.update(
             state=LaunchState.ACCEPTED,
-            metrics=definitions_of(record.request) if record.log_target in ("companion", "run") else (),
+            metrics=definitions_of(record.request) if record.has_history else (),
             job_arn=job.arn,
             facts=job.facts,
             accepted_at=now,

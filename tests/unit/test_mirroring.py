@@ -11,7 +11,8 @@ from worker.clients.api_key import ApiKey
 from worker.clients.wandb_api import wandb_api
 from worker.errors import SettingsError
 from worker.launch.redaction import KnownSecrets
-from worker.mirroring import make_mirror, sees_ledger, serve_mirror
+from worker.ledger.opening import sees_ledger
+from worker.mirroring import make_mirror, serve_mirror
 from worker.ops.metrics import Metrics
 from worker.settings import load_settings
 

@@ -139,17 +139,21 @@ class RunStanding(NamedTuple):
 
 async def run_standing(api: WandbApi, where: RunAddress) -> RunStanding:
     """The state of a run, and whose kind it is."""
-    variables = {"project": where.project, "entity": where.entity, "name": where.run}
-    project = (await api.graphql("RunState", _STATE, variables)).get("project") or {}
-    run = project.get("run") or {}
+    run = await _run(api, "RunState", _STATE, where)
     return RunStanding(str(run.get("state") or "").lower(), str(run.get("jobType") or ""))
 
 
 async def history_length(api: WandbApi, where: RunAddress) -> int:
     """Rows of a run's history; 0 also for a run that does not exist."""
+    run = await _run(api, "RunHistoryLength", _HISTORY_LENGTH, where)
+    return int(run.get("historyLineCount") or 0)
+
+
+async def _run(api: WandbApi, operation: str, query: str, where: RunAddress) -> Mapping[str, Any]:
+    """What a query about one run tells; empty for a run that does not exist."""
     variables = {"project": where.project, "entity": where.entity, "name": where.run}
-    project = (await api.graphql("RunHistoryLength", _HISTORY_LENGTH, variables)).get("project") or {}
-    return int((project.get("run") or {}).get("historyLineCount") or 0)
+    project = (await api.graphql(operation, query, variables)).get("project") or {}
+    return project.get("run") or {}
 
 
 async def run_state(api: WandbApi, where: RunAddress) -> str:

@@ -40,6 +40,11 @@ class RunRef:
     project: str
     run_id: str
 
+    @property
+    def path(self) -> str:
+        """As W&B's API names it."""
+        return f"{self.entity}/{self.project}/{self.run_id}"
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -180,6 +185,11 @@ class LaunchRecord:
     log: LogState = field(default_factory=LogState)
     expires_at: float = 0.0
     """Epoch seconds after which the ledger may forget it; 0: never. Longer than SQS keeps messages (14 days)."""
+
+    @property
+    def has_history(self) -> bool:
+        """The worker writes states and metrics of its job into a run's history."""
+        return self.log_target in ("companion", "run")
 
     @property
     def is_open(self) -> bool:

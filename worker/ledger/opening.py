@@ -27,6 +27,11 @@ async def check_ledger(ledger: Ledger) -> None:
         await ledger.beats()
 
 
+def sees_ledger(address: str) -> bool:
+    """Whether opening a ledger would find one: a SQLite file would be made, and be an empty one. A table never is."""
+    return not address.startswith(SQLITE) or Path(address.removeprefix(SQLITE)).is_file()
+
+
 @contextlib.asynccontextmanager
 async def open_ledger(address: str, dynamodb: DynamoDBClient) -> AsyncIterator[Ledger]:
     """Open `sqlite:///PATH` or `dynamodb://TABLE`; raises `SettingsError` for anything else."""

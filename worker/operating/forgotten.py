@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from worker.launch.record import LaunchRecord, LaunchState, RunRef
@@ -37,7 +38,7 @@ def launch_of(
     facts = job_facts(job)
     own_type = instance_type(job.get("ResourceConfig") or {})
     attempt = _ATTEMPT.search(job["TrainingJobName"])
-    return LaunchRecord(
+    record = LaunchRecord(
         launch_id=launch_id,
         state=LaunchState.ACCEPTED,
         run=RunRef(entity, project, run_id),
@@ -56,8 +57,8 @@ def launch_of(
         instance_count=instance_count(job),
         log_target=log_target,
         **retry_rules.of(own_type, None, ()),
-        metrics=definitions_of(job) if log_target in ("companion", "run") else (),
         created_at=facts.created_at or 0.0,
         accepted_at=facts.created_at or 0.0,
         facts=facts,
     )
+    return replace(record, metrics=definitions_of(job)) if record.has_history else record

@@ -15,7 +15,7 @@ from worker.clients.aws_role import TargetRole, with_role
 from worker.errors import SettingsError, WorkerError
 from worker.launch.identity import id_of_given
 from worker.launch.record import LaunchRecord, LaunchState
-from worker.ledger.opening import SQLITE, open_ledger
+from worker.ledger.opening import SQLITE, open_ledger, sees_ledger
 from worker.ledger.port import Ledger, StopRequest, WorkerBeat
 from worker.ops.metrics import Metrics
 from worker.ops.rates import Rates
@@ -165,8 +165,8 @@ async def open_ledger_and_aws(
     settings: Settings, *, create: bool = False
 ) -> AsyncIterator[tuple[Ledger, AwsClients]]:
     """The same without the view. `create`: a ledger that is not there is made. Raises `SettingsError`."""
-    if not create:
-        _must_exist(settings.ledger)
+    if not create and not sees_ledger(settings.ledger):
+        raise _no_ledger(settings.ledger)
     async with contextlib.AsyncExitStack() as stack:
         aws = await stack.enter_async_context(aws_clients(settings.aws_region))
         if settings.assume_role:
@@ -176,14 +176,12 @@ async def open_ledger_and_aws(
         yield ledger, aws
 
 
-def _must_exist(ledger: str) -> None:
-    """A table is never made here; a SQLite file would be."""
-    path = Path(ledger.removeprefix(SQLITE))
-    if ledger.startswith(SQLITE) and not path.exists():
-        raise SettingsError(
-            f"LAUNCH_LEDGER: there is no ledger at {path.absolute()}; give the workers' one, which a worker makes"
-            " when it starts (for one that was lost: `launch-worker rebuild`)"
-        )
+def _no_ledger(address: str) -> SettingsError:
+    path = Path(address.removeprefix(SQLITE)).absolute()
+    return SettingsError(
+        f"LAUNCH_LEDGER: there is no ledger at {path}; give the workers' one, which a worker makes"
+        " when it starts (for one that was lost: `launch-worker rebuild`)"
+    )
 
 
 def end_words(record: LaunchRecord) -> str:
@@ -216,7 +214,7 @@ def described(record: LaunchRecord, now: float, prices: dict[str, float] | None 
     values: dict[str, Any] = {
         "launchId": record.launch_id,
         "name": record.name,
-        "run": f"{record.run.entity}/{record.run.project}/{record.run.run_id}",
+        "run": record.run.path,
         "job": record.job_name,
         "state": record.state.value,
         "status": facts.status,
@@ -254,7 +252,7 @@ def _job_states(record: LaunchRecord) -> set[str]:
 def _names(record: LaunchRecord) -> Sequence[str]:
     return [
         record.run.run_id,
-        f"{record.run.entity}/{record.run.project}/{record.run.run_id}",
+        record.run.path,
         record.job_name,
         record.name,
         *(attempt.job_name for attempt in record.attempts),

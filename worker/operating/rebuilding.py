@@ -14,8 +14,7 @@ from typing import Any
 
 from worker.clients.api_key import ApiKey
 from worker.clients.aws import AwsClients, call
-from worker.clients.wandb_api import WandbApi, wandb_api
-from worker.clients.wandb_runs import RunAddress, history_length
+from worker.clients.wandb_api import wandb_api
 from worker.errors import Never
 from worker.launch.record import LaunchRecord
 from worker.ledger.port import Ledger
@@ -26,7 +25,7 @@ from worker.ops.rates import Rate
 from worker.resources import key_places
 from worker.run_claims import RunClaims
 from worker.settings import Settings
-from worker.tracking.port import companion_path
+from worker.tracking.companion import CompanionRuns
 from worker.training.allowed import retry_rules_of
 
 _SEARCHES = 2.0
@@ -68,17 +67,17 @@ class Rebuilding:
         aws: AwsClients,
         settings: Settings,
         *,
-        wandb: WandbApi | None = None,
+        companion: CompanionRuns | None = None,
         wandb_key: str = "",
     ) -> None:
-        """`wandb`: None offline. `wandb_key`: the workers' own, as far as one knows here. Raises `SettingsError`."""
+        """`companion`: None offline. `wandb_key`: the workers' own, as far as known here. Raises `SettingsError`."""
         self._ledger = ledger
         self._aws = aws
         self._rate = Rate("Search", _SEARCHES, Metrics())
         self._run_claims = RunClaims(ledger, companion_project=settings.companion_project)
         self._retry_rules = retry_rules_of(settings)
         self._settings = settings
-        self._wandb = wandb
+        self._companion = companion
         self._wandb_key = wandb_key
 
     async def rebuild(self, *, dry_run: bool) -> list[FoundJob]:
@@ -97,7 +96,6 @@ class Rebuilding:
         return found + [await self._restored(record, dry_run=dry_run) for record in launches.values()]
 
     async def _restored(self, record: LaunchRecord, *, dry_run: bool) -> FoundJob:
-        run = f"{record.run.entity}/{record.run.project}/{record.run.run_id}"
         why = ""
         if await self._ledger.read(record.launch_id) is not None:
             found = Found.KNOWN
@@ -110,7 +108,7 @@ class Rebuilding:
                 found = Found.KNOWN if known else Found.ADDED
             except Never as error:
                 found, why = Found.LEFT_OUT, str(error)
-        return FoundJob(record.job_name, record.launch_id, run, found, why)
+        return FoundJob(record.job_name, record.launch_id, record.run.path, found, why)
 
     def _launch_of(self, job: Mapping[str, Any]) -> LaunchRecord | None:
         return launch_of(
@@ -123,10 +121,9 @@ class Rebuilding:
     async def _behind_its_history(self, record: LaunchRecord) -> LaunchRecord:
         """Console lines come to their places again; which row of the history was made of what nobody knows any more, so
         rows go on behind those that W&B has, without the states that have one."""
-        if self._wandb is None or record.log_target not in ("companion", "run"):
+        if self._companion is None or not record.has_history:
             return record
-        where = companion_path(record, self._settings.companion_project)
-        rows = await history_length(self._wandb, RunAddress(where.entity, where.project, where.run))
+        rows = await self._companion.history_length(record)
         told = len(record.facts.transitions) if rows else 0
         return replace(record, log=replace(record.log, next_row=rows, statuses=told))
 
@@ -159,9 +156,8 @@ async def open_rebuilding(settings: Settings) -> AsyncIterator[Rebuilding]:
     async with contextlib.AsyncExitStack() as stack:
         ledger, aws = await stack.enter_async_context(open_ledger_and_aws(settings, create=True))
         key = await key_places(settings, aws.region).read()
-        wandb = None
+        companion = None
         if key and settings.wandb_mode == "online":
-            wandb = await stack.enter_async_context(
-                wandb_api(settings.wandb_base_url, ApiKey(key), Metrics())
-            )
-        yield Rebuilding(ledger, aws, settings, wandb=wandb, wandb_key=key)
+            api = await stack.enter_async_context(wandb_api(settings.wandb_base_url, ApiKey(key), Metrics()))
+            companion = CompanionRuns(api, project=settings.companion_project)
+        yield Rebuilding(ledger, aws, settings, companion=companion, wandb_key=key)

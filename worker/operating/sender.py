@@ -134,8 +134,7 @@ async def enqueue(
             ledger = await stack.enter_async_context(open_ledger(settings.ledger, aws.dynamodb))
             await ledger.read(launch.launch_id)  # what cannot be followed is not sent: the launch would run
         message_id = await queue.send(body, launch.launch_id, group=launch.queue)
-        run = f"{launch.run.entity}/{launch.run.project}/{launch.run.run_id}"
-        on_sent(Sent(launch.launch_id, message_id, run, message.launch_id, launch.warnings))
+        on_sent(Sent(launch.launch_id, message_id, launch.run.path, message.launch_id, launch.warnings))
         if ledger is None or on_state is None:
             return None
         return await _followed(ledger, launch.launch_id, on_state=on_state, on_silence=on_silence)

@@ -12,7 +12,14 @@ from typing import Any
 
 from worker.aio import effect
 from worker.clients.wandb_api import WandbApi, WandbRefused
-from worker.clients.wandb_runs import RunAddress, alert_about_run, run_standing, upload_run_file, upsert_run
+from worker.clients.wandb_runs import (
+    RunAddress,
+    alert_about_run,
+    history_length,
+    run_standing,
+    upload_run_file,
+    upsert_run,
+)
 from worker.launch.console import ConsoleLine
 from worker.launch.record import LaunchRecord, RunRef
 from worker.tracking import file_stream
@@ -184,6 +191,10 @@ class CompanionRuns:
         body = file_stream.joined(file_stream.summary_body(summary), file_stream.completion_body(exit_code))
         with effect("finish_companion"):
             await self._post(record, body)
+
+    async def history_length(self, record: LaunchRecord) -> int:
+        """Rows of its history that W&B has; 0 as long as it does not exist."""
+        return await history_length(self._api, self._address(record))
 
     async def _post(self, record: LaunchRecord, body: Mapping[str, Any]) -> dict[str, Any]:
         path = self.path(record)

@@ -61,7 +61,7 @@ def companion_config(
         "launch/launch_id": record.launch_id,
         "launch/attempt": record.attempt,
         "launch/attempts": [past.job_name for past in record.attempts],
-        "launch/run": f"{record.run.entity}/{record.run.project}/{record.run.run_id}",
+        "launch/run": record.run.path,
         "launch/commit": record.commit,
         "launch/queue": record.queue,
         "launch/queue_item": record.item_id,
