@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import aioboto3
 from moto.core.base_backend import BackendDict
@@ -30,11 +30,20 @@ from worker.local.ports import LOOPBACK, listening_socket
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
+T = TypeVar("T")
+
 ACCOUNT = "123456789012"
 REGION = "us-east-1"
 ACCESS_KEY = "local"
 
 _running = threading.Lock()  # as process-wide as moto's state, which it guards
+
+
+def page_of(items: Sequence[T], token: str | None, size: int) -> tuple[Sequence[T], dict[str, str]]:
+    """One page of an answer, and its `NextToken` if there are more: where the next page begins."""
+    start = int(token or 0)
+    more = start + size < len(items)
+    return items[start : start + size], {"NextToken": str(start + size)} if more else {}
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from moto.core.utils import get_service_model
 from moto.servicequotas.exceptions import NoSuchResource
 from moto.servicequotas.responses import ServiceQuotasResponse
 
-from worker.local.aws import replaced
+from worker.local.aws import page_of, replaced
 from worker.local.sagemaker_api import TrainingJobs
 
 INSTANCES = 20
@@ -40,11 +40,9 @@ def aws_like_quotas(jobs: TrainingJobs) -> Iterator[None]:
             {"ServiceCode": "sagemaker", "QuotaName": name, "Value": float(value)}
             for name, value in quotas_of(jobs).items()
         ]
-        start = int(asked.get("NextToken") or 0)
-        end = start + min(int(asked.get("MaxResults") or _PAGE), _PAGE)
-        return json.dumps(
-            {"Quotas": quotas[start:end], **({"NextToken": str(end)} if end < len(quotas) else {})}
-        )
+        size = min(int(asked.get("MaxResults") or _PAGE), _PAGE)
+        page, more = page_of(quotas, asked.get("NextToken"), size)
+        return json.dumps({"Quotas": page, **more})
 
     with replaced(ServiceQuotasResponse, list_service_quotas=list_service_quotas):
         yield

@@ -19,7 +19,7 @@ from moto.sagemaker.exceptions import ResourceInUseException, SagemakerClientErr
 from moto.sagemaker.models import sagemaker_backends
 from moto.sagemaker.responses import SageMakerResponse
 
-from worker.local.aws import ACCOUNT, REGION, replaced
+from worker.local.aws import ACCOUNT, REGION, page_of, replaced
 from worker.local.sagemaker_search import search
 
 ENDED = frozenset({"Completed", "Failed", "Stopped"})
@@ -146,12 +146,10 @@ class TrainingJobs:
             raise ValidationError("1 validation error detected: maxResults must be between 1 and 100")
         with self._lock:
             found = _sorted_jobs([job for job in self._jobs.values() if _is_wanted(job, ask)], ask)
-            start = int(ask("NextToken") or 0)
-            page = found[start : start + size]
+            page, more = page_of(found, ask("NextToken"), size)
             status = ask("StatusEquals")
             shown = [_summary(job) for job in page if status in (None, job.training_job_status)]
-        more = start + size < len(found)
-        return {"TrainingJobSummaries": shown, **({"NextToken": str(start + size)} if more else {})}
+        return {"TrainingJobSummaries": shown, **more}
 
     def search(self, ask: Ask) -> dict[str, Any]:
         """Search, for training jobs."""

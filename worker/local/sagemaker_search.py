@@ -7,6 +7,8 @@ from typing import Any
 
 from moto.sagemaker.exceptions import ValidationError
 
+from worker.local.aws import page_of
+
 _HOLDS: Mapping[str, Callable[[str | None, str], bool]] = {
     "Equals": lambda actual, wanted: actual == wanted,
     "In": lambda actual, wanted: actual in wanted.split(","),
@@ -23,12 +25,8 @@ def search(jobs: Sequence[Any], ask: Callable[..., Any]) -> dict[str, Any]:
         key=lambda job: job.creation_time,
         reverse=ask("SortOrder") != "Ascending",
     )
-    start, size = int(ask("NextToken") or 0), int(ask("MaxResults") or 10)
-    shown = [
-        {"TrainingJob": {**job.response_object, "Tags": job.tags}} for job in found[start : start + size]
-    ]
-    more = start + size < len(found)
-    return {"Results": shown, **({"NextToken": str(start + size)} if more else {})}
+    page, more = page_of(found, ask("NextToken"), int(ask("MaxResults") or 10))
+    return {"Results": [{"TrainingJob": {**job.response_object, "Tags": job.tags}} for job in page], **more}
 
 
 def _holds(job: Any, each: Mapping[str, str]) -> bool:
