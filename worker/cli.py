@@ -30,7 +30,6 @@ from worker.commands.terminal import (
     EnvFile,
     MessageFile,
     WrongUse,
-    errors,
     exit_codes,
     note,
     read_file,
@@ -38,7 +37,6 @@ from worker.commands.terminal import (
 )
 from worker.errors import Problem, SettingsError
 from worker.settings import given_variables, partition_of
-from worker.unknown_variables import unknown_variables
 
 if TYPE_CHECKING:
     from worker.launch.redaction import KnownSecrets
@@ -290,13 +288,14 @@ def _need_folders(*files: Path | None) -> None:
 
 def _warn(warnings: Iterable[Problem]) -> None:
     for warning in warnings:
-        errors.print(f"warning: {warning}", markup=False)
+        note(f"warning: {warning}")
 
 
 def _service_settings(env_file: Path | None, config: Path | None) -> tuple[Settings, KnownSecrets]:
     """For the commands that run until they are stopped: settings, logging, and the secrets that it hides."""
     from worker.launch.redaction import KnownSecrets
     from worker.ops.logging import configure_logging, get_logger
+    from worker.unknown_variables import unknown_variables
 
     settings, read = read_settings(env_file, config)
     key = settings.wandb_api_key
@@ -317,4 +316,4 @@ def _service_settings(env_file: Path | None, config: Path | None) -> tuple[Setti
 
 def _tell_ignored(read: LaunchConfig) -> None:
     if read.ignored:
-        errors.print(f"warning: {read.path}: no meaning here: {', '.join(read.ignored)}", markup=False)
+        note(f"warning: {read.path}: no meaning here: {', '.join(read.ignored)}")

@@ -35,8 +35,13 @@ dlq = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_ID_HELP = "Launch id or SQS message id, or at least its first 4 characters; or the message's own launchId."
-LetterId = Annotated[str, typer.Argument(metavar="ID", help=_ID_HELP)]
+LetterId = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID",
+        help="Launch id or SQS message id, or at least its first 4 characters; or the message's own launchId.",
+    ),
+]
 
 
 @dlq.command("list")
@@ -75,10 +80,7 @@ def show(
 
 @dlq.command()
 def retry(
-    letter_id: Annotated[
-        str,
-        typer.Argument(metavar="ID", help=_ID_HELP),
-    ] = "",
+    letter_id: LetterId = "",
     *,
     everything: Annotated[bool, typer.Option("--all", help="All of them, each as it is.")] = False,
     message: Annotated[

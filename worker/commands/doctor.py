@@ -17,10 +17,10 @@ from rich.text import Text
 from worker.commands.terminal import AsJson, ConfigFile, EnvFile, exit_codes, read_file, read_settings
 from worker.errors import BadMessage, SettingsError
 from worker.settings import given_variables
-from worker.unknown_variables import UnknownVariable, unknown_variables
 
 if TYPE_CHECKING:
     from worker.doctor.check import Check
+    from worker.unknown_variables import UnknownVariable
 
 _MARKS = {"ok": ("✓", "green"), "failed": ("✗", "bold red"), "skipped": ("-", "dim")}
 _NAME_WIDTH = 16
@@ -41,6 +41,7 @@ def doctor(
     the image, the source, the quota and the output of a launch."""
     from worker.doctor.check import failed, failures
     from worker.doctor.examination import all_well, examine, no_settings
+    from worker.unknown_variables import unknown_variables
 
     console = Console(highlight=False, soft_wrap=True)
 

@@ -9,13 +9,12 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from worker.commands.terminal import AsJson, ConfigFile, EnvFile, exit_codes, read_settings
+from worker.commands.terminal import AsJson, ConfigFile, EnvFile, exit_codes, in_json, read_settings
 
 if TYPE_CHECKING:
     from worker.operating.rebuilding import FoundJob
@@ -37,7 +36,7 @@ def rebuild(
 
     with exit_codes():
         jobs = asyncio.run(_rebuild(read_settings(env_file, config)[0], dry_run=dry_run))
-        typer.echo(json.dumps([_as_json(job) for job in jobs], indent=2) if as_json else _for_people(jobs))
+        typer.echo(json.dumps([in_json(job) for job in jobs], indent=2) if as_json else _for_people(jobs))
         raise typer.Exit(int(any(job.found is Found.LEFT_OUT for job in jobs)))
 
 
@@ -46,11 +45,6 @@ async def _rebuild(settings: Settings, *, dry_run: bool) -> list[FoundJob]:
 
     async with open_rebuilding(settings) as rebuilding:
         return await rebuilding.rebuild(dry_run=dry_run)
-
-
-def _as_json(job: FoundJob) -> dict[str, object]:
-    names = {"job_name": "job", "launch_id": "launchId"}
-    return {names.get(name, name): value for name, value in asdict(job).items()}
 
 
 def _for_people(jobs: Sequence[FoundJob]) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +18,7 @@ from worker.commands.terminal import (
     EnvFile,
     JobName,
     exit_codes,
+    in_json,
     read_file,
     read_settings,
 )
@@ -47,7 +47,7 @@ def retry(
     with exit_codes():
         corrected = read_file(message) if message else None
         sent = asyncio.run(_retry(read_settings(env_file, config)[0], job, corrected))
-        typer.echo(json.dumps(_as_json(sent)) if as_json else _for_people(sent))
+        typer.echo(json.dumps(in_json(sent)) if as_json else _for_people(sent))
 
 
 async def _retry(settings: Settings, job: str, corrected: str | None) -> SentAgain:
@@ -55,11 +55,6 @@ async def _retry(settings: Settings, job: str, corrected: str | None) -> SentAga
 
     async with open_sending_again(settings) as sending:
         return await sending.retry(job, corrected)
-
-
-def _as_json(sent: SentAgain) -> dict[str, object]:
-    names = {"launch_id": "launchId", "job_name": "job", "message_id": "messageId"}
-    return {names.get(name, name): value for name, value in asdict(sent).items()}
 
 
 def _for_people(sent: SentAgain) -> str:

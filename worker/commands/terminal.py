@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,6 +49,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")
 def note(text: str) -> None:
     """A line for people on standard error that is no error."""
     errors.print(text, markup=False)
+
+
+def in_json(told: Any) -> dict[str, object]:
+    """The fields of a dataclass, by the names that all commands use."""
+    names = {"launch_id": "launchId", "job_name": "job", "message_id": "messageId"}
+    return {names.get(name, name): value for name, value in asdict(told).items()}
 
 
 class WrongUse(WorkerError):
