@@ -123,9 +123,8 @@ class Pipeline:
             taken = await self._take(intent)
             return taken if isinstance(taken, Outcome) else await self._conclude(taken, parsed)
         except Again as error:
-            self._giving_back.owe(
-                identity
-            )  # written or claimed without an answer, it would be busy for all others
+            # Written or claimed without an answer, it would be busy for all others.
+            self._giving_back.owe(identity)
             return self._again(error, 1)  # not by SQS's count: being busy raises that, too
         except asyncio.CancelledError:
             # Left with this worker, the launch would be busy for all others for as long as it lives.

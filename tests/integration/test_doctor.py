@@ -52,6 +52,13 @@ class Clinic:
     environment: dict[str, str]
     body: dict[str, Any]
 
+    def is_around(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        """What the command finds: the environment, in an empty folder."""
+        for name, value in self.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("HOME", str(folder))
+
     async def examine(self, monkeypatch: pytest.MonkeyPatch, *, with_message: bool = True) -> list[Check]:
         for name, value in self.environment.items():
             monkeypatch.setenv(name, value)
@@ -387,10 +394,7 @@ async def test_a_clock_that_is_wrong_is_found(clinic: Clinic, monkeypatch: pytes
 async def test_the_command_tells_crosses_by_its_exit_code_and_remedies_to_people_and_programs(
     clinic: Clinic, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name, value in clinic.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
+    clinic.is_around(monkeypatch, tmp_path)
     (tmp_path / "launch.json").write_text(json.dumps(clinic.body))
     command = ("doctor", "--message", "launch.json")
     well = await asyncio.to_thread(CliRunner().invoke, app, [*command, "--json"])
@@ -442,10 +446,7 @@ async def test_a_service_that_fails_is_no_fault_of_the_launch(
 async def test_a_message_that_is_no_text_is_one_finding_as_broken_json_is(
     clinic: Clinic, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name, value in clinic.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
+    clinic.is_around(monkeypatch, tmp_path)
     (tmp_path / "bin.json").write_bytes(b'{"a": "\xff"}')
     (tmp_path / "broken.json").write_text('{"a": ')
     found = []

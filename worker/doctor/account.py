@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from worker.clients.aws import AwsClients, Caller
 from worker.doctor.check import Check, failed, ok, skipped
 from worker.images.reference import parse_ecr_host, parse_reference
-from worker.intake.sqs import region_of_queue
+from worker.intake.sqs import in_other_region
 from worker.settings import Settings
 
 CLOCK_LIMIT = 60.0
@@ -24,13 +24,9 @@ def credentials_check(caller: Caller, settings: Settings) -> Check:
 def region_check(aws: AwsClients, settings: Settings) -> Check:
     """Queue and registry lie where the worker's clients look, and jobs may run there."""
     region = aws.region
-    queue_region = region_of_queue(settings.queue_url)
-    if queue_region and queue_region != region:
-        return failed(
-            "region",
-            f"the queue is in {queue_region}, the worker in {region}",
-            f"set AWS_REGION={queue_region}, or name a queue in {region}",
-        )
+    if elsewhere := in_other_region(settings.queue_url, region):
+        what, _, remedy = elsewhere.partition(": ")
+        return failed("region", what, remedy)
     registry_region = _region_of_registry(settings.registry)
     if registry_region and registry_region != region:
         return failed(

@@ -225,7 +225,7 @@ async def queue_facts(client: SQSClient, url: str, dlq_url: str) -> QueueFacts:
     return QueueFacts(url, attributes["QueueArn"], url.endswith(".fifo"), dlq_url, largest)
 
 
-def region_of_queue(url: str) -> str:
+def _region_of_queue(url: str) -> str:
     """Of `https://sqs.REGION.amazonaws.com/…`; empty for any other endpoint."""
     labels = (urlsplit(url).hostname or "").split(".")
     return labels[1] if len(labels) > 3 and labels[0] == "sqs" and "amazonaws" in labels else ""
@@ -233,7 +233,7 @@ def region_of_queue(url: str) -> str:
 
 def in_other_region(url: str, region: str) -> str:
     """That the queue is elsewhere, and what to do: SQS itself says only that there is no such queue. Else empty."""
-    there = region_of_queue(url)
+    there = _region_of_queue(url)
     if not there or there == region:
         return ""
     return f"the queue is in {there}, the worker in {region}: set AWS_REGION={there}, or name a queue in {region}"

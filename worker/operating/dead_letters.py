@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 from uuid import uuid4
 
 from worker.clients.aws import aws_clients
@@ -174,8 +175,7 @@ class DeadLetters:
             )
         if message.launch_id or message.item_id:
             return body, message
-        named = json.dumps({**json.loads(body), "launchId": letter.launch_id or letter.message_id})
-        return named, parse_message(named)
+        return _named(body, {"launchId": letter.launch_id or letter.message_id})
 
 
 def matching(
@@ -216,12 +216,8 @@ def by_launch(letters: Sequence[DeadLetter]) -> list[list[DeadLetter]]:
 
 def run_of(letter: DeadLetter) -> str:
     """`entity/project/run` as far as the body tells it."""
-    try:
-        value = json.loads(letter.body)
-        spec = value.get("runSpec") if isinstance(value, dict) else None
-        spec = json.loads(spec) if isinstance(spec, str) else spec
-    except (ValueError, RecursionError):
-        return ""
+    spec = _object(letter.body).get("runSpec")
+    spec = _object(spec) if isinstance(spec, str) else spec
     if not isinstance(spec, dict):
         return ""
     return "/".join(str(spec[name]) for name in ("entity", "project", "run_id") if spec.get(name))
@@ -247,8 +243,10 @@ def _with_name_of(letter: DeadLetter, record: LaunchRecord | None, body: str) ->
     if message.launch_id or message.item_id:
         return body, message
     names = (_names_in_ledger(record) if record else {}) or _names_in(letter.body)
-    if not names:
-        return body, message
+    return _named(body, names) if names else (body, message)
+
+
+def _named(body: str, names: Mapping[str, str]) -> tuple[str, LaunchMessage]:
     named = json.dumps({**json.loads(body), **names})
     return named, parse_message(named)
 
@@ -264,17 +262,22 @@ def _names_in_ledger(record: LaunchRecord) -> dict[str, str]:
 
 def _names_in(body: str) -> dict[str, str]:
     """As a letter of a launch that the ledger has forgotten has them."""
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        return {}
-    given: Mapping[str, object] = value if isinstance(value, dict) else {}
+    given = _object(body)
     names = {
         name: text
         for name in ("runQueueItemId", "entity", "launchId")
         if isinstance(text := given.get(name), str)
     }
     return names if names.keys() - {"entity"} else {}
+
+
+def _object(text: str) -> Mapping[str, Any]:
+    """A JSON object; empty for anything else: a letter may be no launch message at all."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _whole_body(letter: DeadLetter) -> str:
